@@ -1,0 +1,74 @@
+"""dgrad: train models with discrete latent variables.
+
+    layer = dgrad.latent("20x10")                            # 20 categorical variables of 10 values
+    estimator = dgrad.estimator("direct", epsilon=0.5)       # a gradient estimator, by its registered name
+    estimate = estimator(layer, logits, lambda codes: reconstruction_loss(decoder(codes), x))
+    (estimate.loss.mean() + layer.kl(logits).mean()).backward()
+
+Names are loaded on first use, so that programs which need a part of dgrad (the command's help, the exported codec) do not
+pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dgrad.errors import DgradError, InputError, RunError
+    from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, replace_gradient
+    from dgrad.hookspecs import hookimpl
+    from dgrad.latent_layer import LatentLayer
+    from dgrad.objectives import FunctionObjective, KLObjective, Objective
+    from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
+    from dgrad.schedules import Schedule, schedule
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "errors": ["DgradError", "InputError", "RunError"],
+    "gradient_estimator": ["Estimate", "GradientEstimator", "Traits", "replace_gradient"],
+    "hookspecs": ["hookimpl"],
+    "latent_layer": ["LatentLayer"],
+    "objectives": ["FunctionObjective", "KLObjective", "Objective"],
+    "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
+    "schedules": ["Schedule", "schedule"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604
+    "DgradError",
+    "Estimate",
+    "FunctionObjective",
+    "GradientEstimator",
+    "InputError",
+    "KLObjective",
+    "LatentLayer",
+    "Objective",
+    "RunError",
+    "Schedule",
+    "Traits",
+    "__version__",
+    "datasets",
+    "estimator",
+    "estimators",
+    "hookimpl",
+    "latent",
+    "latents",
+    "load_plugin",
+    "models",
+    "replace_gradient",
+    "schedule",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'dgrad' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"dgrad.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

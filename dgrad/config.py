@@ -1,0 +1,184 @@
+"""The configuration of a training run: every choice in one place, with its default. May import no torch.
+
+The same names serve on the command line (`--batch-size`), in a TOML file (`batch-size = 100`) and in a run's `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dgrad.errors import InputError, unknown_name
+from dgrad.schedules import schedule
+
+BINARIZATIONS = ("threshold", "static", "dynamic", "none")
+KL_PLACES = ("outside", "inside")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `dgrad train` does. Values are checked when an instance is made.
+
+    Attributes:
+        estimator: the registered name of the gradient estimator.
+        set: its hyper-parameters; schedules as text.
+        latent: the latent's spec.
+        dataset: a registered name, a `.npz` file or a folder of images by class.
+        data_root: where data sets on disk are; None for `$DGRAD_DATA` or the user's cache folder.
+        binarize: what becomes of grey pixels: rounded at 0.5, drawn once, drawn anew each time, or left grey.
+        model: the registered name of the model.
+        hidden: widths of its hidden layers, from the image to the code.
+        input_dropout: the share of pixels that the encoder does not see in a training step.
+        likelihood: bernoulli or squared-error.
+        kl: where the KL is trained: outside (exact, beside the estimate) or inside the objective; None for what suits the estimator.
+        kl_weight: its weight in training; at 0 it is reported and not trained.
+        epochs: passes over the training images.
+        steps: the number of steps instead, where it is not None.
+        batch_size: images in a step.
+        lr: Adam's learning rate, a schedule as text.
+        weight_decay: decoupled weight decay (Loshchilov & Hutter 2019), not on biases.
+        seed: of the initial weights, the order of the data, the noise and the evaluation.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        eval_every: epochs between two evaluations on the validation images.
+        eval_samples: codes drawn for each image in the final evaluation.
+        plugins: modules or `.py` files that are loaded first.
+    """
+
+    estimator: str = "direct"
+    set: dict[str, str] = field(default_factory=dict)
+    latent: str = "20x10"
+    dataset: str = "digits"
+    data_root: str | None = None
+    binarize: str = "threshold"
+    model: str = "linear"
+    hidden: tuple[int, ...] = ()
+    input_dropout: float = 0.0
+    likelihood: str = "bernoulli"
+    kl: str | None = None
+    kl_weight: float = 1.0
+    epochs: int = 100
+    steps: int | None = None
+    batch_size: int = 100
+    lr: str = "0.001"
+    weight_decay: float = 0.0
+    seed: int = 0
+    device: str = "auto"
+    eval_every: int = 1
+    eval_samples: int = 10
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 1), ("eval_samples", 1), ("seed", 0)):
+            _check(name, getattr(self, name) >= least, getattr(self, name), f"a whole number of at least {least}")
+        _check("seed", self.seed < 2**63, self.seed, "a number below 2**63")
+        _check("steps", self.steps is None or self.steps >= 1, self.steps, "a whole number of at least 1")
+        _check("input_dropout", 0 <= self.input_dropout < 1, self.input_dropout, "a share of at least 0 and below 1")
+        for name in ("kl_weight", "weight_decay"):
+            _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "a finite number of at least 0")
+        _check("binarize", self.binarize in BINARIZATIONS, self.binarize, f"one of {', '.join(BINARIZATIONS)}")
+        _check("kl", self.kl is None or self.kl in KL_PLACES, self.kl, f"one of {', '.join(KL_PLACES)}")
+        _check("hidden", all(width >= 1 for width in self.hidden), self.hidden, "widths of at least 1, for example 400,200")
+        try:
+            rate = schedule(self.lr)
+        except InputError as error:
+            raise InputError(f"--lr: {error}") from None
+        _check("lr", rate.lowest >= 0 and rate.over(1)(0) > 0, self.lr, "a positive number or a schedule such as cosine:0.01:0")
+
+    def to_json(self) -> str:
+        """The text of `config.json`, from which the run can be repeated."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def option(name: str) -> str:
+    """How a field is written on the command line.
+
+    >>> option("batch_size")
+    '--batch-size'
+    """
+    return "--" + {"plugins": "plugin"}.get(name, name).replace("_", "-")
+
+
+def _check(name: str, fine: bool, got: Any, expected: str) -> None:
+    if not fine:
+        raise InputError(f"{option(name)} must be {expected}; got {got}")
+
+
+def configure(settings: Mapping[str, Any], base: TrainConfig | None = None) -> TrainConfig:
+    """`base` (the defaults) with `settings` on top, whose values may be text.
+
+    Raises:
+        InputError: an unknown setting, or a value of the wrong kind or out of range.
+
+    >>> configure({"batch-size": "50", "hidden": "400,200"}).hidden
+    (400, 200)
+    """
+    known = {item.name: item for item in fields(TrainConfig)}
+    values = {}
+    for key, value in settings.items():
+        name = {"plugin": "plugins"}.get(key, key).replace("-", "_")
+        if name not in known:
+            raise unknown_name("setting", key, (option(item)[2:] for item in known))
+        values[name] = _read(name, str(known[name].type), value)
+    return replace(base or TrainConfig(), **values)
+
+
+def _read(name: str, kind: str, value: Any) -> Any:
+    if value is None and "None" in kind:
+        return None
+    kind = kind.removesuffix(" | None")
+    try:
+        if kind == "int":
+            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+                raise ValueError
+            return int(value)
+        if kind == "float":
+            return float(value)
+        if kind == "str":
+            if isinstance(value, (list, tuple, dict)):
+                raise TypeError
+            return str(value)
+        if kind == "dict[str, str]":
+            return {str(key): str(entry) for key, entry in dict(value).items()}
+        items = [item for item in value.split(",") if item] if isinstance(value, str) else list(value)
+        return tuple(int(item) for item in items) if "int" in kind else tuple(str(item) for item in items)
+    except (TypeError, ValueError, AttributeError):
+        expected = {"int": "a whole number", "float": "a number", "str": "a text", "dict[str, str]": "a table of names and values"}
+        raise InputError(f"{option(name)} must be {expected.get(kind, 'a list such as 400,200')}; got {value!r}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file.
+
+    Raises:
+        InputError: there is no such file, or it is not TOML.
+    """
+    return _read_table(path, "TOML", tomllib.loads, tomllib.TOMLDecodeError)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration that a run wrote.
+
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
+    try:
+        return configure(_read_table(path, "JSON", json.loads, json.JSONDecodeError))
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
+
+
+def _read_table(path: Path, kind: str, parse: Any, failure: type[Exception]) -> dict[str, Any]:
+    try:
+        table = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; expected a {kind} file of settings") from None
+    except (failure, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not {kind}: {' '.join(str(error).split())}") from None
+    if not isinstance(table, dict):
+        raise InputError(f"{path} holds a {type(table).__name__}; expected a table of settings")
+    return table

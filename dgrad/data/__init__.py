@@ -1,0 +1,33 @@
+"""Data sets held in memory: what they are, where they come from, how a training step draws from them.
+
+May import torch, numpy and dgrad.errors only; torchvision and PIL are imported inside the functions that need them.
+
+A new source of data is a function `load(data_root: Path) -> Dataset`; `load_dataset` finds it by its registered name.
+"""
+
+from dgrad.data.batches import Batch, Batches
+from dgrad.data.binarization import BINARIZATIONS, binarize
+from dgrad.data.download import download_idx
+from dgrad.data.idx import load_idx
+from dgrad.data.image_folder import load_folder
+from dgrad.data.npz import load_npz
+from dgrad.data.partitioning import partition
+from dgrad.data.sources import default_data_root, load_dataset
+from dgrad.data.splits import Dataset, Split, unit
+
+__all__ = [
+    "BINARIZATIONS",
+    "Batch",
+    "Batches",
+    "Dataset",
+    "Split",
+    "binarize",
+    "default_data_root",
+    "download_idx",
+    "load_dataset",
+    "load_folder",
+    "load_idx",
+    "load_npz",
+    "partition",
+    "unit",
+]

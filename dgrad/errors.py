@@ -1,0 +1,38 @@
+"""Every error that dgrad raises for its user. May import nothing of dgrad and nothing heavy: the exported codec uses it too.
+
+A message is one line that says what was given, what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DgradError(Exception):
+    """The base of all errors of dgrad. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(DgradError, ValueError):
+    """The user asked for something that cannot be: an unknown name, a value out of range, a file that is not what it should be."""
+
+    exit_code = 2
+
+
+class RunError(DgradError, RuntimeError):
+    """Something failed on the way: a loss that is not finite, a full disk, a network that does not answer."""
+
+
+def unknown_name(kind: str, got: str, known: Iterable[str], remedy: str = "") -> InputError:
+    """The error for a name that is not registered: it lists the known ones and the closest match.
+
+    >>> print(unknown_name("estimator", "dirct", ["direct", "exact"]))
+    unknown estimator 'dirct'; did you mean 'direct'? Known: direct, exact
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(got, names, n=1)
+    question = f"; did you mean {close[0]!r}?" if close else ";"
+    message = f"unknown {kind} {got!r}{question} {'Known' if close else 'known'}: {', '.join(names) or 'none'}"
+    return InputError(f"{message}. {remedy}" if remedy else message)

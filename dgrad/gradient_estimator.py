@@ -1,0 +1,191 @@
+"""The contract of a gradient estimator, and the words that estimators are written in. May import torch; no model, no training.
+
+An estimator turns `(layer, logits, objective)` into an `Estimate`: a loss for each example whose value estimates `E_q[f(z)]` and
+whose gradient, for the encoder's logits and for everything inside the objective, *is* the estimator's gradient.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from dgrad.errors import InputError
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import CodeLoss, Objective, as_objective, in_dtype
+from dgrad.schedules import Constant, Schedule, schedule
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator returns.
+
+    Attributes:
+        loss: `[B]`, estimates `E_q[f(z)]` for each example; its gradient is the estimator's.
+        codes: `[S, B, *code]`, the hard codes that were drawn (for `exact`: the whole support).
+    """
+
+    loss: Float[Tensor, " batch"]
+    codes: Float[Tensor, "samples batch *code"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is true of an estimator with the hyper-parameters it has.
+
+    Attributes:
+        unbiased: whether the mean of its gradient is the gradient of `E_q[f(z)]`.
+        differentiable_objective: whether it needs the objective's gradient in the codes.
+        evaluations: how many evaluations of the objective one example costs with a given layer.
+        reference: where it comes from.
+        limitation: why it cannot work with a given layer, or None where it can.
+        independent_examples: whether an example's gradient depends on nothing but that example.
+        kl_inside: whether it trains better with the KL inside its objective than beside it.
+    """
+
+    unbiased: bool
+    differentiable_objective: bool
+    evaluations: Callable[[LatentLayer], int]
+    reference: str
+    limitation: Callable[[LatentLayer], str | None] = lambda layer: None
+    independent_examples: bool = True
+    kl_inside: bool = False
+
+    def supports(self, layer: LatentLayer) -> bool:
+        """Whether the estimator works with this layer."""
+        return self.limitation(layer) is None
+
+
+class GradientEstimator(nn.Module, ABC):
+    """An estimator of the gradient of `E_{z ~ q(z | logits)}[f(z)]`.
+
+    Hyper-parameters are numbers or schedules (`hyperparameter`); what an estimator learns or averages are its own parameters
+    and buffers, which travel in its state dict.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedules: dict[str, Schedule] = {}
+
+    @property
+    @abstractmethod
+    def traits(self) -> Traits:
+        """What is true of this instance."""
+
+    @abstractmethod
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        """The estimate, for logits in float32 or wider of a layer that the traits support. Called through the instance."""
+
+    def forward(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective | CodeLoss,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        """Estimate the objective and its gradient.
+
+        Logits of half precision are widened to float32 for the estimate; the objective still gets codes in their dtype.
+
+        Args:
+            layer: the family of distributions.
+            logits: `[B, *layer.shape]`.
+            objective: the loss of each example as a function of its code, `[S, B, *code] -> [S, B]`.
+            generator: the source of all randomness, on the logits' device; the global generator where it is None.
+
+        Raises:
+            InputError: the logits do not fit the layer, or the estimator does not support it.
+        """
+        if logits.shape[1:] != layer.shape:
+            expected = ", ".join(map(str, ("batch", *layer.shape)))
+            raise InputError(f"logits of shape {list(logits.shape)} do not fit the latent layer {layer}; expected [{expected}]")
+        limitation = self.traits.limitation(layer)
+        if limitation is not None:
+            raise InputError(limitation)
+        objective = as_objective(objective)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            return self.estimate(layer, logits.float(), in_dtype(objective, logits.dtype), generator=generator)
+        return self.estimate(layer, logits, objective, generator=generator)
+
+    def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
+        """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.
+
+        Raises:
+            InputError: a value of the schedule is not above `above`.
+        """
+        self.schedules[name] = schedule(value)
+        if above is not None and not self.schedules[name].lowest > above:
+            raise InputError(f"{name} must stay above {above:g}; got {self.schedules[name]}")
+        start = self.schedules[name] if isinstance(self.schedules[name], Constant) else self.schedules[name].over(1)
+        self.register_buffer(name, torch.tensor(start(0), dtype=torch.float32), persistent=False)
+
+    def set_run_length(self, steps: int) -> None:
+        """Tell schedules that span the whole run how many steps it has."""
+        self.schedules = {name: value.over(steps) for name, value in self.schedules.items()}
+
+    def set_step(self, step: int) -> None:
+        """Set every scheduled hyper-parameter to its value at `step`, without waiting for the device."""
+        for name, value in self.schedules.items():
+            if not isinstance(value, Constant):
+                getattr(self, name).fill_(value(step))
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.schedules.items())
+
+
+def replace_gradient(
+    loss: Float[Tensor, "samples batch"], logits: Float[Tensor, "batch *code"], direction: Float[Tensor, "samples batch *code"]
+) -> Float[Tensor, "samples batch"]:
+    """`loss`, unchanged in value and in its other gradients, with `direction` as its gradient for the logits."""
+    surrogate = (direction.detach() * logits).flatten(2).sum(-1)                                # [S, B]
+    return loss + (surrogate - surrogate.detach())
+
+
+def check_choice(name: str, got: Any, choices: tuple[str, ...]) -> str:
+    """`got`, if it is one of the choices.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if got not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {got!r}")
+    return str(got)
+
+
+def check_count(name: str, got: int, *, least: int = 1) -> int:
+    """`got`, if it is a whole number of at least `least`.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(got, bool) or not isinstance(got, int) or got < least:
+        raise InputError(f"{name} must be a whole number of at least {least}; got {got!r}")
+    return got
+
+
+def needs_independent_rows(name: str) -> Callable[[LatentLayer], str | None]:
+    """The limitation of an estimator that changes one categorical row at a time."""
+
+    def limitation(layer: LatentLayer) -> str | None:
+        return None if layer.independent_rows else f"{name} needs a code of independent categorical rows, such as 20x10; got {layer}"
+
+    return limitation
+
+
+def sweep_evaluations(layer: LatentLayer) -> int:
+    """`n(k-1) + 1`: the evaluations of a sweep over categorical rows, the code itself included."""
+    n, k = layer.shape
+    return n * (k - 1) + 1

@@ -1,0 +1,64 @@
+"""The hooks of dgrad: all that a plugin can add. May import typing names of dgrad only.
+
+A plugin is a module (or any object) with functions of these names, marked `@dgrad.hookimpl`, published under the entry-point
+group `dgrad` or named with `--plugin`. A function may leave out arguments that it does not use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from dgrad.config import TrainConfig
+    from dgrad.data import Batch, Dataset
+    from dgrad.gradient_estimator import GradientEstimator
+    from dgrad.latent_layer import LatentLayer
+    from dgrad.networks import DiscreteVAE
+    from dgrad.objectives import CodeLoss
+
+hookspec = pluggy.HookspecMarker("dgrad")
+hookimpl = pluggy.HookimplMarker("dgrad")
+
+
+@hookspec
+def dgrad_register_estimators(register: Callable[[str, Callable[..., GradientEstimator]], None]) -> None:
+    """Call `register(name, factory)` for each estimator; the factory's keywords are its hyper-parameters."""
+
+
+@hookspec
+def dgrad_register_latents(register: Callable[[str, Callable[[str], LatentLayer]], None]) -> None:
+    """Call `register(name, parse)` for each latent; `parse` reads what follows `name:` in a spec."""
+
+
+@hookspec
+def dgrad_register_datasets(register: Callable[[str, Callable[[Path], Dataset]], None]) -> None:
+    """Call `register(name, load)` for each data set; `load` gets the data root."""
+
+
+@hookspec
+def dgrad_register_models(register: Callable[[str, Callable[..., DiscreteVAE]], None]) -> None:
+    """Call `register(name, factory)` for each model: `factory(layer, image_shape, likelihood, hidden)`."""
+
+
+@hookspec
+def dgrad_code_losses(batch: Batch, config: TrainConfig) -> CodeLoss | None:  # type: ignore[empty-body]
+    """A loss of the codes of this batch, `[S, B, *code] -> [S, B]`, to add to the objective; or None."""
+
+
+@hookspec
+def dgrad_train_start(run: Path, config: TrainConfig) -> None:
+    """Called once before the first step of a run, a resumed one too."""
+
+
+@hookspec
+def dgrad_evaluation_end(run: Path, metrics: Mapping[str, Any]) -> None:
+    """Called after each evaluation, with the line that `metrics.jsonl` got."""
+
+
+@hookspec
+def dgrad_train_end(run: Path, summary: Mapping[str, Any]) -> None:
+    """Called once after the last step, with the content of `summary.json`."""

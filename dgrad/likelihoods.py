@@ -1,0 +1,73 @@
+"""Likelihoods: what a decoder's outputs say about an image. May import torch only.
+
+A likelihood has no parameters: it turns outputs `[..., D]` and images `[B, D]` in [0, 1] into losses `[..., ]`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from dgrad.errors import unknown_name
+
+
+class Likelihood(ABC):
+    """The distribution of an image given the decoder's outputs."""
+
+    name: str
+    unit: str
+
+    @abstractmethod
+    def loss(self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]) -> Float[Tensor, "*lead batch"]:
+        """`-log p(image | outputs)` summed over the pixels, in `unit`."""
+
+    @abstractmethod
+    def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        """The expected image, in [0, 1]."""
+
+
+class Bernoulli(Likelihood):
+    """Independent binary pixels, the outputs their logits: `sum_d softplus(a_d) - x_d a_d`, in nats (`x` may be grey)."""
+
+    name = "bernoulli"
+    unit = "nats"
+
+    def loss(self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]) -> Float[Tensor, "*lead batch"]:
+        return F.softplus(outputs).sum(-1) - (images * outputs).sum(-1)
+
+    def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        return outputs.sigmoid()
+
+
+class SquaredError(Likelihood):
+    """Squared error behind a tanh: `sum_d (x_d - (1 + tanh a_d) / 2)^2`.
+
+    The same as the nats of a Gaussian with variance 1/2 for each pixel, less its constant `D/2 log pi`.
+    """
+
+    name = "squared-error"
+    unit = "squared error"
+
+    def loss(self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]) -> Float[Tensor, "*lead batch"]:
+        return (images - self.mean(outputs)).square().sum(-1)
+
+    def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        return (1 + torch.tanh(outputs)) / 2
+
+
+LIKELIHOODS: dict[str, Likelihood] = {likelihood.name: likelihood for likelihood in (Bernoulli(), SquaredError())}
+
+
+def likelihood(name: str) -> Likelihood:
+    """A likelihood by name.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name not in LIKELIHOODS:
+        raise unknown_name("likelihood", name, LIKELIHOODS)
+    return LIKELIHOODS[name]

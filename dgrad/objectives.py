@@ -1,0 +1,161 @@
+"""Objectives: the loss of each example as a function of its code, and how it changes when one coordinate does (the sweep).
+
+May import torch; knows no model and no estimator. An objective is built anew for every batch, around that batch's data.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from dgrad.errors import InputError
+from dgrad.latent_layer import LatentLayer
+
+CodeLoss = Callable[[Tensor], Tensor]
+"""A loss of codes: `[S, B, *code] -> [S, B]`, for any number of samples S."""
+
+
+class Objective(ABC):
+    """The loss of each example as a function of the code: `[S, B, *code] -> [S, B]`.
+
+    Objectives add up (`reconstruction + kl`) and scale (`0.5 * kl`); a sum sweeps each part in that part's own best way.
+    """
+
+    @abstractmethod
+    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+        """The loss of each code, differentiable in the parameters it uses and, where it can be, in the codes."""
+
+    @abstractmethod
+    def sweep(
+        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
+    ) -> Float[Tensor, "samples batch n k"]:
+        """The loss with row i of the code replaced by `onehot(j)`, for every (i, j); no gradient.
+
+        Args:
+            codes: one-hot rows.
+            loss: the loss of `codes` itself where the caller has it, which saves one evaluation.
+        """
+
+    def __add__(self, other: Objective) -> Objective:
+        return _Sum(self, other)
+
+    def __rmul__(self, weight: float) -> Objective:
+        return _Scaled(weight, self)
+
+
+class FunctionObjective(Objective):
+    """Any callable as an objective. Its sweep calls it on all changed codes, `codes_per_call` at a time.
+
+    >>> objective = FunctionObjective(lambda codes: codes[..., 0].sum(-1))
+    >>> objective.sweep(torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]]))
+    tensor([[[[1., 0.],
+              [2., 1.]]]])
+    """
+
+    def __init__(self, function: CodeLoss, *, codes_per_call: int = 16384) -> None:
+        self.function = function
+        self.codes_per_call = codes_per_call
+
+    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+        loss = self.function(codes)
+        if loss.shape != codes.shape[:2]:
+            raise InputError(
+                f"the objective returned shape {list(loss.shape)} for codes of shape {list(codes.shape)}; expected one loss for each "
+                f"code, [samples, batch] = {list(codes.shape[:2])}: sum over everything but the first two axes"
+            )
+        return loss
+
+    @torch.no_grad()
+    def sweep(
+        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
+    ) -> Float[Tensor, "samples batch n k"]:
+        samples, batch, n, k = codes.shape
+        loss = self(codes) if loss is None else loss
+        chosen = codes.argmax(-1)                                                               # [S, B, n]
+        result = loss.detach()[..., None].repeat(1, 1, n * k)                                   # [S, B, n*k]
+        # One change is a row and an offset: the row's value moves on by 1 .. k-1, so that its own value is never evaluated again.
+        changes = torch.cartesian_prod(torch.arange(n, device=codes.device), torch.arange(1, k, device=codes.device))
+        for rows, offsets in (part.unbind(-1) for part in changes.split(max(1, self.codes_per_call // (samples * batch)))):
+            values = (chosen[..., rows] + offsets) % k                                          # [S, B, c]
+            changed = codes.unsqueeze(2).repeat(1, 1, len(rows), 1, 1)                          # [S, B, c, n, k]
+            changed[:, :, torch.arange(len(rows)), rows] = F.one_hot(values, k).to(codes.dtype)
+            losses = self(changed.movedim(2, 0).reshape(-1, batch, n, k))                       # [c*S, B]
+            losses = losses.view(len(rows), samples, batch).movedim(0, 2).to(result.dtype)      # [S, B, c]
+            result.scatter_(-1, rows * k + values, losses)
+        return result.view(samples, batch, n, k)
+
+
+class KLObjective(Objective):
+    """`log q(z) - log p(z)` of the code: the KL moved inside the objective, where an estimator sees the whole bound.
+
+    `log q` carries no gradient to the logits: the mean of `grad log q` is 0, so nothing is lost (and with reparameterised
+    codes its variance is saved; Roeder et al. 2017). The sweep is closed-form, because `log q` is linear in the code.
+    """
+
+    def __init__(self, layer: LatentLayer, logits: Float[Tensor, "batch *code"]) -> None:
+        self.layer = layer
+        self.logits = logits.detach()
+
+    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+        return self.layer.log_prob(self.logits, codes) - self.layer.log_prior
+
+    @torch.no_grad()
+    def sweep(
+        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
+    ) -> Float[Tensor, "samples batch n k"]:
+        loss = self(codes) if loss is None else loss
+        return loss[..., None, None] + self.layer.linear_sweep(self.logits, codes)
+
+
+class _Sum(Objective):
+    def __init__(self, *parts: Objective) -> None:
+        self.parts = parts
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        first, *others = (part(codes) for part in self.parts)
+        return sum(others, start=first)
+
+    def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
+        first, *others = (part.sweep(codes) for part in self.parts)
+        return sum(others, start=first)
+
+
+class _Scaled(Objective):
+    def __init__(self, weight: float, part: Objective) -> None:
+        self.weight = weight
+        self.part = part
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        return self.weight * self.part(codes)
+
+    def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
+        return self.weight * self.part.sweep(codes)
+
+
+class _InDtype(Objective):
+    """Hands codes to the inner objective in its own dtype and takes losses back in the caller's."""
+
+    def __init__(self, inner: Objective, dtype: torch.dtype) -> None:
+        self.inner = inner
+        self.dtype = dtype
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        return self.inner(codes.to(self.dtype)).to(codes.dtype)
+
+    def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
+        return self.inner.sweep(codes.to(self.dtype)).to(codes.dtype)
+
+
+def as_objective(objective: Objective | CodeLoss) -> Objective:
+    """The objective itself, or a callable wrapped into one."""
+    return objective if isinstance(objective, Objective) else FunctionObjective(objective)
+
+
+def in_dtype(objective: Objective, dtype: torch.dtype) -> Objective:
+    """`objective`, evaluated on codes of `dtype` whatever the dtype of the codes that it is given."""
+    return _InDtype(objective, dtype)

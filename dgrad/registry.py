@@ -1,0 +1,242 @@
+"""The registry: finds plugins, keeps the names they claim, and builds what is asked for by name. May import no plugin by itself.
+
+Every plugin stands alone: one that cannot be imported, or whose hooks do not fit, is named in a warning and left out; the
+others go on. A name that two plugins claim is an error for whoever asks for that name, and for nobody else.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from dgrad import hookspecs
+from dgrad.errors import DgradError, InputError, unknown_name
+from dgrad.gradient_estimator import GradientEstimator
+from dgrad.hyperparameters import read_hyperparameters
+from dgrad.latent_layer import LatentLayer
+
+GROUP = "dgrad"
+KINDS = ("estimators", "latents", "datasets", "models")
+Factory = Callable[..., Any]
+
+
+@dataclass
+class Plugin:
+    """A loaded plugin: where it comes from and what it registers."""
+
+    name: str
+    distribution: str
+    version: str
+    module: object
+    registers: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+
+class Registry:
+    """The plugins of a process and the names they claim."""
+
+    def __init__(self) -> None:
+        self.manager = pluggy.PluginManager(GROUP)
+        self.manager.add_hookspecs(hookspecs)
+        self.plugins: list[Plugin] = []
+        self._claims: dict[str, dict[str, list[tuple[Plugin, Factory]]]] = {kind: {} for kind in KINDS}
+
+    def load_entry_points(self, *, builtins_only: bool = False) -> None:
+        """Load every plugin published under the entry-point group; a broken one becomes a warning that names its distribution."""
+        for entry_point in importlib.metadata.entry_points(group=GROUP):
+            distribution = entry_point.dist.name if entry_point.dist else "unknown distribution"
+            if any(plugin.name == entry_point.name and plugin.distribution == distribution for plugin in self.plugins):
+                continue
+            if builtins_only and distribution != "dgrad":
+                continue
+            try:
+                version = entry_point.dist.version if entry_point.dist else ""
+                self.add(Plugin(entry_point.name, distribution, version, entry_point.load()))
+            except Exception as error:  # whatever a stranger's module does while it is imported
+                warnings.warn(f"plugin {entry_point.name!r} of distribution {distribution!r} is left out: {_brief(error)}", stacklevel=2)
+
+    def add(self, plugin: Plugin) -> None:
+        """Register a plugin and collect its names.
+
+        Raises:
+            InputError: one of its hooks does not fit its specification, or fails.
+        """
+        try:
+            self.manager.register(plugin.module, name=f"{plugin.distribution}:{plugin.name}")
+            self.manager.check_pending()
+            names = self._names_of(plugin)
+        except Exception as error:  # pluggy's validation errors, or what the plugin's own hook raises
+            if self.manager.is_registered(plugin.module):
+                self.manager.unregister(plugin.module)
+            raise InputError(f"plugin {plugin.name!r} ({plugin.origin}): {_brief(error)}") from error
+        for kind, factories in names.items():
+            plugin.registers[kind] = list(factories)
+            for name, factory in factories.items():
+                self._claims[kind].setdefault(name, []).append((plugin, factory))
+        self.plugins.append(plugin)
+
+    def remove(self, module: object) -> None:
+        """Forget a plugin and the names it claimed."""
+        self.manager.unregister(module)
+        self.plugins = [plugin for plugin in self.plugins if plugin.module is not module]
+        for claims in self._claims.values():
+            for name in list(claims):
+                claims[name] = [claim for claim in claims[name] if claim[0].module is not module]
+                if not claims[name]:
+                    del claims[name]
+
+    def _names_of(self, plugin: Plugin) -> dict[str, dict[str, Factory]]:
+        names: dict[str, dict[str, Factory]] = {}
+        for kind in KINDS:
+            names[kind] = {}
+            for implementation in getattr(self.manager.hook, f"dgrad_register_{kind}").get_hookimpls():
+                if implementation.plugin is plugin.module:
+                    implementation.function(*[names[kind].__setitem__ for _ in implementation.argnames])
+        return names
+
+    def factories(self, kind: str) -> dict[str, Factory]:
+        """The factory of each name of a kind; names with two claims are left out."""
+        return {name: claims[0][1] for name, claims in sorted(self._claims[kind].items()) if len(claims) == 1}
+
+    def factory(self, kind: str, name: str) -> Factory:
+        """The factory of a name.
+
+        Raises:
+            InputError: nobody, or more than one plugin, claims the name.
+        """
+        claims = self._claims[kind].get(name, [])
+        if len(claims) > 1:
+            origins = " and ".join(f"{plugin.distribution} ({plugin.name})" for plugin, _ in claims)
+            raise InputError(f"{kind[:-1]} {name!r} is claimed by {origins}; uninstall one of them")
+        if not claims:
+            remedy = "" if self.plugins else "No plugin is loaded, not even the built-in one: install dgrad (pip install .)"
+            raise unknown_name(kind[:-1], name, self._claims[kind], remedy)
+        return claims[0][1]
+
+
+def _brief(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, DgradError) else f"{type(error).__name__}: {text}"
+
+
+@functools.cache
+def registry() -> Registry:
+    """The registry of this process, with the installed plugins loaded (the built-in ones alone under DGRAD_DISABLE_PLUGIN_AUTOLOAD=1)."""
+    result = Registry()
+    result.load_entry_points(builtins_only=os.environ.get("DGRAD_DISABLE_PLUGIN_AUTOLOAD", "") not in ("", "0"))
+    return result
+
+
+def load_plugin(spec: str) -> Plugin:
+    """Load a plugin without packaging it: a module's name, or the path of a `.py` file. Loading one twice is one load.
+
+    Raises:
+        InputError: it cannot be found or imported, or its hooks do not fit.
+    """
+    path = Path(spec)
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise InputError(f"no plugin file {spec!r}; expected an existing .py file or the name of a module")
+    name = path.stem if is_file else spec
+    try:
+        module = _import_file(path.resolve()) if is_file else importlib.import_module(spec)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"cannot import plugin {spec!r}: {_brief(error)}") from error
+    for plugin in registry().plugins:
+        if plugin.module is module:
+            return plugin
+    plugin = Plugin(name, str(path) if is_file else spec, "", module)
+    registry().add(plugin)
+    return plugin
+
+
+def _import_file(path: Path) -> object:
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    if known is not None:
+        raise ImportError(f"a module named {path.stem!r} is loaded already from {getattr(known, '__file__', 'elsewhere')}; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # so that what the plugin defines can be pickled
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
+
+
+def estimators() -> dict[str, Callable[..., GradientEstimator]]:
+    """The registered estimators: each name with its factory."""
+    return registry().factories("estimators")
+
+
+def latents() -> dict[str, Callable[[str], LatentLayer]]:
+    """The registered latents: each name with the function that reads its spec."""
+    return registry().factories("latents")
+
+
+def datasets() -> dict[str, Factory]:
+    """The registered data sets: each name with the function that loads it from a data root."""
+    return registry().factories("datasets")
+
+
+def models() -> dict[str, Factory]:
+    """The registered models: each name with its factory."""
+    return registry().factories("models")
+
+
+def estimator(name: str, **hyperparameters: Any) -> GradientEstimator:
+    """A gradient estimator by its registered name.
+
+    Args:
+        hyperparameters: numbers, schedules, or their text (`epsilon="geometric:1:0.02"`).
+
+    Raises:
+        InputError: the name or a hyper-parameter is unknown, or a value is out of range.
+    """
+    factory = registry().factory("estimators", name)
+    result = factory(**read_hyperparameters(name, factory, hyperparameters))
+    assert isinstance(result, GradientEstimator), f"the factory of {name!r} made a {type(result).__name__}, not a GradientEstimator"
+    return result
+
+
+def latent(spec: str) -> LatentLayer:
+    """A latent layer from its spec: `20x10`, or `name:...` for one that is not categorical.
+
+    Raises:
+        InputError: the spec cannot be read.
+    """
+    name, separator, rest = spec.partition(":")
+    if not separator:
+        name, rest = ("categorical", spec) if spec not in latents() else (spec, "")
+    result = registry().factory("latents", name)(rest)
+    assert isinstance(result, LatentLayer)
+    return result
+
+
+def code_losses(batch: Any, config: Any) -> list[Callable[..., Any]]:
+    """What the plugins' `dgrad_code_losses` hooks add to the objective of a batch."""
+    return list(registry().manager.hook.dgrad_code_losses(batch=batch, config=config))
+
+
+def describe(factories: Mapping[str, Factory]) -> dict[str, str]:
+    """The first line of each factory's docstring."""
+    return {name: (inspect.getdoc(factory) or "").partition("\n")[0] for name, factory in factories.items()}

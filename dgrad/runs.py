@@ -1,0 +1,184 @@
+"""A run directory: what is in it, and reading a trained model back. May import torch, models and data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dgrad import registry
+from dgrad.config import TrainConfig, read_config
+from dgrad.data import Dataset, binarize, default_data_root, load_dataset
+from dgrad.errors import InputError
+from dgrad.files import load_checkpoint, write_text
+from dgrad.likelihoods import likelihood
+from dgrad.networks import DiscreteVAE
+
+
+class Run:
+    """The directory of a training run.
+
+    config.json             the resolved configuration, enough to repeat the run
+    metrics.jsonl           a line for each evaluation
+    summary.json            the figures of a finished run
+    checkpoint.safetensors  the last state, the best weights by validation, and what it takes to go on
+    *.png                   curves, samples, reconstructions
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+        self.checkpoint_file = path / "checkpoint.safetensors"
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig, *, overwrite: bool = False) -> Run:
+        """A new run directory, with its configuration in it.
+
+        Raises:
+            InputError: the directory exists and is not empty; with `overwrite`, one that holds no run.
+        """
+        run = cls(path)
+        cls.check_free(path, overwrite=overwrite)
+        if path.exists() and overwrite:
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(run.config_file, config.to_json())
+        return run
+
+    @staticmethod
+    def check_free(path: Path, *, overwrite: bool = False) -> None:
+        """Make sure that a run can be created at `path`, before any work is done.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; expected a directory for the run: choose another --out")
+        if not path.exists() or not any(path.iterdir()):
+            return
+        if not overwrite:
+            raise InputError(f"{path} exists already; choose another --out, continue it with --resume {path}, or replace it with --overwrite")
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} holds files but no run, so --overwrite leaves it alone; choose another --out")
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run.
+
+        Raises:
+            InputError: there is none.
+        """
+        run = cls(path)
+        if not run.config_file.is_file():
+            found = "no such directory" if not path.exists() else "it has no config.json"
+            raise InputError(f"no run at {path}: {found}; expected a directory that dgrad train wrote")
+        return run
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's configuration."""
+        return read_config(self.config_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The evaluations so far, oldest first; a line that a killed process left unfinished is passed over."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = []
+        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def summary(self) -> dict[str, Any] | None:
+        """The figures of a finished run, or None."""
+        if not self.summary_file.is_file():
+            return None
+        try:
+            return dict(json.loads(self.summary_file.read_text(encoding="utf-8")))
+        except ValueError:
+            raise InputError(f"{self.summary_file} is damaged; delete it and run dgrad train --resume {self.path}") from None
+
+    def load_model(self, weights: str = "best") -> tuple[DiscreteVAE, dict[str, Any]]:
+        """The trained model on the CPU, and the state (epoch, step ...) that its weights are from.
+
+        Args:
+            weights: `best` by the validation bound, or `last`.
+
+        Raises:
+            InputError: the checkpoint is missing, damaged, or of another model.
+        """
+        config = self.config
+        for plugin in config.plugins:
+            registry.load_plugin(plugin)
+        tensors, state = load_checkpoint(self.checkpoint_file)
+        if weights == "best" and not any(name.startswith("best.") for name in tensors):
+            weights = "last"
+        model = build_model(config, tuple(state["image_shape"]))
+        load_state(model, tensors, {"best": "best.", "last": "model."}[weights], self.checkpoint_file)
+        model.eval()
+        return model, {"weights": weights, **(state["best"] if weights == "best" else {"epoch": state["epoch"], "step": state["step"]})}
+
+
+def load_state(module: Any, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+    """Load the tensors whose names start with `prefix` into a module.
+
+    Raises:
+        InputError: names or shapes do not fit.
+    """
+    try:
+        module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"checkpoint {path} does not fit the model of its config.json: {detail}") from None
+
+
+def build_model(config: TrainConfig, image_shape: tuple[int, int, int]) -> DiscreteVAE:
+    """The untrained model that a configuration describes.
+
+    Raises:
+        InputError: the latent, the model or the likelihood is unknown, or they do not go together.
+    """
+    layer = registry.latent(config.latent)
+    factory = registry.registry().factory("models", config.model)
+    model = factory(layer, image_shape, likelihood(config.likelihood), config.hidden)
+    assert isinstance(model, DiscreteVAE)
+    return model
+
+
+def build_dataset(config: TrainConfig) -> Dataset:
+    """The data set that a configuration describes, before binarisation.
+
+    Raises:
+        InputError: it is unknown or damaged.
+        RunError: it could not be downloaded.
+    """
+    root = Path(config.data_root) if config.data_root else default_data_root()
+    return load_dataset(config.dataset, root, registry.datasets())
+
+
+def evaluation_data(config: TrainConfig, dataset: Dataset) -> Dataset:
+    """The data set as it is evaluated: binarised as in training, where `dynamic` draws once, from the run's seed."""
+    return binarize(dataset, "static" if config.binarize == "dynamic" else config.binarize, seed=config.seed)
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with paths made absolute, so that a run can be resumed from another directory."""
+
+    def absolute(text: str) -> str:
+        return str(Path(text).resolve()) if Path(text).exists() else text
+
+    return replace(
+        config,
+        dataset=config.dataset if config.dataset in registry.datasets() else absolute(config.dataset),
+        data_root=None if config.data_root is None else str(Path(config.data_root).resolve()),
+        plugins=tuple(absolute(plugin) for plugin in config.plugins),
+    )

@@ -1,0 +1,190 @@
+"""Schedules: how a hyper-parameter (epsilon, a temperature, the learning rate) moves over a run. May import no torch.
+
+A schedule is a small frozen callable `step -> value` that parses from and prints as text, so that the command line, a TOML
+file and `config.json` all write it the same way: the kind, then its numbers, separated by colons.
+
+    0.5                             constant
+    exponential:1:1e-5:1000:0.1     start, rate, interval, minimum: max(minimum, start * exp(-rate * step)), renewed every interval steps
+    geometric:1:0.02                from start to end over the whole run, by equal factors
+    linear:1:0.1                    from start to end over the whole run, by equal amounts
+    cosine:0.01:0                   from start to end over the whole run, along half a cosine
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+
+from dgrad.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A value for every step of a run; steps count from 0."""
+
+    @abstractmethod
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+
+    @property
+    @abstractmethod
+    def lowest(self) -> float:
+        """The least value that the schedule ever takes."""
+
+    def over(self, steps: int) -> Schedule:
+        """This schedule for a run of `steps` steps; only those that span the whole run change."""
+        return self
+
+    def __str__(self) -> str:
+        numbers = [getattr(self, field.name) for field in fields(self)]
+        return ":".join([type(self).__name__.lower(), *(f"{number:.12g}" for number in numbers if number is not None)])
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same value at every step.
+
+    >>> str(Constant(0.5)), Constant(0.5)(1000)
+    ('0.5', 0.5)
+    """
+
+    value: float
+
+    def __call__(self, step: int) -> float:
+        return self.value
+
+    @property
+    def lowest(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:.12g}"
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """`max(minimum, start * exp(-rate * step))`, renewed every `interval` steps (Jang et al. 2016; the paper's annealing).
+
+    The rate counts single steps: at rate 1e-5 it takes 230,000 steps to come from 1 to 0.1.
+
+    >>> schedule = Exponential(1.0, 1e-5, 1000, 0.1)
+    >>> schedule(999), round(schedule(1000), 4), schedule(10**6)
+    (1.0, 0.99, 0.1)
+    """
+
+    start: float
+    rate: float
+    interval: int = 1
+    minimum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rate < 0 or self.interval < 1 or self.interval != int(self.interval):
+            raise InputError(f"an exponential schedule needs a rate >= 0 and a whole interval >= 1; got rate {self.rate:g}, interval {self.interval:g}")
+
+    def __call__(self, step: int) -> float:
+        return max(self.minimum, self.start * math.exp(-self.rate * (step - step % int(self.interval))))
+
+    @property
+    def lowest(self) -> float:
+        return min(self.start, self.minimum)
+
+
+@dataclass(frozen=True)
+class WholeRun(Schedule):
+    """From `start` at step 0 to `end` at step `steps`, and `end` from then on. `over` sets the number of steps."""
+
+    start: float
+    end: float
+    steps: int | None = None
+
+    @abstractmethod
+    def at(self, fraction: float) -> float:
+        """The value when `fraction` of the run, in [0, 1], is done."""
+
+    def __call__(self, step: int) -> float:
+        if self.steps is None:
+            raise InputError(
+                f"the schedule {self} spans a whole run whose length it does not know; call set_run_length(steps) on the estimator, "
+                f"over(steps) on the schedule, or write {self}:STEPS"
+            )
+        return self.at(min(step / self.steps, 1.0))
+
+    @property
+    def lowest(self) -> float:
+        return min(self.start, self.end)
+
+    def over(self, steps: int) -> Schedule:
+        return self if self.steps is not None else replace(self, steps=steps)
+
+
+@dataclass(frozen=True)
+class Geometric(WholeRun):
+    """By equal factors: `start * (end / start) ** fraction`.
+
+    >>> round(Geometric(1.0, 0.01).over(100)(50), 6)
+    0.1
+    """
+
+    def __post_init__(self) -> None:
+        if self.start <= 0 or self.end <= 0:
+            raise InputError(f"a geometric schedule goes between positive values; got {self}; linear and cosine can reach 0")
+
+    def at(self, fraction: float) -> float:
+        return float(self.start * (self.end / self.start) ** fraction)
+
+
+@dataclass(frozen=True)
+class Linear(WholeRun):
+    """By equal amounts: `start + (end - start) * fraction`.
+
+    >>> Linear(1.0, 0.0, 10)(5)
+    0.5
+    """
+
+    def at(self, fraction: float) -> float:
+        return self.start + (self.end - self.start) * fraction
+
+
+@dataclass(frozen=True)
+class Cosine(WholeRun):
+    """Along half a cosine: `end + (start - end) * (1 + cos(pi * fraction)) / 2` (Loshchilov & Hutter 2016).
+
+    >>> Cosine(2.0, 0.0, 10)(5)
+    1.0
+    """
+
+    def at(self, fraction: float) -> float:
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+SCHEDULES: dict[str, type[Schedule]] = {kind.__name__.lower(): kind for kind in (Constant, Exponential, Geometric, Linear, Cosine)}
+
+
+def schedule(value: float | str | Schedule) -> Schedule:
+    """A schedule from a number, from its text, or from a schedule itself.
+
+    Raises:
+        InputError: the text is no schedule, or a number in it is not finite.
+
+    >>> schedule("geometric:1:0.02")
+    Geometric(start=1.0, end=0.02, steps=None)
+    >>> str(schedule("exponential:1:1e-5:1000:0.1"))
+    'exponential:1:1e-05:1000:0.1'
+    """
+    if isinstance(value, Schedule):
+        return value
+    kind, *numbers = str(value).strip().split(":") if ":" in str(value) else ["constant", str(value)]
+    if kind not in SCHEDULES:
+        raise unknown_name("schedule", kind, SCHEDULES)
+    names = [field.name for field in fields(SCHEDULES[kind])]
+    try:
+        parsed = {name: int(text) if name in ("interval", "steps") else float(text) for name, text in zip(names, numbers, strict=False)}
+        if len(numbers) > len(names) or not all(math.isfinite(number) for number in parsed.values()):
+            raise ValueError
+        return SCHEDULES[kind](**parsed)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        expected = "a finite number or a schedule such as geometric:1:0.02" if kind == "constant" else ":".join([kind, *(name.upper() for name in names)])
+        raise InputError(f"cannot read {str(value)!r} as a schedule; expected {expected}") from None

@@ -1,0 +1,318 @@
+"""Training: builds everything from a configuration, runs the steps, evaluates, keeps checkpoints. May import all of the core.
+
+Three generators, none of which feeds another: the order of the data (and dynamic binarisation), the noise of training (input dropout,
+the estimator), and evaluation, which starts afresh each time. Nothing in a step waits for the device.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+import dgrad
+from dgrad import registry
+from dgrad.config import TrainConfig
+from dgrad.data import Batches, binarize
+from dgrad.devices import choose_device, describe_device
+from dgrad.errors import RunError
+from dgrad.evaluation import evaluate_bound, evaluation_generator
+from dgrad.files import load_checkpoint, save_checkpoint, write_text
+from dgrad.networks import DiscreteVAE
+from dgrad.objectives import FunctionObjective, KLObjective
+from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_state, resolve
+from dgrad.schedules import Constant, schedule
+
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+
+
+class Interrupted(RunError):
+    """The run was asked to stop; its state is saved."""
+
+    exit_code = 130
+
+
+class Listener:
+    """What a training run tells whoever watches it. All methods do nothing here; override what you want to hear."""
+
+    def started(self, trainer: Trainer) -> None:
+        """Before the first step."""
+
+    def stepped(self, trainer: Trainer) -> None:
+        """After each step; must be quick and must not touch tensors."""
+
+    def evaluated(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """After each evaluation on the validation images."""
+
+
+class Trainer:
+    """One training run.
+
+    Building one loads the data and makes the networks but writes nothing, so that whatever is wrong with a configuration comes
+    out before there is a run directory. `train(run)` does the rest.
+
+    Raises:
+        InputError: something in the configuration cannot be.
+        RunError: the data could not be had.
+    """
+
+    def __init__(self, config: TrainConfig, listener: Listener | None = None) -> None:
+        for plugin in config.plugins:
+            registry.load_plugin(plugin)
+        self.device = choose_device(config.device)
+        self.estimator = registry.estimator(config.estimator, **config.set)
+        layer = registry.latent(config.latent)
+        traits = self.estimator.traits
+        limitation = traits.limitation(layer)
+        if limitation is not None:
+            raise dgrad.InputError(limitation)
+        self.config = config = resolve(replace(config, kl=config.kl or ("inside" if traits.kl_inside else "outside")))
+        self.listener = listener or Listener()
+        dataset = build_dataset(config)
+        self.evaluation_data = evaluation_data(config, dataset).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model: DiscreteVAE = build_model(config, dataset.image_shape)
+        self.model.to(self.device)
+        self.estimator.to(self.device)
+
+        self.batches = Batches(
+            binarize(dataset, config.binarize, seed=config.seed).train.to(self.device),
+            config.batch_size,
+            generator=Generator(self.device).manual_seed(config.seed),
+            dynamic=config.binarize == "dynamic",
+        )
+        self.noise = Generator(self.device).manual_seed(config.seed + 2**41)
+        self.total_steps = config.steps if config.steps is not None else config.epochs * self.batches.steps_per_epoch
+        self.estimator.set_run_length(self.total_steps)
+        self.lr = schedule(config.lr).over(self.total_steps)
+        self.optimizer = self._make_optimizer()
+        self.has_code_losses = bool(registry.registry().manager.hook.dgrad_code_losses.get_hookimpls())
+
+        self.step = 0
+        self.seconds = 0.0
+        self.best: dict[str, Any] = {"valid_bound": math.inf}
+        self.best_weights: dict[str, Tensor] = {}
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.losses_summed = 0
+        self._stop = False
+        self._saved_at = -math.inf
+
+    @property
+    def epoch(self) -> float:
+        """How many epochs are done; a fraction in the middle of one."""
+        return self.step / self.batches.steps_per_epoch
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        decayed = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in self.model.parameters() if parameter.ndim <= 1] + list(self.estimator.parameters())
+        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        # AdamW with no decay is Adam.
+        return torch.optim.AdamW(groups, lr=self.lr(0), fused=self.device.type in ("cpu", "cuda"))
+
+    # One step
+
+    def train_step(self) -> None:
+        """One step of training on the next batch."""
+        config, layer = self.config, self.model.layer
+        self.estimator.set_step(self.step)
+        if not isinstance(self.lr, Constant):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr(self.step)
+        batch = next(self.batches)
+        logits = self.model.encoder(self._drop_input(batch.images))                             # [B, *code]
+        objective = self.model.reconstruction(batch.images)
+        if config.kl == "inside" and config.kl_weight > 0:
+            objective = objective + config.kl_weight * KLObjective(layer, logits)
+        if self.has_code_losses:
+            for code_loss in registry.code_losses(batch, config):
+                objective = objective + FunctionObjective(code_loss)
+        estimate = self.estimator(layer, logits, objective, generator=self.noise)
+        loss = estimate.loss.mean()
+        if config.kl == "outside" and config.kl_weight > 0:
+            loss = loss + config.kl_weight * layer.kl(logits).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.loss_sum += loss.detach()
+        self.losses_summed += 1
+        self.step += 1
+
+    def _drop_input(self, images: Tensor) -> Tensor:
+        rate = self.config.input_dropout
+        if rate == 0:
+            return images
+        kept = torch.empty_like(images).bernoulli_(1 - rate, generator=self.noise)
+        return images * kept / (1 - rate)
+
+    # The run
+
+    def train(self, run: Run) -> dict[str, Any]:
+        """Run the remaining steps, evaluate on the test images, write everything into the run directory, return the summary.
+
+        Raises:
+            Interrupted: `stop` was called; the run can be resumed.
+            RunError: the loss is not finite; the last good checkpoint stays.
+        """
+        hook = registry.registry().manager.hook
+        if self.step == 0:
+            self.save(run)
+        hook.dgrad_train_start(run=run.path, config=self.config)
+        self.listener.started(self)
+        period = self.config.eval_every * self.batches.steps_per_epoch
+        started = time.perf_counter() - self.seconds
+        while self.step < self.total_steps:
+            self.train_step()
+            self.seconds = time.perf_counter() - started
+            self.listener.stepped(self)
+            if self.step % period == 0 or self.step == self.total_steps:
+                metrics = self._evaluate(run)
+                self.seconds = time.perf_counter() - started
+                with run.metrics_file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(metrics) + "\n")
+                if self.seconds - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS or self.step == self.total_steps:
+                    self.save(run)
+                hook.dgrad_evaluation_end(run=run.path, metrics=metrics)
+                self.listener.evaluated(self, metrics)
+            if self._stop and self.step < self.total_steps:
+                self.save(run)
+                raise Interrupted(f"stopped at step {self.step} of {self.total_steps}, state saved; continue with: dgrad train --resume {run.path}")
+        summary = self._summarize()
+        write_text(run.summary_file, json.dumps(summary, indent=2) + "\n")
+        hook.dgrad_train_end(run=run.path, summary=summary)
+        return summary
+
+    def stop(self) -> None:
+        """Ask the run to save its state and stop after the current step; safe to call from a signal handler."""
+        self._stop = True
+
+    def _evaluate(self, run: Run) -> dict[str, Any]:
+        train_loss = float(self.loss_sum) / self.losses_summed
+        bound = evaluate_bound(
+            self.model, self.evaluation_data.valid, samples=1, generator=evaluation_generator(self.device, self.config.seed)
+        )
+        if not (math.isfinite(train_loss) and math.isfinite(bound.bound)):
+            raise RunError(
+                f"the loss is not finite (training {train_loss:g}, validation {bound.bound:g}) at step {self.step}; {run.path} keeps its last "
+                "good checkpoint: train again with a lower --lr or a smaller epsilon or temperature range"
+            )
+        self.loss_sum.zero_()
+        self.losses_summed = 0
+        metrics = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "train_loss": train_loss,
+            "valid_bound": bound.bound,
+            "valid_reconstruction": bound.reconstruction,
+            "valid_kl": bound.kl,
+            "lr": self.lr(self.step - 1),
+            **{name: value(self.step - 1) for name, value in self.estimator.schedules.items()},
+            "seconds": self.seconds,
+        }
+        if bound.bound < self.best["valid_bound"]:
+            self.best = {"epoch": self.epoch, "step": self.step, "valid_bound": bound.bound}
+            self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return metrics
+
+    def _summarize(self) -> dict[str, Any]:
+        last_weights = self.model.state_dict()
+        final = {"epoch": self.epoch, "step": self.step, **self._test()}
+        self.model.load_state_dict(self.best_weights)
+        best = {**self.best, **self._test()}
+        return {
+            "test_bound": best["test_bound"],
+            "unit": self.model.likelihood.unit,
+            "best": best,
+            "final": final,
+            "estimator": self.config.estimator,
+            "latent": self.config.latent,
+            "dataset": self.config.dataset,
+            "epochs": self.epoch,
+            "steps": self.step,
+            "seconds": self.seconds,
+            "device": describe_device(self.device),
+            "versions": {"dgrad": dgrad.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+            "parameters": sum(tensor.numel() for tensor in last_weights.values()),
+        }
+
+    def _test(self) -> dict[str, float | None]:
+        bound = evaluate_bound(
+            self.model,
+            self.evaluation_data.test,
+            samples=self.config.eval_samples,
+            generator=evaluation_generator(self.device, self.config.seed),
+        )
+        figures = {f"test_{name}": value for name, value in asdict(bound).items()}
+        return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+    # State
+
+    def save(self, run: Run) -> None:
+        """Write the checkpoint."""
+        optimizer = self.optimizer.state_dict()["state"]
+        tensors = {
+            **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()},
+            **{f"best.{name}": tensor for name, tensor in self.best_weights.items()},
+            **{f"estimator.{name}": tensor for name, tensor in self.estimator.state_dict().items()},
+            **{f"optimizer.{index}.{name}": tensor for index, entry in optimizer.items() for name, tensor in entry.items()},
+            **{f"batches.{name}": tensor for name, tensor in self.batches.state_dict().items()},
+            "noise": self.noise.get_state(),
+            "loss_sum": self.loss_sum,
+        }
+        state = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "losses_summed": self.losses_summed,
+            "best": self.best if self.best_weights else None,
+            "image_shape": self.model.image_shape,
+        }
+        save_checkpoint(run.checkpoint_file, tensors, state)
+        self._saved_at = self.seconds
+
+    def restore(self, run: Run) -> None:
+        """Go on from the run's checkpoint; metrics of later steps are dropped, they will be measured again.
+
+        Raises:
+            InputError: the checkpoint is missing, damaged, or does not fit the configuration.
+        """
+        tensors, state = load_checkpoint(run.checkpoint_file)
+        load_state(self.model, tensors, "model.", run.checkpoint_file)
+        load_state(self.estimator, tensors, "estimator.", run.checkpoint_file)
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                entries.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        self.batches.load_state_dict({name[8:]: tensor for name, tensor in tensors.items() if name.startswith("batches.")})
+        self.noise.set_state(tensors["noise"])
+        self.loss_sum.copy_(tensors["loss_sum"])
+        self.step, self.seconds, self.losses_summed = state["step"], state["seconds"], state["losses_summed"]
+        self.best = state["best"] or self.best
+        self.best_weights = {name[5:]: tensor.to(self.device) for name, tensor in tensors.items() if name.startswith("best.")}
+        self._saved_at = self.seconds
+        kept = [line for line in run.metrics() if line["step"] <= self.step]
+        write_text(run.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def resume(path: Path, listener: Listener | None = None, **changes: Any) -> tuple[Trainer, Run]:
+    """A trainer at the last checkpoint of an existing run.
+
+    Args:
+        changes: settings that may differ without changing the result, such as the device.
+
+    Raises:
+        InputError: there is no such run, or its files are damaged.
+    """
+    run = Run.open(path)
+    trainer = Trainer(replace(run.config, **changes), listener)
+    trainer.restore(run)
+    return trainer, run

@@ -1,0 +1,41 @@
+"""The built-in plugin: estimators, latents, data sets and models, registered through the same hooks as anybody's.
+
+May import dgrad; never dgrad_cli or dgrad_export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dgrad
+from dgrad.networks import linear_vae, mlp_vae
+
+from dgrad_plugins.datasets import DATASETS
+from dgrad_plugins.estimators import ESTIMATORS
+from dgrad_plugins.latents import Categorical
+
+Register = Callable[[str, Callable[..., Any]], None]
+
+
+@dgrad.hookimpl
+def dgrad_register_estimators(register: Register) -> None:
+    for name, factory in ESTIMATORS.items():
+        register(name, factory)
+
+
+@dgrad.hookimpl
+def dgrad_register_latents(register: Register) -> None:
+    register("categorical", Categorical.parse)
+
+
+@dgrad.hookimpl
+def dgrad_register_datasets(register: Register) -> None:
+    for name, load in DATASETS.items():
+        register(name, load)
+
+
+@dgrad.hookimpl
+def dgrad_register_models(register: Register) -> None:
+    register("linear", linear_vae)
+    register("mlp", mlp_vae)

@@ -1,0 +1,75 @@
+"""Direct optimization through argmax. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Traits,
+    check_choice,
+    check_count,
+    needs_independent_rows,
+    replace_gradient,
+    sweep_evaluations,
+)
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad.schedules import Schedule
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad_plugins.estimators._differences import DIFFERENCES, difference
+
+
+class Direct(GradientEstimator):
+    """Direct optimization through argmax: the difference of two argmaxes, with and without epsilon times the loss.
+
+    backward (default): `[z(phi + G) - z(phi + G - eps T)] / eps`; forward (the paper's eq. 10): `[z(phi + G + eps T) - z(phi + G)] / eps`;
+    central: their mean. `G` is Gumbel noise, `z` the argmax, `T` the sweep: the loss with one coordinate changed. With one
+    variable this is the paper's Theorem 1; with several, its product-space approximation (section 5.2).
+
+    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
+
+    Biased: O(eps), central O(eps^2) once eps times the spread of T is small. On trained weights backward is much the least
+    biased for eps >= 0.1. Variance ~ 1/eps: the gradient is zero where the argmaxes agree. S (n(k-1) + 1) evaluations.
+
+    Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867); backward is the sign of the authors' code.
+
+    >>> import dgrad
+    >>> layer, logits = dgrad.latent("3x4"), torch.zeros(2, 3, 4, requires_grad=True)
+    >>> estimator = dgrad.estimator("direct", epsilon=0.5)
+    >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1), generator=torch.Generator().manual_seed(0))
+    >>> estimate.loss.shape, estimate.codes.shape
+    (torch.Size([2]), torch.Size([1, 2, 3, 4]))
+    """
+
+    epsilon: Tensor
+
+    def __init__(self, epsilon: float | Schedule = 0.1, samples: int = 1, difference: str = "backward") -> None:
+        super().__init__()
+        self.hyperparameter("epsilon", epsilon, above=0)
+        self.samples = check_count("samples", samples)
+        self.difference = check_choice("difference", difference, DIFFERENCES)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=False,
+            differentiable_objective=False,
+            evaluations=lambda layer: self.samples * sweep_evaluations(layer),
+            reference="Lorberbom et al. 2019",
+            limitation=needs_independent_rows("direct"),
+            kl_inside=True,
+        )
+
+    def estimate(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+    ) -> Estimate:
+        with torch.no_grad():
+            potentials = logits + layer.noise(logits, self.samples, generator=generator)        # [S, B, n, k]
+            codes = layer.argmax(potentials)
+        loss = objective(codes)                                                                 # [S, B]
+        sweep = objective.sweep(codes, loss.detach())                                           # [S, B, n, k]
+        direction = difference(layer.argmax, potentials, sweep, self.epsilon, self.difference, middle=codes)
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

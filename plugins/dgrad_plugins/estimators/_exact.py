@@ -1,0 +1,58 @@
+"""The exact gradient by enumeration. May import torch and dgrad."""
+
+from __future__ import annotations
+
+from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+LARGEST_SUPPORT = 4096
+
+
+class Exact(GradientEstimator):
+    """The exact gradient: every code of the support is evaluated.
+
+    `sum_z q(z) f(z)`, differentiated.
+
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[K, B, *code]` with K the size of the support.
+
+    No bias, no variance, K evaluations (`k^n` for n variables of k values); refused above a support of 4096 codes.
+
+    Source: the definition of the expectation; the ground truth of every test.
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
+    >>> dgrad.estimator("exact")(layer, logits, lambda codes: codes[..., 0, 1]).loss.sum().backward()
+    >>> logits.grad
+    tensor([[[-0.2500,  0.2500]]])
+    """
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=True,
+            differentiable_objective=False,
+            evaluations=lambda layer: layer.support_size,
+            reference="enumeration",
+            limitation=_limitation,
+        )
+
+    def estimate(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+    ) -> Estimate:
+        support = layer.enumerate(like=logits).unsqueeze(1)                                     # [K, 1, *code]
+        codes = support.expand(-1, *logits.shape)                                               # [K, B, *code]
+        # sum_z q(z) f(z)
+        loss = (layer.log_prob(logits, codes).exp() * objective(codes)).sum(0)                  # [B]
+        return Estimate(loss=loss, codes=codes)
+
+
+def _limitation(layer: LatentLayer) -> str | None:
+    if layer.support_size <= LARGEST_SUPPORT:
+        return None
+    return (
+        f"exact evaluates every code and latent {layer} has {layer.support_size:.3g}; expected at most {LARGEST_SUPPORT} "
+        "(6x4, 12x2): take a smaller latent or an estimator that samples"
+    )

@@ -1,0 +1,55 @@
+"""The Gumbel-softmax relaxation. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_count
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad.schedules import Schedule
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+
+class GumbelSoftmax(GradientEstimator):
+    """Gumbel-softmax: the argmax of the perturbed logits relaxed to a softmax, and differentiated.
+
+    The gradient of `f(softmax((phi + G) / tau))`, `tau` the temperature.
+
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; the objective is evaluated at relaxed codes.
+
+    Biased: the objective is that of relaxed codes, its value too; less so, and with more variance, as the temperature
+    falls. S evaluations and one backward pass.
+
+    Source: Jang, Gu & Poole 2016 (arXiv 1611.01144); Maddison, Mnih & Teh 2016 (arXiv 1611.00712).
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
+    >>> estimate = dgrad.estimator("gumbel-softmax", temperature=0.5)(layer, logits, lambda codes: codes[..., 0].sum(-1))
+    >>> estimate.loss.shape
+    torch.Size([4])
+    """
+
+    temperature: Tensor
+
+    def __init__(self, temperature: float | Schedule = 0.5, samples: int = 1) -> None:
+        super().__init__()
+        self.hyperparameter("temperature", temperature, above=0)
+        self.samples = check_count("samples", samples)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=False,
+            differentiable_objective=True,
+            evaluations=lambda layer: self.samples,
+            reference="Jang et al. 2016; Maddison et al. 2016",
+        )
+
+    def estimate(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+    ) -> Estimate:
+        potentials = logits + layer.noise(logits, self.samples, generator=generator)            # [S, B, *code]
+        # f(softmax((phi + G) / tau))
+        loss = objective(layer.relax(potentials, self.temperature))                             # [S, B]
+        return Estimate(loss=loss.mean(0), codes=layer.argmax(potentials.detach()))

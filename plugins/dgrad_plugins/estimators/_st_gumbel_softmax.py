@@ -1,0 +1,56 @@
+"""The straight-through Gumbel-softmax. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_count
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad.schedules import Schedule
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+
+class StraightThroughGumbelSoftmax(GradientEstimator):
+    """Straight-through Gumbel-softmax: a hard code forward, the Jacobian of the relaxed one backward.
+
+    The gradient of `f(z + soft - stop(soft))`, `z = argmax(phi + G)`, `soft = softmax((phi + G) / tau)`, `stop` without gradient.
+
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
+
+    Biased, whatever the temperature; the loss's value is unbiased, the code being hard. S evaluations and one backward pass.
+
+    Source: Jang, Gu & Poole 2016 (arXiv 1611.01144).
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
+    >>> estimate = dgrad.estimator("st-gumbel-softmax", temperature=0.5)(layer, logits, lambda codes: codes[..., 0].sum(-1))
+    >>> bool((estimate.loss == estimate.codes[0, ..., 0].sum(-1)).all())
+    True
+    """
+
+    temperature: Tensor
+
+    def __init__(self, temperature: float | Schedule = 0.5, samples: int = 1) -> None:
+        super().__init__()
+        self.hyperparameter("temperature", temperature, above=0)
+        self.samples = check_count("samples", samples)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=False,
+            differentiable_objective=True,
+            evaluations=lambda layer: self.samples,
+            reference="Jang et al. 2016",
+        )
+
+    def estimate(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+    ) -> Estimate:
+        potentials = logits + layer.noise(logits, self.samples, generator=generator)            # [S, B, *code]
+        codes = layer.argmax(potentials.detach())
+        soft = layer.relax(potentials, self.temperature)
+        # f(z + soft - stop(soft)): the bracket is exactly zero, so that the code stays exactly hard
+        loss = objective(codes + (soft - soft.detach()))                                        # [S, B]
+        return Estimate(loss=loss.mean(0), codes=codes)

@@ -1,0 +1,106 @@
+"""The categorical latent layer: n independent variables of k values. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.distributions import Independent, OneHotCategorical
+
+from dgrad.errors import InputError
+from dgrad.latent_layer import LatentLayer
+from dgrad.noise import gumbel
+
+ENUMERABLE = 2**16
+"""The largest support that is listed in full."""
+
+
+@dataclass(frozen=True)
+class Categorical(LatentLayer):
+    """`variables` independent categorical variables of `values` values each: codes are one-hot rows, `[n, k]`.
+
+    >>> layer = Categorical(20, 10)
+    >>> str(layer), layer.shape
+    ('20x10', (20, 10))
+    >>> float(layer.kl(torch.zeros(1, 20, 10)))
+    0.0
+    """
+
+    variables: int
+    values: int
+
+    def __post_init__(self) -> None:
+        if self.variables < 1 or self.values < 2:
+            raise InputError(f"a categorical latent needs at least 1 variable and 2 values; got {self}, expected for example 20x10")
+
+    @classmethod
+    def parse(cls, spec: str) -> Categorical:
+        """The layer that `NxK` describes.
+
+        Raises:
+            InputError: the text is not `NxK`, or a number in it is too small.
+        """
+        match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", spec)
+        if match is None:
+            raise InputError(f"cannot read {spec!r} as a categorical latent; expected VARIABLESxVALUES, for example 20x10")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.variables}x{self.values}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.variables, self.values)
+
+    @property
+    def support_size(self) -> int:
+        return self.values**self.variables
+
+    @property
+    def independent_rows(self) -> bool:
+        return True
+
+    def noise(
+        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
+    ) -> Float[Tensor, "samples batch *code"]:
+        return gumbel(logits, samples, generator=generator)
+
+    def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        return torch.zeros_like(potentials).scatter_(-1, potentials.argmax(-1, keepdim=True), 1.0)
+
+    def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
+        return (potentials / temperature).softmax(-1)
+
+    def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        return logits.softmax(-1)
+
+    def log_prob(self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+        return (codes * logits.log_softmax(-1)).sum((-2, -1))
+
+    def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        log_p = logits.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum((-2, -1))
+
+    def linear_sweep(
+        self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
+    ) -> Float[Tensor, "samples batch *code"]:
+        return weights - (weights * codes).sum(-1, keepdim=True)
+
+    def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
+        if self.support_size > ENUMERABLE:
+            raise InputError(f"latent {self} has {self.support_size:.3g} codes, too many to list; at most {ENUMERABLE} are, for example 4x10")
+        values = torch.arange(self.values, device=like.device)
+        return self.codes(torch.cartesian_prod(*[values] * self.variables).view(-1, self.variables), like.dtype)
+
+    def indices(self, codes: Float[Tensor, "*lead"]) -> Int[Tensor, "*integers"]:
+        return codes.argmax(-1)
+
+    def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
+        return F.one_hot(indices, self.values).to(dtype)
+
+    def distribution(self, logits: Float[Tensor, "batch *code"]) -> Independent:
+        return Independent(OneHotCategorical(logits=logits), 1)
