@@ -82,12 +82,19 @@ class TrainConfig:
             _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "a finite number of at least 0")
         _check("binarize", self.binarize in BINARIZATIONS, self.binarize, f"one of {', '.join(BINARIZATIONS)}")
         _check("kl", self.kl is None or self.kl in KL_PLACES, self.kl, f"one of {', '.join(KL_PLACES)}")
-        _check("hidden", all(width >= 1 for width in self.hidden), self.hidden, "widths of at least 1, for example 400,200")
+        _check(
+            "hidden", all(width >= 1 for width in self.hidden), self.hidden, "widths of at least 1, for example 400,200"
+        )
         try:
             rate = schedule(self.lr)
         except InputError as error:
             raise InputError(f"--lr: {error}") from None
-        _check("lr", rate.lowest >= 0 and rate.over(1)(0) > 0, self.lr, "a positive number or a schedule such as cosine:0.01:0")
+        _check(
+            "lr",
+            rate.lowest >= 0 and rate.over(1)(0) > 0,
+            self.lr,
+            "a positive number or a schedule such as cosine:0.01:0",
+        )
 
     def to_json(self) -> str:
         """The text of `config.json`, from which the run can be repeated."""
@@ -147,8 +154,15 @@ def _read(name: str, kind: str, value: Any) -> Any:
         items = [item for item in value.split(",") if item] if isinstance(value, str) else list(value)
         return tuple(int(item) for item in items) if "int" in kind else tuple(str(item) for item in items)
     except (TypeError, ValueError, AttributeError):
-        expected = {"int": "a whole number", "float": "a number", "str": "a text", "dict[str, str]": "a table of names and values"}
-        raise InputError(f"{option(name)} must be {expected.get(kind, 'a list such as 400,200')}; got {value!r}") from None
+        expected = {
+            "int": "a whole number",
+            "float": "a number",
+            "str": "a text",
+            "dict[str, str]": "a table of names and values",
+        }
+        raise InputError(
+            f"{option(name)} must be {expected.get(kind, 'a list such as 400,200')}; got {value!r}"
+        ) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

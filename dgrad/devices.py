@@ -23,7 +23,9 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"unknown device {name!r}; expected auto, cpu, cuda, cuda:1 or mps")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise InputError(f"device {name!r} is not there: torch sees {count} CUDA devices; use --device auto or --device cpu")
+        raise InputError(
+            f"device {name!r} is not there: torch sees {count} CUDA devices; use --device auto or --device cpu"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("device 'mps' is not there: torch sees no Apple GPU; use --device auto or --device cpu")
     return device

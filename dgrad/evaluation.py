@@ -47,13 +47,13 @@ def evaluate_bound(model: DiscreteVAE, split: Split, *, samples: int, generator:
     for images, logits in _encoded(model, split, model.layer.support_size if exact else samples):
         objective = model.reconstruction(images)
         if exact:
-            support = model.layer.enumerate(like=logits).unsqueeze(1)                           # [K, 1, *code]
-            weights = model.layer.log_prob(logits, support).exp()                               # [K, B]
-            reconstruction = (weights * objective(support)).sum(0)                              # [B]
+            support = model.layer.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
+            weights = model.layer.log_prob(logits, support).exp()  # [K, B]
+            reconstruction = (weights * objective(support)).sum(0)  # [B]
             variance = torch.zeros_like(reconstruction)
         else:
-            losses = objective(model.layer.sample(logits, samples, generator=generator))        # [S, B]
-            reconstruction = losses.mean(0)                                                     # [B]
+            losses = objective(model.layer.sample(logits, samples, generator=generator))  # [S, B]
+            reconstruction = losses.mean(0)  # [B]
             variance = losses.var(0) / samples if samples > 1 else torch.full_like(reconstruction, math.nan)
         sums = torch.stack([reconstruction.sum(), model.layer.kl(logits).sum(), variance.sum()])
         totals += sums.to(totals.device, totals.dtype)

@@ -63,6 +63,10 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor],
         with safetensors.safe_open(path, framework="pt", device=device) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads((file.metadata() or {})["state"])  # noqa: SIM118
     except OSError as error:
-        raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; expected the run's checkpoint.safetensors") from None
+        raise InputError(
+            f"cannot read checkpoint {path}: {error.strerror or error}; expected the run's checkpoint.safetensors"
+        ) from None
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"checkpoint {path} is damaged ({' '.join(str(error).split())}); restore it from a copy or train again") from None
+        raise InputError(
+            f"checkpoint {path} is damaged ({' '.join(str(error).split())}); restore it from a copy or train again"
+        ) from None

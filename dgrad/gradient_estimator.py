@@ -111,7 +111,9 @@ class GradientEstimator(nn.Module, ABC):
         """
         if logits.shape[1:] != layer.shape:
             expected = ", ".join(map(str, ("batch", *layer.shape)))
-            raise InputError(f"logits of shape {list(logits.shape)} do not fit the latent layer {layer}; expected [{expected}]")
+            raise InputError(
+                f"logits of shape {list(logits.shape)} do not fit the latent layer {layer}; expected [{expected}]"
+            )
         limitation = self.traits.limitation(layer)
         if limitation is not None:
             raise InputError(limitation)
@@ -147,10 +149,12 @@ class GradientEstimator(nn.Module, ABC):
 
 
 def replace_gradient(
-    loss: Float[Tensor, "samples batch"], logits: Float[Tensor, "batch *code"], direction: Float[Tensor, "samples batch *code"]
+    loss: Float[Tensor, "samples batch"],
+    logits: Float[Tensor, "batch *code"],
+    direction: Float[Tensor, "samples batch *code"],
 ) -> Float[Tensor, "samples batch"]:
     """`loss`, unchanged in value and in its other gradients, with `direction` as its gradient for the logits."""
-    surrogate = (direction.detach() * logits).flatten(2).sum(-1)                                # [S, B]
+    surrogate = (direction.detach() * logits).flatten(2).sum(-1)  # [S, B]
     return loss + (surrogate - surrogate.detach())
 
 
@@ -180,7 +184,11 @@ def needs_independent_rows(name: str) -> Callable[[LatentLayer], str | None]:
     """The limitation of an estimator that changes one categorical row at a time."""
 
     def limitation(layer: LatentLayer) -> str | None:
-        return None if layer.independent_rows else f"{name} needs a code of independent categorical rows, such as 20x10; got {layer}"
+        return (
+            None
+            if layer.independent_rows
+            else f"{name} needs a code of independent categorical rows, such as 20x10; got {layer}"
+        )
 
     return limitation
 

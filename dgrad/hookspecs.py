@@ -45,7 +45,7 @@ def dgrad_register_models(register: Callable[[str, Callable[..., DiscreteVAE]], 
 
 
 @hookspec
-def dgrad_code_losses(batch: Batch, config: TrainConfig) -> CodeLoss | None:  # type: ignore[empty-body]
+def dgrad_code_losses(batch: Batch, config: TrainConfig) -> CodeLoss | None:
     """A loss of the codes of this batch, `[S, B, *code] -> [S, B]`, to add to the objective; or None."""
 
 

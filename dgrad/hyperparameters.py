@@ -56,3 +56,12 @@ def _read(key: str, text: str, annotation: Any) -> Any:
         expected = {bool: "true or false", int: "a whole number", float: "a number"}[annotation]
         raise InputError(f"{key}: expected {expected}; got {text!r}") from None
     return text
+
+
+def defaults_of(factory: Callable[..., Any]) -> dict[str, str]:
+    """Each hyper-parameter of a factory with its default, as text."""
+    return {
+        name: "" if parameter.default is parameter.empty else str(parameter.default)
+        for name, parameter in hyperparameters_of(factory).items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }

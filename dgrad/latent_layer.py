@@ -65,7 +65,9 @@ class LatentLayer(ABC):
         """`E_q[z]`, the marginal probability of every coordinate."""
 
     @abstractmethod
-    def log_prob(self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+    def log_prob(
+        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples batch *code"]
+    ) -> Float[Tensor, "samples batch"]:
         """`log q(z)`, in nats."""
 
     @abstractmethod

@@ -22,7 +22,9 @@ class Likelihood(ABC):
     unit: str
 
     @abstractmethod
-    def loss(self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]) -> Float[Tensor, "*lead batch"]:
+    def loss(
+        self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "*lead batch"]:
         """`-log p(image | outputs)` summed over the pixels, in `unit`."""
 
     @abstractmethod
@@ -36,7 +38,9 @@ class Bernoulli(Likelihood):
     name = "bernoulli"
     unit = "nats"
 
-    def loss(self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]) -> Float[Tensor, "*lead batch"]:
+    def loss(
+        self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "*lead batch"]:
         return F.softplus(outputs).sum(-1) - (images * outputs).sum(-1)
 
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
@@ -52,7 +56,9 @@ class SquaredError(Likelihood):
     name = "squared-error"
     unit = "squared error"
 
-    def loss(self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]) -> Float[Tensor, "*lead batch"]:
+    def loss(
+        self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "*lead batch"]:
         return (images - self.mean(outputs)).square().sum(-1)
 
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:

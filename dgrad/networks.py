@@ -32,7 +32,9 @@ class Encoder(nn.Module):
             InputError: the images have another size than the encoder was built for.
         """
         if images.shape[1:] != self.image_shape:
-            raise InputError(f"images of shape {list(images.shape[1:])}; this model takes {list(self.image_shape)} (channels, height, width)")
+            raise InputError(
+                f"images of shape {list(images.shape[1:])}; this model takes {list(self.image_shape)} (channels, height, width)"
+            )
         return self.body(images.flatten(1)).view(-1, *self.code_shape)
 
 
@@ -61,7 +63,12 @@ class DiscreteVAE(nn.Module):
     """
 
     def __init__(
-        self, layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, encoder: nn.Module, decoder: nn.Module
+        self,
+        layer: LatentLayer,
+        image_shape: tuple[int, int, int],
+        likelihood: Likelihood,
+        encoder: nn.Module,
+        decoder: nn.Module,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -101,26 +108,36 @@ class Reconstruction(Objective):
         weight, bias = self.decoder.first.weight, self.decoder.first.bias
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
             return bernoulli_linear_sweep(codes, weight, bias, self.pixels, loss)
-        return difference_sweep(codes, weight, bias, lambda hidden: self.likelihood.loss(self.decoder.rest(hidden), self.pixels), loss)
+        return difference_sweep(
+            codes, weight, bias, lambda hidden: self.likelihood.loss(self.decoder.rest(hidden), self.pixels), loss
+        )
 
 
-def linear_vae(layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, hidden: tuple[int, ...] = ()) -> DiscreteVAE:
+def linear_vae(
+    layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, hidden: tuple[int, ...] = ()
+) -> DiscreteVAE:
     """One linear layer each way (the paper's section 6.1).
 
     Raises:
         InputError: hidden layers were asked for.
     """
     if hidden:
-        raise InputError(f"the linear model has no hidden layers; got {','.join(map(str, hidden))}: use --model mlp, or leave --hidden out")
+        raise InputError(
+            f"the linear model has no hidden layers; got {','.join(map(str, hidden))}: use --model mlp, or leave --hidden out"
+        )
     return _dense_vae(layer, image_shape, likelihood, ())
 
 
-def mlp_vae(layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, hidden: tuple[int, ...] = (300,)) -> DiscreteVAE:
+def mlp_vae(
+    layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, hidden: tuple[int, ...] = (300,)
+) -> DiscreteVAE:
     """Hidden layers with ReLU, `hidden` wide from the image to the code, mirrored in the decoder."""
     return _dense_vae(layer, image_shape, likelihood, hidden or (300,))
 
 
-def _dense_vae(layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, hidden: tuple[int, ...]) -> DiscreteVAE:
+def _dense_vae(
+    layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, hidden: tuple[int, ...]
+) -> DiscreteVAE:
     pixels, coordinates = math.prod(image_shape), math.prod(layer.shape)
     first, *wider = [pixels, *hidden, coordinates]
     body: list[nn.Module] = [nn.Linear(first, wider[0])]

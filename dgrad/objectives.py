@@ -76,16 +76,18 @@ class FunctionObjective(Objective):
     ) -> Float[Tensor, "samples batch n k"]:
         samples, batch, n, k = codes.shape
         loss = self(codes) if loss is None else loss
-        chosen = codes.argmax(-1)                                                               # [S, B, n]
-        result = loss.detach()[..., None].repeat(1, 1, n * k)                                   # [S, B, n*k]
+        chosen = codes.argmax(-1)  # [S, B, n]
+        result = loss.detach()[..., None].repeat(1, 1, n * k)  # [S, B, n*k]
         # One change is a row and an offset: the row's value moves on by 1 .. k-1, so that its own value is never evaluated again.
         changes = torch.cartesian_prod(torch.arange(n, device=codes.device), torch.arange(1, k, device=codes.device))
-        for rows, offsets in (part.unbind(-1) for part in changes.split(max(1, self.codes_per_call // (samples * batch)))):
-            values = (chosen[..., rows] + offsets) % k                                          # [S, B, c]
-            changed = codes.unsqueeze(2).repeat(1, 1, len(rows), 1, 1)                          # [S, B, c, n, k]
+        for rows, offsets in (
+            part.unbind(-1) for part in changes.split(max(1, self.codes_per_call // (samples * batch)))
+        ):
+            values = (chosen[..., rows] + offsets) % k  # [S, B, c]
+            changed = codes.unsqueeze(2).repeat(1, 1, len(rows), 1, 1)  # [S, B, c, n, k]
             changed[:, :, torch.arange(len(rows)), rows] = F.one_hot(values, k).to(codes.dtype)
-            losses = self(changed.movedim(2, 0).reshape(-1, batch, n, k))                       # [c*S, B]
-            losses = losses.view(len(rows), samples, batch).movedim(0, 2).to(result.dtype)      # [S, B, c]
+            losses = self(changed.movedim(2, 0).reshape(-1, batch, n, k))  # [c*S, B]
+            losses = losses.view(len(rows), samples, batch).movedim(0, 2).to(result.dtype)  # [S, B, c]
             result.scatter_(-1, rows * k + values, losses)
         return result.view(samples, batch, n, k)
 

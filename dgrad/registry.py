@@ -68,7 +68,10 @@ class Registry:
                 version = entry_point.dist.version if entry_point.dist else ""
                 self.add(Plugin(entry_point.name, distribution, version, entry_point.load()))
             except Exception as error:  # whatever a stranger's module does while it is imported
-                warnings.warn(f"plugin {entry_point.name!r} of distribution {distribution!r} is left out: {_brief(error)}", stacklevel=2)
+                warnings.warn(
+                    f"plugin {entry_point.name!r} of distribution {distribution!r} is left out: {_brief(error)}",
+                    stacklevel=2,
+                )
 
     def add(self, plugin: Plugin) -> None:
         """Register a plugin and collect its names.
@@ -124,7 +127,9 @@ class Registry:
             origins = " and ".join(f"{plugin.distribution} ({plugin.name})" for plugin, _ in claims)
             raise InputError(f"{kind[:-1]} {name!r} is claimed by {origins}; uninstall one of them")
         if not claims:
-            remedy = "" if self.plugins else "No plugin is loaded, not even the built-in one: install dgrad (pip install .)"
+            remedy = (
+                "" if self.plugins else "No plugin is loaded, not even the built-in one: install dgrad (pip install .)"
+            )
             raise unknown_name(kind[:-1], name, self._claims[kind], remedy)
         return claims[0][1]
 
@@ -170,7 +175,9 @@ def _import_file(path: Path) -> object:
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
     if known is not None:
-        raise ImportError(f"a module named {path.stem!r} is loaded already from {getattr(known, '__file__', 'elsewhere')}; rename the file")
+        raise ImportError(
+            f"a module named {path.stem!r} is loaded already from {getattr(known, '__file__', 'elsewhere')}; rename the file"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -214,7 +221,9 @@ def estimator(name: str, **hyperparameters: Any) -> GradientEstimator:
     """
     factory = registry().factory("estimators", name)
     result = factory(**read_hyperparameters(name, factory, hyperparameters))
-    assert isinstance(result, GradientEstimator), f"the factory of {name!r} made a {type(result).__name__}, not a GradientEstimator"
+    assert isinstance(result, GradientEstimator), (
+        f"the factory of {name!r} made a {type(result).__name__}, not a GradientEstimator"
+    )
     return result
 
 

@@ -64,7 +64,9 @@ class Run:
         if not path.exists() or not any(path.iterdir()):
             return
         if not overwrite:
-            raise InputError(f"{path} exists already; choose another --out, continue it with --resume {path}, or replace it with --overwrite")
+            raise InputError(
+                f"{path} exists already; choose another --out, continue it with --resume {path}, or replace it with --overwrite"
+            )
         if not (path / "config.json").is_file():
             raise InputError(f"{path} holds files but no run, so --overwrite leaves it alone; choose another --out")
 
@@ -105,7 +107,9 @@ class Run:
         try:
             return dict(json.loads(self.summary_file.read_text(encoding="utf-8")))
         except ValueError:
-            raise InputError(f"{self.summary_file} is damaged; delete it and run dgrad train --resume {self.path}") from None
+            raise InputError(
+                f"{self.summary_file} is damaged; delete it and run dgrad train --resume {self.path}"
+            ) from None
 
     def load_model(self, weights: str = "best") -> tuple[DiscreteVAE, dict[str, Any]]:
         """The trained model on the CPU, and the state (epoch, step ...) that its weights are from.
@@ -125,7 +129,10 @@ class Run:
         model = build_model(config, tuple(state["image_shape"]))
         load_state(model, tensors, {"best": "best.", "last": "model."}[weights], self.checkpoint_file)
         model.eval()
-        return model, {"weights": weights, **(state["best"] if weights == "best" else {"epoch": state["epoch"], "step": state["step"]})}
+        return model, {
+            "weights": weights,
+            **(state["best"] if weights == "best" else {"epoch": state["epoch"], "step": state["step"]}),
+        }
 
 
 def load_state(module: Any, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
@@ -135,7 +142,9 @@ def load_state(module: Any, tensors: Mapping[str, Tensor], prefix: str, path: Pa
         InputError: names or shapes do not fit.
     """
     try:
-        module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
+        module.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        )
     except RuntimeError as error:
         detail = " ".join(str(error).split())
         raise InputError(f"checkpoint {path} does not fit the model of its config.json: {detail}") from None

@@ -80,7 +80,9 @@ class Exponential(Schedule):
 
     def __post_init__(self) -> None:
         if self.rate < 0 or self.interval < 1 or self.interval != int(self.interval):
-            raise InputError(f"an exponential schedule needs a rate >= 0 and a whole interval >= 1; got rate {self.rate:g}, interval {self.interval:g}")
+            raise InputError(
+                f"an exponential schedule needs a rate >= 0 and a whole interval >= 1; got rate {self.rate:g}, interval {self.interval:g}"
+            )
 
     def __call__(self, step: int) -> float:
         return max(self.minimum, self.start * math.exp(-self.rate * (step - step % int(self.interval))))
@@ -128,7 +130,9 @@ class Geometric(WholeRun):
 
     def __post_init__(self) -> None:
         if self.start <= 0 or self.end <= 0:
-            raise InputError(f"a geometric schedule goes between positive values; got {self}; linear and cosine can reach 0")
+            raise InputError(
+                f"a geometric schedule goes between positive values; got {self}; linear and cosine can reach 0"
+            )
 
     def at(self, fraction: float) -> float:
         return float(self.start * (self.end / self.start) ** fraction)
@@ -158,7 +162,9 @@ class Cosine(WholeRun):
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * fraction)) / 2
 
 
-SCHEDULES: dict[str, type[Schedule]] = {kind.__name__.lower(): kind for kind in (Constant, Exponential, Geometric, Linear, Cosine)}
+SCHEDULES: dict[str, type[Schedule]] = {
+    kind.__name__.lower(): kind for kind in (Constant, Exponential, Geometric, Linear, Cosine)
+}
 
 
 def schedule(value: float | str | Schedule) -> Schedule:
@@ -179,12 +185,19 @@ def schedule(value: float | str | Schedule) -> Schedule:
         raise unknown_name("schedule", kind, SCHEDULES)
     names = [field.name for field in fields(SCHEDULES[kind])]
     try:
-        parsed = {name: int(text) if name in ("interval", "steps") else float(text) for name, text in zip(names, numbers, strict=False)}
+        parsed = {
+            name: int(text) if name in ("interval", "steps") else float(text)
+            for name, text in zip(names, numbers, strict=False)
+        }
         if len(numbers) > len(names) or not all(math.isfinite(number) for number in parsed.values()):
             raise ValueError
         return SCHEDULES[kind](**parsed)
     except (ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        expected = "a finite number or a schedule such as geometric:1:0.02" if kind == "constant" else ":".join([kind, *(name.upper() for name in names)])
+        expected = (
+            "a finite number or a schedule such as geometric:1:0.02"
+            if kind == "constant"
+            else ":".join([kind, *(name.upper() for name in names)])
+        )
         raise InputError(f"cannot read {str(value)!r} as a schedule; expected {expected}") from None

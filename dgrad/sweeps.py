@@ -1,6 +1,10 @@
 """placeholder"""
+
 from __future__ import annotations
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
+
 
 def difference_sweep(codes, weight, bias, rest_loss, loss):
     S, B, n, k = codes.shape
@@ -12,6 +16,7 @@ def difference_sweep(codes, weight, bias, rest_loss, loss):
         for j in range(k):
             out[:, :, i, j] = rest_loss(hidden + columns[i, j] - own)
     return out
+
 
 def bernoulli_linear_sweep(codes, weight, bias, images, loss):
     return difference_sweep(codes, weight, bias, lambda h: F.softplus(h).sum(-1) - (images * h).sum(-1), loss)

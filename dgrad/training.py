@@ -25,6 +25,7 @@ from dgrad.devices import choose_device, describe_device
 from dgrad.errors import RunError
 from dgrad.evaluation import evaluate_bound, evaluation_generator
 from dgrad.files import load_checkpoint, save_checkpoint, write_text
+from dgrad.listener import Listener
 from dgrad.networks import DiscreteVAE
 from dgrad.objectives import FunctionObjective, KLObjective
 from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_state, resolve
@@ -37,19 +38,6 @@ class Interrupted(RunError):
     """The run was asked to stop; its state is saved."""
 
     exit_code = 130
-
-
-class Listener:
-    """What a training run tells whoever watches it. All methods do nothing here; override what you want to hear."""
-
-    def started(self, trainer: Trainer) -> None:
-        """Before the first step."""
-
-    def stepped(self, trainer: Trainer) -> None:
-        """After each step; must be quick and must not touch tensors."""
-
-    def evaluated(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        """After each evaluation on the validation images."""
 
 
 class Trainer:
@@ -112,8 +100,13 @@ class Trainer:
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         decayed = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.model.parameters() if parameter.ndim <= 1] + list(self.estimator.parameters())
-        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        others = [parameter for parameter in self.model.parameters() if parameter.ndim <= 1] + list(
+            self.estimator.parameters()
+        )
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         # AdamW with no decay is Adam.
         return torch.optim.AdamW(groups, lr=self.lr(0), fused=self.device.type in ("cpu", "cuda"))
 
@@ -127,7 +120,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr(self.step)
         batch = next(self.batches)
-        logits = self.model.encoder(self._drop_input(batch.images))                             # [B, *code]
+        logits = self.model.encoder(self._drop_input(batch.images))  # [B, *code]
         objective = self.model.reconstruction(batch.images)
         if config.kl == "inside" and config.kl_weight > 0:
             objective = objective + config.kl_weight * KLObjective(layer, logits)
@@ -183,7 +176,9 @@ class Trainer:
                 self.listener.evaluated(self, metrics)
             if self._stop and self.step < self.total_steps:
                 self.save(run)
-                raise Interrupted(f"stopped at step {self.step} of {self.total_steps}, state saved; continue with: dgrad train --resume {run.path}")
+                raise Interrupted(
+                    f"stopped at step {self.step} of {self.total_steps}, state saved; continue with: dgrad train --resume {run.path}"
+                )
         summary = self._summarize()
         write_text(run.summary_file, json.dumps(summary, indent=2) + "\n")
         hook.dgrad_train_end(run=run.path, summary=summary)
@@ -196,7 +191,10 @@ class Trainer:
     def _evaluate(self, run: Run) -> dict[str, Any]:
         train_loss = float(self.loss_sum) / self.losses_summed
         bound = evaluate_bound(
-            self.model, self.evaluation_data.valid, samples=1, generator=evaluation_generator(self.device, self.config.seed)
+            self.model,
+            self.evaluation_data.valid,
+            samples=1,
+            generator=evaluation_generator(self.device, self.config.seed),
         )
         if not (math.isfinite(train_loss) and math.isfinite(bound.bound)):
             raise RunError(
@@ -238,7 +236,11 @@ class Trainer:
             "steps": self.step,
             "seconds": self.seconds,
             "device": describe_device(self.device),
-            "versions": {"dgrad": dgrad.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+            "versions": {
+                "dgrad": dgrad.__version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
             "parameters": sum(tensor.numel() for tensor in last_weights.values()),
         }
 
@@ -261,7 +263,11 @@ class Trainer:
             **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()},
             **{f"best.{name}": tensor for name, tensor in self.best_weights.items()},
             **{f"estimator.{name}": tensor for name, tensor in self.estimator.state_dict().items()},
-            **{f"optimizer.{index}.{name}": tensor for index, entry in optimizer.items() for name, tensor in entry.items()},
+            **{
+                f"optimizer.{index}.{name}": tensor
+                for index, entry in optimizer.items()
+                for name, tensor in entry.items()
+            },
             **{f"batches.{name}": tensor for name, tensor in self.batches.state_dict().items()},
             "noise": self.noise.get_state(),
             "loss_sum": self.loss_sum,
@@ -283,6 +289,8 @@ class Trainer:
         Raises:
             InputError: the checkpoint is missing, damaged, or does not fit the configuration.
         """
+        if not run.checkpoint_file.exists() and not run.metrics():
+            return  # killed before its first step: it starts anew
         tensors, state = load_checkpoint(run.checkpoint_file)
         load_state(self.model, tensors, "model.", run.checkpoint_file)
         load_state(self.estimator, tensors, "estimator.", run.checkpoint_file)
@@ -292,12 +300,16 @@ class Trainer:
                 _, index, key = name.split(".", 2)
                 entries.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        self.batches.load_state_dict({name[8:]: tensor for name, tensor in tensors.items() if name.startswith("batches.")})
+        self.batches.load_state_dict(
+            {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("batches.")}
+        )
         self.noise.set_state(tensors["noise"])
         self.loss_sum.copy_(tensors["loss_sum"])
         self.step, self.seconds, self.losses_summed = state["step"], state["seconds"], state["losses_summed"]
         self.best = state["best"] or self.best
-        self.best_weights = {name[5:]: tensor.to(self.device) for name, tensor in tensors.items() if name.startswith("best.")}
+        self.best_weights = {
+            name[5:]: tensor.to(self.device) for name, tensor in tensors.items() if name.startswith("best.")
+        }
         self._saved_at = self.seconds
         kept = [line for line in run.metrics() if line["step"] <= self.step]
         write_text(run.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))

@@ -10,7 +10,6 @@ from typing import Any
 
 import dgrad
 from dgrad.networks import linear_vae, mlp_vae
-
 from dgrad_plugins.datasets import DATASETS
 from dgrad_plugins.estimators import ESTIMATORS
 from dgrad_plugins.latents import Categorical

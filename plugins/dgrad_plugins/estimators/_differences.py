@@ -12,7 +12,12 @@ DIFFERENCES = ("backward", "forward", "central")
 
 @torch.no_grad()
 def difference(
-    solve: Callable[[Tensor], Tensor], potentials: Tensor, losses: Tensor, epsilon: Tensor, kind: str, middle: Tensor | None = None
+    solve: Callable[[Tensor], Tensor],
+    potentials: Tensor,
+    losses: Tensor,
+    epsilon: Tensor,
+    kind: str,
+    middle: Tensor | None = None,
 ) -> Tensor:
     """The difference quotient of `solve` (an argmax, a softmax) along the losses, in the shape of the potentials.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
 from dgrad.gradient_estimator import (
     Estimate,
     GradientEstimator,
@@ -16,9 +19,6 @@ from dgrad.gradient_estimator import (
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
-from jaxtyping import Float
-from torch import Generator, Tensor
-
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 
 
@@ -64,12 +64,17 @@ class Direct(GradientEstimator):
         )
 
     def estimate(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
     ) -> Estimate:
         with torch.no_grad():
-            potentials = logits + layer.noise(logits, self.samples, generator=generator)        # [S, B, n, k]
+            potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, n, k]
             codes = layer.argmax(potentials)
-        loss = objective(codes)                                                                 # [S, B]
-        sweep = objective.sweep(codes, loss.detach())                                           # [S, B, n, k]
+        loss = objective(codes)  # [S, B]
+        sweep = objective.sweep(codes, loss.detach())  # [S, B, n, k]
         direction = difference(layer.argmax, potentials, sweep, self.epsilon, self.difference, middle=codes)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

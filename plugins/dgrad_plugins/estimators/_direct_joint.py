@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
 from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_choice, check_count, replace_gradient
 from dgrad.latent_layer import LatentLayer
 from dgrad.noise import gumbel
 from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
-from jaxtyping import Float
-from torch import Generator, Tensor
-
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._exact import LARGEST_SUPPORT
 
@@ -55,19 +55,24 @@ class DirectJoint(GradientEstimator):
         )
 
     def estimate(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
     ) -> Estimate:
         with torch.no_grad():
-            support = layer.enumerate(like=logits)                                              # [K, *code]
-            everywhere = support.unsqueeze(1).expand(-1, *logits.shape)                         # [K, B, *code]
-            losses = objective(everywhere).T                                                    # [B, K]
-            log_q = layer.log_prob(logits, everywhere).T                                        # [B, K]
-            potentials = log_q + gumbel(log_q, self.samples, generator=generator)               # [S, B, K]
-            codes = support[potentials.argmax(-1)]                                              # [S, B, *code]
+            support = layer.enumerate(like=logits)  # [K, *code]
+            everywhere = support.unsqueeze(1).expand(-1, *logits.shape)  # [K, B, *code]
+            losses = objective(everywhere).T  # [B, K]
+            log_q = layer.log_prob(logits, everywhere).T  # [B, K]
+            potentials = log_q + gumbel(log_q, self.samples, generator=generator)  # [S, B, K]
+            codes = support[potentials.argmax(-1)]  # [S, B, *code]
             direction = difference(
                 lambda u: support[u.argmax(-1)], potentials, losses, self.epsilon, self.difference, middle=codes
-            )                                                                                   # [S, B, *code]
-        loss = objective(codes)                                                                 # [S, B]
+            )  # [S, B, *code]
+        loss = objective(codes)  # [S, B]
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
 from dgrad.gradient_estimator import (
     Estimate,
     GradientEstimator,
@@ -16,9 +18,6 @@ from dgrad.gradient_estimator import (
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
-from jaxtyping import Float
-from torch import Generator, Tensor
-
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 
 
@@ -62,10 +61,15 @@ class DirectRaoBlackwell(GradientEstimator):
         )
 
     def estimate(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
     ) -> Estimate:
-        codes = layer.sample(logits, self.samples, generator=generator)                         # [S, B, n, k]
-        loss = objective(codes)                                                                 # [S, B]
-        sweep = objective.sweep(codes, loss.detach())                                           # [S, B, n, k]
+        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
+        loss = objective(codes)  # [S, B]
+        sweep = objective.sweep(codes, loss.detach())  # [S, B, n, k]
         direction = difference(layer.mean, logits, sweep, self.epsilon, self.difference)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
+from torch import Generator, Tensor
+
 from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
-from jaxtyping import Float
-from torch import Generator, Tensor
 
 LARGEST_SUPPORT = 4096
 
@@ -40,12 +41,17 @@ class Exact(GradientEstimator):
         )
 
     def estimate(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
     ) -> Estimate:
-        support = layer.enumerate(like=logits).unsqueeze(1)                                     # [K, 1, *code]
-        codes = support.expand(-1, *logits.shape)                                               # [K, B, *code]
+        support = layer.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
+        codes = support.expand(-1, *logits.shape)  # [K, B, *code]
         # sum_z q(z) f(z)
-        loss = (layer.log_prob(logits, codes).exp() * objective(codes)).sum(0)                  # [B]
+        loss = (layer.log_prob(logits, codes).exp() * objective(codes)).sum(0)  # [B]
         return Estimate(loss=loss, codes=codes)
 
 

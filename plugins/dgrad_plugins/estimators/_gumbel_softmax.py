@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
 from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_count
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
-from jaxtyping import Float
-from torch import Generator, Tensor
 
 
 class GumbelSoftmax(GradientEstimator):
@@ -47,9 +47,14 @@ class GumbelSoftmax(GradientEstimator):
         )
 
     def estimate(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
     ) -> Estimate:
-        potentials = logits + layer.noise(logits, self.samples, generator=generator)            # [S, B, *code]
+        potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         # f(softmax((phi + G) / tau))
-        loss = objective(layer.relax(potentials, self.temperature))                             # [S, B]
+        loss = objective(layer.relax(potentials, self.temperature))  # [S, B]
         return Estimate(loss=loss.mean(0), codes=layer.argmax(potentials.detach()))

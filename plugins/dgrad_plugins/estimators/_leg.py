@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
 from dgrad.gradient_estimator import (
     Estimate,
     GradientEstimator,
@@ -14,8 +17,6 @@ from dgrad.gradient_estimator import (
 )
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
-from jaxtyping import Float
-from torch import Generator, Tensor
 
 
 class LocalExpectation(GradientEstimator):
@@ -51,13 +52,18 @@ class LocalExpectation(GradientEstimator):
         )
 
     def estimate(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
     ) -> Estimate:
-        codes = layer.sample(logits, self.samples, generator=generator)                         # [S, B, n, k]
-        loss = objective(codes)                                                                 # [S, B]
+        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
+        loss = objective(codes)  # [S, B]
         with torch.no_grad():
-            sweep = objective.sweep(codes, loss)                                                # [S, B, n, k]
-            p = layer.mean(logits)                                                              # [B, n, k]
+            sweep = objective.sweep(codes, loss)  # [S, B, n, k]
+            p = layer.mean(logits)  # [B, n, k]
             # p_ij (T_ij - sum_m p_im T_im)
             direction = p * (sweep - (p * sweep).sum(-1, keepdim=True))
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
 from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_choice, check_count, replace_gradient
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
-from jaxtyping import Float
-from torch import Generator, Tensor
 
 DECAY = 0.99
 BASELINES = ("none", "moving-average")
@@ -51,12 +52,17 @@ class Reinforce(GradientEstimator):
         )
 
     def estimate(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
     ) -> Estimate:
-        codes = layer.sample(logits, self.samples, generator=generator)                         # [S, B, *code]
-        loss = objective(codes)                                                                 # [S, B]
+        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
+        loss = objective(codes)  # [S, B]
         with torch.no_grad():
-            score = (codes - layer.mean(logits)).flatten(2)                                     # [S, B, n*k]
+            score = (codes - layer.mean(logits)).flatten(2)  # [S, B, n*k]
             # (f(z) - b) grad log q(z)
             direction = ((loss - self._baseline()).unsqueeze(-1) * score).view_as(codes)
             self._learn(loss)

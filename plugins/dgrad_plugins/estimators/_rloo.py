@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
 from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_count, replace_gradient
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
-from jaxtyping import Float
-from torch import Generator, Tensor
 
 
 class LeaveOneOut(GradientEstimator):
@@ -42,13 +43,18 @@ class LeaveOneOut(GradientEstimator):
         )
 
     def estimate(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: Objective, *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
     ) -> Estimate:
-        codes = layer.sample(logits, self.samples, generator=generator)                         # [S, B, *code]
-        loss = objective(codes)                                                                 # [S, B]
+        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
+        loss = objective(codes)  # [S, B]
         with torch.no_grad():
             # (f_m - mean of the others) = (f_m - mean f) S / (S - 1)
-            advantage = (loss - loss.mean(0)) * self.samples / (self.samples - 1)               # [S, B]
-            score = (codes - layer.mean(logits)).flatten(2)                                     # [S, B, n*k]
+            advantage = (loss - loss.mean(0)) * self.samples / (self.samples - 1)  # [S, B]
+            score = (codes - layer.mean(logits)).flatten(2)  # [S, B, n*k]
             direction = (advantage.unsqueeze(-1) * score).view_as(codes)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
-from torch.distributions import Independent, OneHotCategorical
+from torch.distributions import Distribution, Independent, OneHotCategorical
 
 from dgrad.errors import InputError
 from dgrad.latent_layer import LatentLayer
@@ -35,18 +35,22 @@ class Categorical(LatentLayer):
 
     def __post_init__(self) -> None:
         if self.variables < 1 or self.values < 2:
-            raise InputError(f"a categorical latent needs at least 1 variable and 2 values; got {self}, expected for example 20x10")
+            raise InputError(
+                f"a categorical latent needs at least 1 variable and 2 values; got {self}, expected for example 20x10"
+            )
 
     @classmethod
     def parse(cls, spec: str) -> Categorical:
-        """The layer that `NxK` describes.
+        """Independent categorical variables: `NxK`, N variables of K values, for example 20x10.
 
         Raises:
             InputError: the text is not `NxK`, or a number in it is too small.
         """
         match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", spec)
         if match is None:
-            raise InputError(f"cannot read {spec!r} as a categorical latent; expected VARIABLESxVALUES, for example 20x10")
+            raise InputError(
+                f"cannot read {spec!r} as a categorical latent; expected VARIABLESxVALUES, for example 20x10"
+            )
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -78,7 +82,9 @@ class Categorical(LatentLayer):
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         return logits.softmax(-1)
 
-    def log_prob(self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+    def log_prob(
+        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples batch *code"]
+    ) -> Float[Tensor, "samples batch"]:
         return (codes * logits.log_softmax(-1)).sum((-2, -1))
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
@@ -92,7 +98,9 @@ class Categorical(LatentLayer):
 
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
         if self.support_size > ENUMERABLE:
-            raise InputError(f"latent {self} has {self.support_size:.3g} codes, too many to list; at most {ENUMERABLE} are, for example 4x10")
+            raise InputError(
+                f"latent {self} has {self.support_size:.3g} codes, too many to list; at most {ENUMERABLE} are, for example 4x10"
+            )
         values = torch.arange(self.values, device=like.device)
         return self.codes(torch.cartesian_prod(*[values] * self.variables).view(-1, self.variables), like.dtype)
 
@@ -102,5 +110,5 @@ class Categorical(LatentLayer):
     def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
         return F.one_hot(indices, self.values).to(dtype)
 
-    def distribution(self, logits: Float[Tensor, "batch *code"]) -> Independent:
+    def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
         return Independent(OneHotCategorical(logits=logits), 1)

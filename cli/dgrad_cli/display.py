@@ -1,0 +1,125 @@
+"""What the commands print: tables, JSON, and the progress of a training run. May import rich; torch and the core not at all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dgrad.listener import Listener
+
+if TYPE_CHECKING:
+    from dgrad.training import Trainer
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on the standard output."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table that fits the terminal; as plain wide text where there is none."""
+    console = Console()
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 160))
+    console.print(table)
+
+
+def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
+    """`21.37 nats (reconstruction 15.20, KL 6.17)`."""
+    return (
+        f"{metrics[f'{prefix}_bound']:.2f} {unit} (reconstruction {metrics[f'{prefix}_reconstruction']:.2f}, "
+        f"KL {metrics[f'{prefix}_kl']:.2f})"
+    )
+
+
+class Watcher(Listener):
+    """Follows a training run: a live bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+    def __init__(self, *, quiet: bool, to_stderr: bool) -> None:
+        self.console = Console(stderr=to_stderr, highlight=False)
+        self.quiet = quiet
+        self.live = not quiet and self.console.is_terminal
+        self.progress: Progress | None = None
+        self.last_line = -SECONDS_BETWEEN_LINES
+        self.first_step = 0
+        self.first_seconds = 0.0
+
+    def started(self, trainer: Trainer) -> None:
+        """Say what is trained, on what."""
+        from dgrad.devices import describe_device
+
+        self.first_step, self.first_seconds = trainer.step, trainer.seconds
+        config = trainer.config
+        if not self.quiet:
+            share = f", from step {trainer.step}" if trainer.step else ""
+            self.console.print(
+                f"training {config.estimator} on {config.dataset}, latent {config.latent}, {trainer.total_steps} steps{share}, on "
+                f"{describe_device(trainer.device)}"
+            )
+        if self.live:
+            columns = (
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("bound {task.fields[bound]}"),
+                TextColumn("{task.fields[rate]} steps/s"),
+                TimeRemainingColumn(),
+            )
+            self.progress = Progress(*columns, console=self.console, refresh_per_second=4)
+            self.progress.add_task(
+                "", total=trainer.total_steps, completed=trainer.step, epoch="0", bound="-", rate="-"
+            )
+            self.progress.start()
+
+    def stepped(self, trainer: Trainer) -> None:
+        """Move the bar."""
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=trainer.step, rate=f"{self._rate(trainer):.0f}")
+
+    def evaluated(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """Show the figures of an evaluation."""
+        if self.progress is not None:
+            bound = f"{metrics['valid_bound']:.2f}"
+            self.progress.update(self.progress.task_ids[0], epoch=f"{metrics['epoch']:g}", bound=bound)
+        elif not self.quiet and (
+            time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or trainer.step == trainer.total_steps
+        ):
+            self.last_line = time.monotonic()
+            rate = self._rate(trainer)
+            left = (trainer.total_steps - trainer.step) / rate
+            unit = trainer.model.likelihood.unit
+            self.console.print(
+                f"epoch {metrics['epoch']:g}: bound {figures(metrics, 'valid', unit)}, {rate:.0f} steps/s, {duration(left)} left",
+                soft_wrap=True,
+            )
+
+    def _rate(self, trainer: Trainer) -> float:
+        return (trainer.step - self.first_step) / max(trainer.seconds - self.first_seconds, 1e-9)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(59.4), duration(61), duration(3720)
+    ('59 s', '1 min 1 s', '1 h 2 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

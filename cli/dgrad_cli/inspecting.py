@@ -1,0 +1,123 @@
+"""`dgrad estimators`, `latents`, `datasets`, `plugins`: what there is. Torch and the core only inside commands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dgrad_cli.display import print_json, print_table
+
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A plugin to load first: a module or a .py file.", show_default=False),
+]
+
+
+def estimators(
+    latent: Annotated[str, typer.Option(help="The latent that evaluations are counted for.")] = "20x10",
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """List the gradient estimators."""
+    import dgrad
+    from dgrad.hyperparameters import defaults_of
+
+    _load(plugin)
+    layer = dgrad.latent(latent)
+    rows: list[dict[str, Any]] = []
+    for name, factory in dgrad.estimators().items():
+        traits = dgrad.estimator(name).traits
+        rows.append(
+            {
+                "name": name,
+                "unbiased": traits.unbiased,
+                "differentiable_loss": traits.differentiable_objective,
+                "evaluations": traits.evaluations(layer) if traits.supports(layer) else None,
+                "hyperparameters": defaults_of(factory),
+                "reference": traits.reference,
+            }
+        )
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        [
+            "name",
+            "unbiased",
+            "needs a differentiable loss",
+            f"evaluations at {latent}",
+            "hyper-parameters",
+            "reference",
+        ],
+        (
+            (
+                row["name"],
+                "yes" if row["unbiased"] else "no",
+                "yes" if row["differentiable_loss"] else "no",
+                "too many" if row["evaluations"] is None else row["evaluations"],
+                " ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()),
+                row["reference"],
+            )
+            for row in rows
+        ),
+    )
+
+
+def latents(plugin: Plugins = None, json: Json = False) -> None:
+    """List the kinds of latent code."""
+    import dgrad
+
+    _list(dgrad.latents, plugin, json)
+
+
+def datasets(plugin: Plugins = None, json: Json = False) -> None:
+    """List the data sets; a .npz file or a folder of images by class serves too."""
+    import dgrad
+
+    _list(dgrad.datasets, plugin, json)
+
+
+def plugins(plugin: Plugins = None, json: Json = False) -> None:
+    """List the plugins that are loaded, where each comes from and what it registers."""
+    from dgrad.registry import registry
+
+    _load(plugin)
+    rows = [
+        {"name": entry.name, "distribution": entry.distribution, "version": entry.version, "registers": entry.registers}
+        for entry in registry().plugins
+    ]
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ["name", "distribution", "version", "registers"],
+        (
+            (
+                row["name"],
+                row["distribution"],
+                row["version"],
+                "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["registers"].items() if names),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _list(names: Any, plugin: list[str] | None, json: bool) -> None:
+    from dgrad.registry import describe
+
+    _load(plugin)
+    described: dict[str, str] = describe(names())
+    if json:
+        print_json([{"name": name, "description": text} for name, text in described.items()])
+        return
+    print_table(["name", "what"], list(described.items()))
+
+
+def _load(plugin: list[str] | None) -> None:
+    import dgrad
+
+    for spec in plugin or ():
+        dgrad.load_plugin(spec)

@@ -1,0 +1,177 @@
+"""`dgrad evaluate`, `sample`, `reconstruct`, `export`: what can be done with a run. Torch and the core only inside commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgrad.errors import InputError
+from dgrad_cli.display import figures, print_json
+
+if TYPE_CHECKING:
+    from dgrad.config import TrainConfig
+    from dgrad.data import Split
+    from dgrad.networks import DiscreteVAE
+
+RunArgument = Annotated[Path, typer.Argument(help="A run directory of dgrad train.", metavar="RUN", show_default=False)]
+Weights = Annotated[str, typer.Option(help="best (by validation) or last.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DatasetName = Annotated[
+    str | None,
+    typer.Option(help="Another data set with images of the same size. [default: the run's]", show_default=False),
+]
+DataRoot = Annotated[
+    str | None, typer.Option(help="Where data sets are on disk. [default: the run's]", show_default=False)
+]
+
+
+def evaluate(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    eval_samples: Annotated[
+        int, typer.Option(help="Codes for each image; small supports are summed exactly.", min=1)
+    ] = 10,
+    importance_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Also the importance-weighted bound on -log p(x) with this many codes.", min=1, show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0)] = 0,
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    weights: Weights = "best",
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure the bound of a trained model."""
+    from dgrad.evaluation import evaluate_bound, evaluation_generator, importance_weighted_bound
+
+    model, state, images, config = _load(run, split, dataset, data_root, weights, device)
+    target = images.images.device
+    bound = evaluate_bound(model, images, samples=eval_samples, generator=evaluation_generator(target, seed))
+    result: dict[str, Any] = {
+        "run": str(run), "dataset": config.dataset, "split": split, "images": len(images), **state,
+        "bound": bound.bound, "reconstruction": bound.reconstruction, "kl": bound.kl,
+        "standard_error": None if bound.standard_error != bound.standard_error else bound.standard_error,
+        "unit": model.likelihood.unit,
+    }  # fmt: skip
+    if importance_samples is not None:
+        generator = evaluation_generator(target, seed)
+        result["importance_samples"] = importance_samples
+        result["importance_weighted_bound"] = importance_weighted_bound(
+            model, images, samples=importance_samples, generator=generator
+        )
+    if json:
+        print_json(result)
+        return
+    values = {f"test_{name}": result[name] for name in ("bound", "reconstruction", "kl")}
+    print(
+        f"{split} bound  {figures(values, 'test', result['unit'])}, {len(images)} images, weights of epoch {state['epoch']:g} ({state['weights']})"
+    )
+    if importance_samples is not None:
+        print(
+            f"-log p(x)   at most {result['importance_weighted_bound']:.2f} {result['unit']} ({importance_samples} importance samples)"
+        )
+
+
+def sample(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
+    rows: Annotated[int, typer.Option(min=1)] = 8,
+    columns: Annotated[int, typer.Option(min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0)] = 0,
+    weights: Weights = "best",
+) -> None:
+    """Draw codes from the uniform prior and write what they decode to."""
+    from torch import Generator
+
+    from dgrad.pictures import save_samples
+    from dgrad.runs import Run
+
+    _check_picture(out)
+    _check_choice("--weights", weights, ("best", "last"))
+    model, _ = Run.open(run).load_model(weights)
+    save_samples(out, model, generator=Generator().manual_seed(seed), rows=rows, columns=columns)
+    print(out)
+
+
+def reconstruct(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("reconstructions.png"),
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    rows: Annotated[int, typer.Option(min=1)] = 4,
+    columns: Annotated[int, typer.Option(min=1)] = 12,
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    weights: Weights = "best",
+) -> None:
+    """Write images and, below each, what its most probable code decodes to."""
+    from dgrad.pictures import save_reconstructions
+
+    _check_picture(out)
+    model, _, images, _ = _load(run, split, dataset, data_root, weights, "cpu")
+    save_reconstructions(out, model, images, rows=rows, columns=columns)
+    print(out)
+
+
+def export(
+    run: RunArgument,
+    out: Annotated[
+        Path, typer.Option(help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.")
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export at --out.")] = False,
+    weights: Weights = "best",
+    json: Json = False,
+) -> None:
+    """Write the encoder and the decoder as ONNX, checked against torch on real images before they are put in place."""
+    from dgrad_export import export_run
+
+    _check_choice("--weights", weights, ("best", "last"))
+    manifest = export_run(run, out, weights=weights, overwrite=overwrite)
+    if json:
+        print_json({"out": str(out), **manifest})
+        return
+    print(f"{out}: encoder.onnx, decoder.onnx, manifest.json, checked against torch")
+    print(f"use it with numpy and onnxruntime alone: dgrad_export.Codec({str(out)!r}).encode(images)")
+
+
+def _load(
+    path: Path, split: str, dataset: str | None, data_root: str | None, weights: str, device: str
+) -> tuple[DiscreteVAE, dict[str, Any], Split, TrainConfig]:
+    """The run's model, where its weights are from, a split of the data binarised as in the run, and the configuration."""
+    from dataclasses import replace
+
+    from dgrad.devices import choose_device
+    from dgrad.runs import Run, build_dataset, evaluation_data
+
+    _check_choice("--split", split, ("train", "valid", "test"))
+    _check_choice("--weights", weights, ("best", "last"))
+    target = choose_device(device)
+    run = Run.open(path)
+    config = run.config
+    model, state = run.load_model(weights)
+    config = replace(config, dataset=dataset or config.dataset, data_root=data_root or config.data_root)
+    data = build_dataset(config)
+    if data.image_shape != model.image_shape:
+        raise InputError(
+            f"{config.dataset} has images of shape {list(data.image_shape)} (channels, height, width); the model of {path} takes "
+            f"{list(model.image_shape)}: choose a data set of that size"
+        )
+    chosen: Split = getattr(evaluation_data(config, data), split)
+    return model.to(target), state, chosen.to(target), config
+
+
+def _check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
+    if got not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {got!r}")
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--out must end with .png; got {path}")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: there is no directory {path.parent}; make it first")
