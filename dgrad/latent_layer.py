@@ -75,6 +75,10 @@ class LatentLayer(ABC):
         """`-E_q[log q(z)]`, in nats."""
 
     @abstractmethod
+    def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        """`KL(q || uniform)`, exact, in nats."""
+
+    @abstractmethod
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
     ) -> Float[Tensor, "samples batch *code"]:
@@ -114,7 +118,3 @@ class LatentLayer(ABC):
     def log_prior(self) -> float:
         """`log p(z)` under the uniform prior, in nats: the same for every code."""
         return -math.log(self.support_size)
-
-    def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        """`KL(q || uniform)`, exact, in nats."""
-        return -self.log_prior - self.entropy(logits)

@@ -100,6 +100,10 @@ class WholeRun(Schedule):
     end: float
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"a schedule over a whole run needs at least 1 step; got {self}")
+
     @abstractmethod
     def at(self, fraction: float) -> float:
         """The value when `fraction` of the run, in [0, 1], is done."""
@@ -129,6 +133,7 @@ class Geometric(WholeRun):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.start <= 0 or self.end <= 0:
             raise InputError(
                 f"a geometric schedule goes between positive values; got {self}; linear and cosine can reach 0"

@@ -84,7 +84,7 @@ def plugins(plugin: Plugins = None, json: Json = False) -> None:
     from dgrad.registry import registry
 
     _load(plugin)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": entry.name, "distribution": entry.distribution, "version": entry.version, "registers": entry.registers}
         for entry in registry().plugins
     ]

@@ -36,7 +36,7 @@ class Direct(GradientEstimator):
 
     Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867); backward is the sign of the authors' code.
 
-    >>> import dgrad
+    >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("3x4"), torch.zeros(2, 3, 4, requires_grad=True)
     >>> estimator = dgrad.estimator("direct", epsilon=0.5)
     >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1), generator=torch.Generator().manual_seed(0))

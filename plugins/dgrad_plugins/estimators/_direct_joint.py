@@ -28,7 +28,7 @@ class DirectJoint(GradientEstimator):
 
     Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867), Theorem 1.
 
-    >>> import dgrad
+    >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
     >>> estimate = dgrad.estimator("direct-joint", epsilon=0.5)(layer, logits, lambda codes: codes[..., 0].sum(-1))
     >>> estimate.codes.shape

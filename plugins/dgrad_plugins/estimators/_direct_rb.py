@@ -34,7 +34,7 @@ class DirectRaoBlackwell(GradientEstimator):
 
     Source: not in the paper; Rao-Blackwellisation of Lorberbom et al. 2019. Its limit as epsilon falls is `leg`.
 
-    >>> import dgrad
+    >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
     >>> dgrad.estimator("direct-rb", epsilon=1e-3)(layer, logits, lambda codes: codes[..., 0, 1]).loss.sum().backward()
     >>> [round(value, 3) for value in logits.grad.flatten().tolist()]

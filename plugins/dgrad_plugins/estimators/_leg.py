@@ -30,7 +30,7 @@ class LocalExpectation(GradientEstimator):
 
     Source: Titsias & Lázaro-Gredilla 2015, Local expectation gradients for black box variational inference.
 
-    >>> import dgrad
+    >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
     >>> dgrad.estimator("leg")(layer, logits, lambda codes: codes[..., 0, 1]).loss.sum().backward()
     >>> logits.grad

@@ -25,7 +25,7 @@ class Reinforce(GradientEstimator):
 
     Source: Williams 1992; Glynn 1990.
 
-    >>> import dgrad
+    >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
     >>> estimate = dgrad.estimator("reinforce")(layer, logits, lambda codes: codes[..., 0].sum(-1))
     >>> estimate.loss.shape

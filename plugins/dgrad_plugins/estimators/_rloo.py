@@ -22,7 +22,7 @@ class LeaveOneOut(GradientEstimator):
 
     Source: Kool, van Hoof & Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
 
-    >>> import dgrad
+    >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
     >>> estimate = dgrad.estimator("rloo", samples=4)(layer, logits, lambda codes: codes[..., 0].sum(-1))
     >>> estimate.codes.shape

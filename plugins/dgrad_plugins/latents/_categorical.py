@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -23,10 +24,11 @@ ENUMERABLE = 2**16
 class Categorical(LatentLayer):
     """`variables` independent categorical variables of `values` values each: codes are one-hot rows, `[n, k]`.
 
+    >>> import torch
     >>> layer = Categorical(20, 10)
     >>> str(layer), layer.shape
     ('20x10', (20, 10))
-    >>> float(layer.kl(torch.zeros(1, 20, 10)))
+    >>> round(float(layer.kl(torch.zeros(1, 20, 10))), 6)
     0.0
     """
 
@@ -90,6 +92,11 @@ class Categorical(LatentLayer):
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         log_p = logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum((-2, -1))
+
+    def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        log_p = logits.log_softmax(-1)
+        # sum_ij p_ij (log p_ij + log k), which is 0 at 0 where the difference of two entropies is a rounding error
+        return (log_p.exp() * (log_p + math.log(self.values))).sum((-2, -1))
 
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]

@@ -1,0 +1,83 @@
+"""Tools for testing estimators and latents: small problems whose exact gradient is known by enumeration. May import the core.
+
+`exact_gradient` is the truth, `monte_carlo_gradient` the mean and standard error of an estimator; both are for the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.gradient_estimator import GradientEstimator
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import CodeLoss
+
+
+def small_logits(layer: LatentLayer, *, batch: int = 1, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Normal logits `[batch, *layer.shape]` in float64 from a fixed seed."""
+    return scale * torch.randn(batch, *layer.shape, dtype=torch.float64, generator=Generator().manual_seed(seed))
+
+
+def small_objectives(layer: LatentLayer, *, seed: int = 0) -> dict[str, CodeLoss]:
+    """Losses of codes, of the kinds that tell estimators apart: smooth, a cross-entropy, spiky, and one with steps.
+
+    All are defined on relaxed codes too; `steps` has no useful gradient there.
+    """
+    size = 1
+    for length in layer.shape:
+        size *= length
+    generator = Generator().manual_seed(seed)
+    mixing = torch.randn(size, size, dtype=torch.float64, generator=generator)
+    weight = torch.randn(8, size, dtype=torch.float64, generator=generator)
+    pixels = (torch.rand(8, dtype=torch.float64, generator=generator) < 0.5).double()
+
+    def flat(codes: Tensor) -> Tensor:
+        return codes.double().flatten(2)
+
+    def smooth(codes: Tensor) -> Tensor:
+        return torch.einsum("sbi,ij,sbj->sb", flat(codes), mixing, flat(codes)) / size**0.5
+
+    def cross_entropy(codes: Tensor) -> Tensor:
+        outputs = flat(codes) @ weight.T
+        return (torch.nn.functional.softplus(outputs) - pixels * outputs).sum(-1)
+
+    def spiky(codes: Tensor) -> Tensor:
+        return 3 * torch.sin(7 * flat(codes) @ mixing[0]) + flat(codes)[..., 0]
+
+    def steps(codes: Tensor) -> Tensor:
+        return torch.floor(2 * flat(codes) @ mixing[0])
+
+    return {"smooth": smooth, "cross-entropy": cross_entropy, "spiky": spiky, "steps": steps}
+
+
+def exact_gradient(
+    layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: CodeLoss
+) -> Float[Tensor, "batch *code"]:
+    """The gradient of `sum_b E_q[f(z_b)]` for the logits, by enumeration of the support.
+
+    Raises:
+        InputError: the support is too large to be listed.
+    """
+    logits = logits.detach().requires_grad_()
+    codes = layer.enumerate(like=logits).unsqueeze(1).expand(-1, *logits.shape)
+    (gradient,) = torch.autograd.grad((layer.log_prob(logits, codes).exp() * objective(codes)).sum(), logits)
+    return gradient
+
+
+def monte_carlo_gradient(
+    estimator: GradientEstimator,
+    layer: LatentLayer,
+    logits: Float[Tensor, "one *code"],
+    objective: CodeLoss | Callable[[Tensor], Tensor],
+    *,
+    draws: int,
+    seed: int = 0,
+) -> tuple[Float[Tensor, "*code"], Float[Tensor, "*code"]]:
+    """The mean gradient of an estimator over `draws` independent draws, and its standard error, for one example's logits."""
+    repeated = logits.detach().expand(draws, *logits.shape[1:]).clone().requires_grad_()
+    estimate = estimator(layer, repeated, objective, generator=Generator().manual_seed(seed))
+    (gradients,) = torch.autograd.grad(estimate.loss.sum(), repeated)
+    return gradients.mean(0), gradients.std(0) / draws**0.5

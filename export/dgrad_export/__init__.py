@@ -1,0 +1,32 @@
+"""Trained models as ONNX: writing them, checking them against torch, running them without it.
+
+    export_run(Path("runs/digits"), Path("model"))     # needs torch and onnx
+    codes = Codec("model").encode(images)              # needs numpy and onnxruntime alone
+
+May import dgrad. Names are loaded on first use: importing this package, or `Codec` from it, imports neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dgrad_export._codec import Codec
+    from dgrad_export._write import export_run
+
+__all__ = ["Codec", "export_run"]
+
+_HOME_OF = {"Codec": "_codec", "export_run": "_write"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'dgrad_export' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"dgrad_export.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

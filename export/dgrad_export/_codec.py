@@ -1,0 +1,222 @@
+"""Running an exported model: images to codes and back. May import numpy, onnxruntime and dgrad.errors; never torch or onnx."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dgrad.errors import InputError, RunError
+from dgrad_export._manifest import DECODER, ENCODER, MANIFEST, damaged, read_manifest
+from dgrad_export._session import open_session
+
+CHUNK = 1024
+"""Images or codes that go through the model at once."""
+
+Seed: TypeAlias = int | np.random.Generator | None
+
+
+class Codec:
+    """The encoder and decoder that `export_run` wrote.
+
+    Calls may come from several threads at once: nothing in a codec changes after it is built.
+
+    Images go in as uint8 (0 to 255) or as floats (0 to 1). Rounding at 0.5, where the run's `binarize` was `threshold`, is in
+    the encoder: send grey images. Accepted shapes, for images of C channels, H rows and W columns:
+
+    - `[N, C, H, W]`;
+    - `[N, H, W]` where C is 1, else `[C, H, W]`, a single image;
+    - `[H, W]` where C is 1, a single image.
+
+    Results always have the axis N, which is 1 for a single image and may be 0.
+
+    Args:
+        directory: the exported folder.
+        threads: threads that one call may use; 0 for as many as there are cores.
+
+    Raises:
+        InputError: there is no exported model, or a file of it is missing, damaged or not the one that was written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, threads: int = 1) -> None:
+        if threads < 0:
+            raise InputError(f"threads must be at least 0; got {threads}: use 1, or 0 for as many as there are cores")
+        path = Path(directory)
+        self.manifest: dict[str, Any] = read_manifest(path)
+        latent = self.manifest["latent"]
+        self.latent: str = latent["spec"]
+        """The spec of the latent layer, for example `20x10`."""
+        self.image_shape: tuple[int, int, int] = tuple(self.manifest["image_shape"])
+        """Channels, height, width."""
+        self.logits_shape: tuple[int, ...] = tuple(latent["shape"])
+        """The shape of the logits of one image, `(n, k)` for categorical variables."""
+        self.code_shape: tuple[int, ...] = tuple(latent["code_shape"])
+        """The shape of the code of one image, `(n,)` for categorical variables."""
+        self.values: int | None = latent["values"]
+        """How many values each number of a code can take; None where the latent is no row of independent variables."""
+        self._encoder = _open(path, ENCODER, self.manifest, threads)
+        self._decoder = _open(path, DECODER, self.manifest, threads)
+
+    def __repr__(self) -> str:
+        return f"Codec({self.latent}, images {list(self.image_shape)})"
+
+    def encode(self, images: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """The most probable code of each image, int64 `[N, *code_shape]`.
+
+        Raises:
+            InputError: images of another shape, dtype or range.
+        """
+        return self._run_encoder(images, "code", self.code_shape, np.int64)
+
+    def logits(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """The logits of the distribution of each image's code, float32 `[N, *logits_shape]`.
+
+        Raises:
+            InputError: images of another shape, dtype or range.
+        """
+        return self._run_encoder(images, "logits", self.logits_shape, np.float32)
+
+    def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """The expected image of each code, float32 in [0, 1], `[N, C, H, W]`.
+
+        Args:
+            codes: integers `[N, *code_shape]`, or `[*code_shape]` for a single code.
+
+        Raises:
+            InputError: codes of another shape, dtype or range.
+        """
+        codes = self._check_codes(codes)
+        images = np.empty((len(codes), *self.image_shape), np.float32)
+        for start in range(0, len(codes), CHUNK):
+            chunk = np.ascontiguousarray(codes[start : start + CHUNK], dtype=np.int64)
+            images[start : start + CHUNK] = _run(self._decoder, "image", {"code": chunk})
+        return images
+
+    def sample_codes(self, count: int, seed: Seed = None) -> npt.NDArray[np.int64]:
+        """Codes drawn from the uniform prior, int64 `[count, *code_shape]`.
+
+        Args:
+            count: how many, 0 or more.
+            seed: a number for the same codes every time, a generator to draw from, or None.
+
+        Raises:
+            InputError: a negative count or seed, or a latent whose codes are not rows of independent variables.
+        """
+        if self.values is None:
+            raise InputError(
+                f"cannot draw codes of latent {self.latent} here: its variables are not independent; draw them with its LatentLayer.sample"
+            )
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+            raise InputError(f"count must be a whole number of at least 0; got {count!r}")
+        try:
+            generator = np.random.default_rng(seed)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"seed must be a whole number of at least 0, a numpy Generator or None; got {seed!r}"
+            ) from None
+        return generator.integers(self.values, size=(count, *self.code_shape), dtype=np.int64)
+
+    def sample(self, count: int, seed: Seed = None) -> npt.NDArray[np.float32]:
+        """The images of codes drawn from the uniform prior, float32 in [0, 1], `[count, C, H, W]`.
+
+        The same as `decode(sample_codes(count, seed))`, and the same errors.
+        """
+        return self.decode(self.sample_codes(count, seed))
+
+    def _run_encoder(self, images: npt.ArrayLike, output: str, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+        images = self._check_images(images)
+        results: npt.NDArray[Any] = np.empty((len(images), *shape), dtype)
+        for start in range(0, len(images), CHUNK):
+            chunk = images[start : start + CHUNK]
+            pixels = np.ascontiguousarray(chunk, dtype=np.float32)
+            if chunk.dtype == np.uint8:
+                pixels /= np.float32(255)
+            results[start : start + CHUNK] = _run(self._encoder, output, {"image": pixels})
+        return results
+
+    def _check_images(self, images: npt.ArrayLike) -> npt.NDArray[Any]:
+        array = _array(images, "images")
+        channels, height, width = self.image_shape
+        if array.dtype != np.uint8 and array.dtype.kind != "f":
+            raise InputError(f"images are of {array.dtype}; expected uint8 (0 to 255) or floats (0 to 1): convert them")
+        whole = array
+        if array.ndim == 2 and channels == 1:
+            whole = array[None, None]
+        elif array.ndim == 3:
+            whole = array[:, None] if channels == 1 else array[None]
+        if whole.shape[1:] != self.image_shape:
+            shapes = [f"[N, {channels}, {height}, {width}]"]
+            shapes += (
+                [f"[N, {height}, {width}]", f"[{height}, {width}]"]
+                if channels == 1
+                else [f"[{channels}, {height}, {width}]"]
+            )
+            raise InputError(f"images of shape {list(array.shape)}; expected {' or '.join(shapes)}: resize them")
+        if whole.dtype != np.uint8 and whole.size:
+            low, high = float(whole.min()), float(whole.max())
+            if not (low >= 0 and high <= 1):  # written so that nan fails
+                found = "hold nan" if np.isnan(low) else f"go from {low:g} to {high:g}"
+                raise InputError(
+                    f"pixels {found}; expected 0 to 1 in {array.dtype}: scale or clip them, or give uint8 (0 to 255)"
+                )
+        return whole
+
+    def _check_codes(self, codes: npt.ArrayLike) -> npt.NDArray[Any]:
+        array = _array(codes, "codes")
+        if array.dtype.kind not in "iu":
+            raise InputError(f"codes are of {array.dtype}; expected integers: convert them to int64")
+        whole = array[None] if array.ndim == len(self.code_shape) else array
+        if whole.shape[1:] != self.code_shape:
+            one = ", ".join(map(str, self.code_shape))
+            many = ", ".join(["N", *map(str, self.code_shape)])
+            raise InputError(f"codes of shape {list(array.shape)}; expected [{many}] or [{one}]: reshape them")
+        if self.values is not None and whole.size:
+            low, high = int(whole.min()), int(whole.max())
+            if low < 0 or high >= self.values:
+                raise InputError(
+                    f"codes go from {low} to {high}; expected 0 to {self.values - 1} for latent {self.latent}: "
+                    "use codes that this model's encode gave"
+                )
+        return whole
+
+
+def _array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{what} are no array ({detail}); expected a numpy array: convert them") from None
+
+
+def _open(directory: Path, name: str, manifest: dict[str, Any], threads: int) -> Any:
+    path = directory / name
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing; restore it from a copy or export the run again: {MANIFEST} lists it"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; make it readable or export the run again") from None
+    entry = manifest["files"][name]
+    if len(data) != entry["size"]:
+        raise damaged(path, f"{len(data)} bytes, {MANIFEST} says {entry['size']}")
+    if (found := hashlib.sha256(data).hexdigest()) != entry["sha256"]:
+        raise damaged(path, f"its sha256 is {found[:12]}..., {MANIFEST} says {entry['sha256'][:12]}...")
+    try:
+        return open_session(data, threads)
+    except Exception as error:  # onnxruntime's exceptions have no common base but this
+        detail = " ".join(str(error).split())
+        raise InputError(f"onnxruntime cannot load {path} ({detail}); install a newer onnxruntime") from None
+
+
+def _run(session: Any, output: str, feed: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    try:
+        result: npt.NDArray[Any] = session.run([output], feed)[0]
+    except Exception as error:  # onnxruntime's exceptions have no common base but this
+        raise RunError(f"onnxruntime failed: {' '.join(str(error).split())}; try fewer at a time") from None
+    return result

@@ -1,0 +1,142 @@
+"""Whether exported graphs compute what torch computes. May import torch, numpy, onnxruntime and dgrad; writes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgrad.errors import RunError
+from dgrad.networks import DiscreteVAE
+from dgrad_export._graphs import Decode, Encode
+from dgrad_export._session import open_session
+
+BATCH_SIZES = (1, 2, 7, 256)
+COUNT = max(BATCH_SIZES)
+
+LOGIT_TOLERANCE = 1e-4
+"""Of a logit, times its size where that is above 1: float32 sums in another order differ so."""
+TIE_TOLERANCE = 1e-5
+"""Two codes are a tie where their scores `<logits, z>` differ by less, times the largest logit where that is above 1."""
+IMAGE_TOLERANCE = 1e-5
+
+
+@torch.no_grad()
+def compare(
+    model: DiscreteVAE, encoder: bytes, decoder: bytes, images: Tensor, *, rounds: bool, seed: int = 0
+) -> dict[str, Any]:
+    """Run both graphs in onnxruntime and in torch at several batch sizes: on these images, their codes, and random codes.
+
+    Args:
+        model: what the graphs were made from, in evaluation mode, on the CPU.
+        encoder: the serialised encoder.
+        decoder: the serialised decoder.
+        images: `[256, C, H, W]` float32 in [0, 1].
+        rounds: whether the encoder rounds pixels at 0.5 first.
+        seed: of the random codes.
+
+    Returns:
+        `logits` and `image`, the largest absolute differences; `tied_codes`, how many codes differed in a tie.
+
+    Raises:
+        RunError: a graph does not run, or differs by more than rounding does.
+    """
+    layer = model.layer
+    logits, code = Encode(model, rounds=rounds).eval()(images)
+    generator = torch.Generator().manual_seed(seed)
+    random_codes = layer.indices(layer.sample(torch.zeros(COUNT, *layer.shape), generator=generator)[0])
+    decode = Decode(model).eval()
+
+    encoder_run, decoder_run = _Graph("encoder", encoder), _Graph("decoder", decoder)
+    largest_logits = largest_image = 0.0
+    tied: set[int] = set()
+    for size in BATCH_SIZES:
+        got_logits, got_code = encoder_run(["logits", "code"], "image", images[:size])
+        difference = _difference("logits", got_logits, logits[:size], size)
+        largest_logits = max(largest_logits, float(difference.max()))
+        allowed = LOGIT_TOLERANCE * logits[:size].abs().clamp(min=1)
+        _check("logits", bool((difference <= allowed).all()), largest_logits, LOGIT_TOLERANCE, size)
+        tied |= _tied_codes(model, logits[:size], code[:size], got_code, size)
+    for codes in (code, random_codes):
+        expected = decode(codes)
+        for size in BATCH_SIZES:
+            (got,) = decoder_run(["image"], "code", codes[:size])
+            largest_image = max(largest_image, float(_difference("image", got, expected[:size], size).max()))
+            _check("image", largest_image <= IMAGE_TOLERANCE, largest_image, IMAGE_TOLERANCE, size)
+    return {
+        "logits": largest_logits,
+        "image": largest_image,
+        "tied_codes": len(tied),
+        "batch_sizes": list(BATCH_SIZES),
+    }
+
+
+class _Graph:
+    """A graph in onnxruntime that takes and gives tensors."""
+
+    def __init__(self, name: str, model: bytes) -> None:
+        self.name = name
+        try:
+            self.session = open_session(model)
+        except Exception as error:  # onnxruntime's exceptions have no common base but this
+            raise self._failure("load", error) from error
+
+    def __call__(self, outputs: list[str], name: str, values: Tensor) -> list[Tensor]:
+        try:
+            results = self.session.run(outputs, {name: values.numpy()})
+        except Exception as error:  # onnxruntime's exceptions have no common base but this
+            raise self._failure(f"run, at batch size {len(values)},", error) from error
+        return [torch.from_numpy(np.asarray(result)) for result in results]
+
+    def _failure(self, what: str, error: Exception) -> RunError:
+        detail = " ".join(str(error).split())[:300]
+        return RunError(
+            f"onnxruntime does not {what} the exported {self.name}: {detail}; nothing was written: try another opset"
+        )
+
+
+def _difference(name: str, got: Tensor, expected: Tensor, size: int) -> Tensor:
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        raise RunError(
+            f"exported {name} is {list(got.shape)} of {got.dtype} at batch size {size}; torch gives {list(expected.shape)} of "
+            f"{expected.dtype}: nothing was written; the model's code must not depend on the batch size"
+        )
+    # An inf on both sides is no difference; a nan on either side is one that no tolerance allows.
+    return torch.where(got == expected, 0.0, (got.double() - expected.double()).abs())
+
+
+def _check(name: str, fine: bool, largest: float, tolerance: float, size: int) -> None:
+    if not fine:
+        raise RunError(
+            f"exported {name} differs from torch by {largest:.3g} at batch size {size}, more than {tolerance:g}; "
+            "nothing was written: try another opset"
+        )
+
+
+def _tied_codes(model: DiscreteVAE, logits: Tensor, code: Tensor, got: Tensor, size: int) -> set[int]:
+    """Which images got another code than in torch, where the two codes are equally good.
+
+    Raises:
+        RunError: a code differs that is no tie.
+    """
+    different = _difference("code", got, code, size).reshape(size, -1).any(1).nonzero()[:, 0]
+    if not len(different):
+        return set()
+    logits = logits[different].double()
+    axes = tuple(range(1, logits.ndim))
+    try:
+        codes = [model.layer.codes(integers[different], torch.float64) for integers in (code, got)]
+        # log q(z) = <logits, z> - log Z: Z is the same for both codes.
+        gap = (logits * (codes[0] - codes[1])).sum(axes).abs()
+    except (RuntimeError, ValueError, IndexError) as error:  # numbers that are no code
+        detail = " ".join(str(error).split())
+        raise RunError(f"exported code is none of {model.layer} ({detail}); nothing was written") from error
+    allowed = TIE_TOLERANCE * logits.abs().amax(axes).clamp(min=1)
+    if not bool((gap <= allowed).all()):
+        raise RunError(
+            f"exported code differs from torch in {len(different)} of {size} images, by up to {float(gap.max()):.3g} in "
+            f"log q(z), more than a tie's {TIE_TOLERANCE:g}; nothing was written: try another opset"
+        )
+    return set(different.tolist())

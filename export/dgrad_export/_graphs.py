@@ -1,0 +1,173 @@
+"""A trained model as two serialised ONNX graphs. May import torch, onnx and dgrad; nothing of the codec."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+import dgrad
+from dgrad.errors import RunError
+from dgrad.networks import DiscreteVAE
+
+BATCH = "batch"
+
+_LEAKS = re.compile(rb"""\.py["':,\s]|site-packages|dgrad_export/|File \\?["']""")
+"""What the exporter's notes about the source look like."""
+
+
+class Encode(nn.Module):
+    """Images `[B, C, H, W]` in [0, 1] to logits `[B, *layer.shape]` and the integer form of the most probable code."""
+
+    def __init__(self, model: DiscreteVAE, *, rounds: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.rounds = rounds
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rounds:
+            image = (image >= 0.5).to(image.dtype)
+        logits = self.model.encoder(image)
+        return logits, self.model.layer.indices(self.model.layer.argmax(logits))
+
+
+class Decode(nn.Module):
+    """The integer form of codes to images `[B, C, H, W]` in [0, 1]."""
+
+    def __init__(self, model: DiscreteVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, code: Tensor) -> Tensor:
+        return self.model.decode(self.model.layer.codes(code))
+
+
+def code_shape(model: DiscreteVAE) -> tuple[int, ...]:
+    """The shape of one code's integer form."""
+    layer = model.layer
+    return tuple(layer.indices(layer.argmax(torch.zeros(1, *layer.shape))).shape[1:])
+
+
+def encoder_graph(model: DiscreteVAE, *, rounds: bool, opset: int, metadata: Mapping[str, str]) -> bytes:
+    """`image` to `logits` and `code`; with `rounds`, pixels are rounded at 0.5 first.
+
+    Raises:
+        RunError: the model cannot be exported.
+    """
+    example = torch.full((2, *model.image_shape), 0.25)
+    return _graph(Encode(model, rounds=rounds), "image", example, ["logits", "code"], opset, metadata)
+
+
+def decoder_graph(model: DiscreteVAE, *, opset: int, metadata: Mapping[str, str]) -> bytes:
+    """`code` to `image`.
+
+    Raises:
+        RunError: the model cannot be exported.
+    """
+    layer = model.layer
+    example = layer.indices(layer.argmax(torch.zeros(2, *layer.shape)))
+    return _graph(Decode(model), "code", example, ["image"], opset, metadata)
+
+
+def _graph(
+    module: nn.Module, input_name: str, example: Tensor, outputs: list[str], opset: int, metadata: Mapping[str, str]
+) -> bytes:
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                external_data=False,
+                input_names=[input_name],
+                output_names=outputs,
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                opset_version=opset,
+                verbose=False,
+            )
+        assert program is not None
+        proto = program.model_proto
+        _strip(proto)
+        _check_opset(proto, opset)
+        _check_batch(proto)
+        _check_leaks(proto)
+        proto.producer_name = "dgrad"
+        proto.producer_version = dgrad.__version__
+        for key, value in metadata.items():
+            proto.metadata_props.add(key=f"dgrad.{key}", value=value)
+        onnx.checker.check_model(proto, full_check=True)
+        return proto.SerializeToString(deterministic=True)
+    except RunError:
+        raise
+    except Exception as error:  # the exporter raises whatever the model's own code raises
+        detail = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"the {type(module).__name__.lower()}r cannot be exported: {type(error).__name__}: {detail}; "
+            "expected operations that ONNX has and a free batch size: change the model or its latent"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on stdout or stderr, no logging, no warnings: what goes wrong in here raises."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _strip(message: Any) -> None:
+    """Clear every note that the exporter left, at any depth: stack traces with source paths among them."""
+    for name in ("metadata_props", "doc_string"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in (
+                value if hasattr(value, "__len__") else [value]
+            ):  # a repeated field has a length, a message none
+                _strip(part)
+
+
+def _check_opset(proto: ModelProto, opset: int) -> None:
+    found = {entry.domain: entry.version for entry in proto.opset_import}
+    # The exporter keeps its own opset, with a warning, where it cannot convert.
+    if found.get("") != opset:
+        raise RunError(f"the exporter wrote opset {found.get('')}, not {opset}; ask for opset {found.get('')}")
+
+
+def _check_batch(proto: ModelProto) -> None:
+    """The first axis of every input and output is free, and all of them are one."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        axes = value.type.tensor_type.shape.dim
+        if not axes or not axes[0].dim_param:
+            size = axes[0].dim_value if axes else "none"
+            raise RunError(
+                f"{value.name} has a fixed batch axis ({size}) in the exported graph; expected a free one: "
+                "the model's code must not depend on the batch size"
+            )
+        # An equivalent expression; that it is the same number is checked where the graph runs at several sizes.
+        axes[0].dim_param = BATCH
+
+
+def _check_leaks(proto: ModelProto) -> None:
+    skeleton = ModelProto()
+    skeleton.CopyFrom(proto)
+    for tensor in skeleton.graph.initializer:
+        tensor.ClearField("raw_data")
+    if found := _LEAKS.search(skeleton.SerializeToString()):
+        text = found[0].decode(errors="replace")
+        raise RunError(f"the exported graph still names its source code ({text!r}); please report this torch version")

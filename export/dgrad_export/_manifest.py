@@ -1,0 +1,86 @@
+"""What an exported folder holds, and reading its manifest. May import dgrad.errors only: the codec runs without torch and onnx."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dgrad.errors import InputError
+
+FORMAT = "dgrad-onnx"
+FORMAT_VERSION = 1
+ENCODER = "encoder.onnx"
+DECODER = "decoder.onnx"
+MANIFEST = "manifest.json"
+FILES = (ENCODER, DECODER, MANIFEST)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an exported folder.
+
+    Raises:
+        InputError: there is no such folder, it has no manifest, or the manifest is damaged or of another format.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        found = f"it has no {MANIFEST}" if directory.is_dir() else "there is no such directory"
+        raise InputError(f"no exported model at {directory}: {found}; expected a directory that dgrad export wrote")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; make it readable or export the run again") from None
+    except ValueError as error:
+        raise damaged(path, f"not JSON: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path} is no manifest of {FORMAT}; expected a directory that dgrad export wrote")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version!r}; expected {FORMAT_VERSION}: install the dgrad that wrote it, or export the run again"
+        )
+    _check(path, manifest)
+    return manifest
+
+
+def is_export(directory: Path) -> bool:
+    """Whether a folder holds an export, of this or another format version, whole or not."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def damaged(path: Path, what: str) -> InputError:
+    """The error for a file that is not as it was written, in one line."""
+    return InputError(f"{path} is damaged ({' '.join(what.split())}); restore it from a copy or export the run again")
+
+
+def _check(path: Path, manifest: dict[str, Any]) -> None:
+    """Everything that the codec relies on is there and of its kind."""
+    try:
+        latent = manifest["latent"]
+        fine = {
+            "image_shape": len(manifest["image_shape"]) == 3
+            and all(_natural(size) for size in manifest["image_shape"]),
+            "latent.spec": isinstance(latent["spec"], str),
+            "latent.shape": all(_natural(size) for size in latent["shape"]),
+            "latent.code_shape": all(_natural(size) for size in latent["code_shape"]),
+            "latent.values": latent["values"] is None or _natural(latent["values"]),
+            **{
+                name: isinstance(manifest["files"][name]["sha256"], str) and _natural(manifest["files"][name]["size"])
+                for name in (ENCODER, DECODER)
+            },
+        }
+    except KeyError as error:
+        raise damaged(path, f"{error.args[0]} is missing") from None
+    except TypeError as error:
+        raise damaged(path, str(error)) from None
+    for name, is_fine in fine.items():
+        if not is_fine:
+            raise damaged(path, f"{name} is not what it should be")
+
+
+def _natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

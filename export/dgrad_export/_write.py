@@ -1,0 +1,232 @@
+"""Writing a run's model as ONNX, checked, whole or not at all. May import torch, onnx, onnxruntime and dgrad."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from onnx import ValueInfoProto
+from torch import Tensor
+
+import dgrad
+from dgrad import registry
+from dgrad.config import TrainConfig
+from dgrad.data import unit
+from dgrad.errors import InputError, RunError, unknown_name
+from dgrad.networks import DiscreteVAE
+from dgrad.runs import Run, build_dataset, evaluation_data
+from dgrad_export._compare import COUNT, compare
+from dgrad_export._graphs import code_shape, decoder_graph, encoder_graph
+from dgrad_export._manifest import DECODER, ENCODER, FILES, FORMAT, FORMAT_VERSION, MANIFEST, is_export
+
+LEAST_OPSET = 20
+SUMMARY_PART = {"best": "best", "last": "final"}
+"""Where a run's summary has the figures of which weights."""
+
+PREPROCESSING = {
+    "threshold": "pixels of at least 0.5 become 1 and the others 0 inside encoder.onnx: send grey images in [0, 1]",
+    "static": "none: the model was trained on pixels of 0 and 1, drawn once for each image with the pixel as probability",
+    "dynamic": "none: the model was trained on pixels of 0 and 1, drawn anew for each step with the pixel as probability",
+    "none": "none: the model was trained on grey images in [0, 1]",
+}
+
+
+def export_run(
+    run_path: Path, out: Path, *, weights: str = "best", overwrite: bool = False, opset: int = LEAST_OPSET
+) -> dict[str, Any]:
+    """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx` and `manifest.json`.
+
+    The encoder takes `image` `[batch, C, H, W]`, float32 in [0, 1], and gives `logits` `[batch, *layer.shape]`, float32, and
+    `code`, the most probable code in the layer's integer form (`[batch, n]` for categorical variables), int64. The decoder
+    takes `code` and gives `image`. Both are compared with torch in onnxruntime, on the run's own test images where they can
+    be loaded, before anything appears at `out`.
+
+    Args:
+        run_path: the run's directory.
+        out: the folder to write; its parents are made.
+        weights: `best` by the validation bound, or `last`.
+        overwrite: replace an earlier export at `out`.
+        opset: the ONNX operator set, 20 or newer.
+
+    Returns:
+        The manifest; `manifest["comparison"]` has the largest differences from torch.
+
+    Raises:
+        InputError: there is no such run, `out` is taken, or an option is wrong.
+        RunError: the model cannot be exported, differs from torch, or cannot be written. `out` is as it was before.
+    """
+    _check_options(weights, opset)
+    target = out.resolve()
+    _check_free(target, out, overwrite=overwrite)
+    run = Run.open(run_path)
+    model, state = run.load_model(weights)
+    config = run.config
+    metadata = _metadata(config, model)
+    rounds = config.binarize == "threshold"
+    encoder = encoder_graph(model, rounds=rounds, opset=opset, metadata=metadata)
+    decoder = decoder_graph(model, opset=opset, metadata=metadata)
+    images, source, classes = _images(config, model)
+    differences = compare(model, encoder, decoder, images, rounds=rounds)
+    layer, integers = model.layer, code_shape(model)
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "versions": {
+            "dgrad": dgrad.__version__,
+            "torch": str(torch.__version__),
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        "opset": opset,
+        "latent": {
+            "spec": str(layer),
+            "shape": list(layer.shape),
+            "code_shape": list(integers),
+            "values": layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None,
+        },
+        "image_shape": list(model.image_shape),
+        "preprocessing": {
+            "binarize": config.binarize,
+            "rounds_at": 0.5 if rounds else None,
+            "says": PREPROCESSING[config.binarize],
+        },
+        "classes": classes,
+        "files": {ENCODER: _entry(encoder), DECODER: _entry(decoder)},
+        "run": {**state, **_figures(run, state["weights"])},
+        "comparison": {"images": source, "random_codes": COUNT, **differences},
+    }
+    try:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        _write(target, {ENCODER: encoder, DECODER: decoder, MANIFEST: text.encode()})
+    except OSError as error:
+        raise RunError(
+            f"cannot write {out}: {error.strerror or error}; make room and make it writable, or choose another directory"
+        ) from error
+    return manifest
+
+
+def _check_options(weights: str, opset: int) -> None:
+    if weights not in SUMMARY_PART:
+        raise unknown_name("weights", weights, SUMMARY_PART)
+    newest = onnx.defs.onnx_opset_version()
+    if not LEAST_OPSET <= opset <= newest:
+        raise InputError(f"opset {opset} is not supported; expected {LEAST_OPSET} to {newest} (this onnx's newest)")
+
+
+def _check_free(target: Path, given: Path, *, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{given} is a file; expected a directory for the export: choose another")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{given} exists already; choose another directory, or replace it with --overwrite")
+    if not is_export(target):
+        raise InputError(f"{given} holds files but no export, so --overwrite leaves it alone; choose another directory")
+    if others := sorted({path.name for path in target.iterdir()} - set(FILES)):
+        raise InputError(
+            f"{given} holds files besides the export ({', '.join(others[:3])}), so --overwrite leaves it alone; "
+            "move them, or choose another directory"
+        )
+
+
+def _metadata(config: TrainConfig, model: DiscreteVAE) -> dict[str, str]:
+    """What the graphs say about where they come from; nothing about the machine they were made on."""
+    settings = asdict(config)
+    # Where data and plugins are is the machine's business.
+    del settings["data_root"], settings["plugins"]
+    if config.dataset not in registry.datasets():
+        settings["dataset"] = Path(config.dataset).name
+    return {
+        "format_version": str(FORMAT_VERSION),
+        "version": dgrad.__version__,
+        "latent": str(model.layer),
+        "preprocessing": PREPROCESSING[config.binarize],
+        "config": json.dumps(settings, sort_keys=True),
+    }
+
+
+def _figures(run: Run, weights: str) -> dict[str, Any]:
+    summary = run.summary() or {}
+    bound = (summary.get(SUMMARY_PART[weights]) or {}).get("test_bound")
+    return {} if bound is None else {"test_bound": bound, "unit": summary.get("unit")}
+
+
+def _images(config: TrainConfig, model: DiscreteVAE) -> tuple[Tensor, str, list[str] | None]:
+    """What to compare on, `[256, C, H, W]` float32 in [0, 1]; a description; and the data set's class names."""
+    try:
+        dataset = build_dataset(config)
+        if dataset.image_shape != model.image_shape:
+            raise InputError("another data set is there now")
+        # Where the encoder rounds, it gets grey images, as a client would send them.
+        split = (dataset if config.binarize == "threshold" else evaluation_data(config, dataset)).test
+    except Exception:  # a data set's loader may be anybody's; without one the export is still worth having
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(COUNT, *model.image_shape, generator=generator)
+        if config.binarize in ("static", "dynamic"):
+            images = images.round()
+        return images, f"{COUNT} random images: the run's data set could not be loaded", None
+    chosen = torch.arange(COUNT) % len(split)
+    found = min(COUNT, len(split))
+    classes = None if dataset.classes is None else list(dataset.classes)
+    return unit(split.images[chosen]), f"{COUNT} images, {found} of them different, of the run's test split", classes
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    graph = onnx.load_from_string(data).graph
+    return {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size": len(data),
+        "inputs": [_signature(value) for value in graph.input],
+        "outputs": [_signature(value) for value in graph.output],
+    }
+
+
+def _signature(value: ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    return {
+        "name": value.name,
+        "shape": [axis.dim_param or axis.dim_value for axis in tensor.shape.dim],
+        "dtype": onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+    }
+
+
+def _write(target: Path, files: dict[str, bytes]) -> None:
+    """All files at once: into a directory beside `target`, which then takes its place."""
+    home = target.parent
+    while not home.exists():
+        home = home.parent
+    staging = _hidden(home, target.name)
+    staging.mkdir()
+    try:
+        for name, data in files.items():
+            (staging / name).write_bytes(data)
+        _put_in_place(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(staging: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = _hidden(target.parent, target.name)
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _hidden(directory: Path, name: str) -> Path:
+    return directory / f".{name}.{uuid.uuid4().hex[:12]}"

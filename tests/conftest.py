@@ -1,0 +1,41 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgrad.config import configure
+from dgrad.runs import Run
+from dgrad.training import Trainer
+
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings, and tests may run side by side
+
+
+@pytest.fixture(autouse=True)
+def _no_user_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Tests neither see nor touch the user's data and plugins, and each starts in a directory of its own."""
+    monkeypatch.setenv("DGRAD_DATA", str(tmp_path / "no-data"))
+    monkeypatch.setenv("DGRAD_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Run]:
+    """Train a small model on the bundled digits: `train(name, estimator="rloo", ...)` returns its run."""
+
+    def run(name: str = "run", **settings: object) -> Run:
+        trainer = Trainer(configure({"latent": "3x4", "estimator": "rloo", "epochs": 2, "device": "cpu", **settings}))
+        result = Run.create(tmp_path / name, trainer.config)
+        trainer.train(result)
+        return result
+
+    return run

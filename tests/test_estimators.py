@@ -1,0 +1,439 @@
+"""Every built-in estimator against the exact gradient by enumeration, in float64.
+
+The statistical tests compare every coordinate's Monte-Carlo mean with the truth within 5 standard errors: for a normal mean
+that is one false alarm in 1.7 million coordinates, so about one in 5,000 runs of this whole file with fresh seeds. The seeds are
+fixed so that a failure can be repeated.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+import dgrad
+from dgrad.gradient_estimator import Estimate, GradientEstimator, replace_gradient
+from dgrad.objectives import FunctionObjective
+from dgrad.testing import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
+
+ALL = {
+    "exact": {},
+    "direct": {},
+    "direct-joint": {},
+    "direct-rb": {},
+    "leg": {},
+    "gumbel-softmax": {},
+    "st-gumbel-softmax": {},
+    "reinforce": {},
+    "rloo": {},
+}
+UNBIASED = [
+    ("exact", {}),
+    ("leg", {}),
+    ("leg", {"samples": 3}),
+    ("reinforce", {"baseline": "none"}),
+    ("reinforce", {"samples": 2}),
+    ("rloo", {"samples": 2}),
+    ("rloo", {"samples": 5}),
+]
+SUPPORTS = ["1x2", "1x5", "3x2", "2x4"]
+OBJECTIVES = ["smooth", "cross-entropy", "spiky", "steps"]
+
+
+def _case(name: str, hyperparameters: dict[str, object]) -> str:
+    return " ".join([name, *(f"{key}={value}" for key, value in hyperparameters.items())])
+
+
+def test_every_built_in_estimator_is_tested_here() -> None:
+    assert set(dgrad.estimators()) == set(ALL)
+    for name, hyperparameters in UNBIASED:
+        assert dgrad.estimator(name, **hyperparameters).traits.unbiased
+    assert {name for name, _ in UNBIASED} == {name for name in ALL if dgrad.estimator(name).traits.unbiased}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("spec", SUPPORTS)
+@pytest.mark.parametrize(("name", "hyperparameters"), UNBIASED, ids=lambda value: str(value))
+def test_unbiased_estimators_agree_with_enumeration(
+    name: str, hyperparameters: dict[str, object], spec: str, objective: str
+) -> None:
+    layer = dgrad.latent(spec)
+    logits, loss = small_logits(layer), small_objectives(layer)[objective]
+    mean, error = monte_carlo_gradient(dgrad.estimator(name, **hyperparameters), layer, logits, loss, draws=20_000)
+    truth = exact_gradient(layer, logits, loss)[0]
+    assert ((mean - truth).abs() <= 5 * error + 1e-9).all(), f"{(mean - truth) / error}"
+
+
+class _Shifted(GradientEstimator):
+    """REINFORCE that is wrong by 5 %: the check must notice."""
+
+    traits = dgrad.Traits(unbiased=True, differentiable_objective=False, evaluations=lambda layer: 1, reference="none")  # type: ignore[assignment]
+
+    def estimate(self, layer, logits, objective, *, generator=None):  # type: ignore[no-untyped-def]
+        estimate = dgrad.estimator("rloo", samples=5).estimate(layer, logits, objective, generator=generator)
+        return Estimate(loss=1.05 * estimate.loss, codes=estimate.codes)
+
+
+def test_the_check_itself_rejects_a_slightly_wrong_estimator() -> None:
+    layer = dgrad.latent("2x4")
+    logits, loss = small_logits(layer), small_objectives(layer)["cross-entropy"]
+    mean, error = monte_carlo_gradient(_Shifted(), layer, logits, loss, draws=20_000)
+    assert ((mean - exact_gradient(layer, logits, loss)[0]).abs() > 5 * error).any()
+
+
+# The direct family: biased, and its bias falls at the stated order
+
+
+def _mean_of_direct(
+    name: str, layer: dgrad.LatentLayer, logits: Tensor, loss: object, **hyperparameters: object
+) -> tuple[Tensor, Tensor]:
+    estimator = dgrad.estimator(name, **hyperparameters)
+    return monte_carlo_gradient(estimator, layer, logits, loss, draws=400_000)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("difference", "order"), [("backward", 1), ("forward", 1), ("central", 2)])
+@pytest.mark.parametrize("name", ["direct-rb", "direct-joint", "direct"])
+def test_the_bias_falls_at_its_order(name: str, difference: str, order: int) -> None:
+    """With one variable the mean of all three has a closed form, `[softmax(phi + eps f) - softmax(phi)] / eps` and its like.
+
+    The means agree with it within 5 standard errors, and halving epsilon divides its bias by 2 (by 4 for central).
+    """
+    layer = dgrad.latent("1x5")
+    logits, loss = small_logits(layer), small_objectives(layer)["cross-entropy"]
+    losses = loss(layer.enumerate(like=logits).unsqueeze(1)).T.unsqueeze(1)  # [1, 1, k]
+    truth = exact_gradient(layer, logits, loss)[0]
+
+    def closed_form(epsilon: float) -> Tensor:
+        up, down = (logits + epsilon * losses).softmax(-1), (logits - epsilon * losses).softmax(-1)
+        middle = logits.softmax(-1)
+        return {"backward": middle - down, "forward": up - middle, "central": (up - down) / 2}[difference][0] / epsilon
+
+    for epsilon in (0.4, 0.1):
+        mean, error = _mean_of_direct(name, layer, logits, loss, epsilon=epsilon, difference=difference)
+        # epsilon itself is held in float32
+        assert ((mean - closed_form(epsilon)).abs() <= 5 * error + 1e-6).all()
+    biases = [(closed_form(epsilon) - truth).norm() for epsilon in (0.02, 0.01)]
+    assert biases[0] / biases[1] == pytest.approx(2**order, rel=0.05)
+
+
+@pytest.mark.parametrize("difference", ["backward", "forward", "central"])
+def test_direct_rb_is_direct_with_its_noise_integrated_out(difference: str) -> None:
+    layer = dgrad.latent("2x4")
+    logits, loss = small_logits(layer), small_objectives(layer)["smooth"]
+    sampled = _mean_of_direct("direct", layer, logits, loss, epsilon=0.5, difference=difference)
+    integrated = _mean_of_direct("direct-rb", layer, logits, loss, epsilon=0.5, difference=difference)
+    error = (sampled[1].square() + integrated[1].square()).sqrt()
+    assert ((sampled[0] - integrated[0]).abs() <= 5 * error).all()
+    assert (integrated[1] < sampled[1]).all(), "less variance in every coordinate"
+
+
+@pytest.mark.parametrize("spec", ["2x4", "3x2"])
+def test_direct_rb_becomes_leg(spec: str) -> None:
+    layer = dgrad.latent(spec)
+    logits, loss = small_logits(layer, batch=5).requires_grad_(), small_objectives(layer)["cross-entropy"]
+
+    def gradient(name: str, **hyperparameters: object) -> Tensor:
+        estimate = dgrad.estimator(name, **hyperparameters)(layer, logits, loss, generator=Generator().manual_seed(3))
+        return torch.autograd.grad(estimate.loss.sum(), logits)[0]
+
+    limit = gradient("leg")
+    errors = [(gradient("direct-rb", epsilon=epsilon) - limit).norm() for epsilon in (1e-2, 1e-3)]
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+
+
+@pytest.mark.parametrize("difference", ["backward", "forward", "central"])
+def test_direct_and_direct_joint_agree_with_one_variable(difference: str) -> None:
+    layer = dgrad.latent("1x6")
+    logits, loss = small_logits(layer, batch=50).requires_grad_(), small_objectives(layer)["spiky"]
+    gradients, codes = [], []
+    for name in ("direct", "direct-joint"):
+        estimator = dgrad.estimator(name, epsilon=0.7, samples=3, difference=difference)
+        estimate = estimator(layer, logits, loss, generator=Generator().manual_seed(5))
+        gradients.append(torch.autograd.grad(estimate.loss.sum(), logits)[0])
+        codes.append(estimate.codes)
+    assert torch.equal(codes[0], codes[1])
+    assert gradients[0].any()
+    assert torch.equal(gradients[0], gradients[1])
+
+
+def test_direct_with_several_variables_is_the_product_space_approximation() -> None:
+    """Row by row, argmax of the perturbed logits against argmax with epsilon times the sweep subtracted, written out."""
+    layer = dgrad.latent("3x4")
+    logits, loss = small_logits(layer, batch=30), small_objectives(layer)["cross-entropy"]
+    noise = layer.noise(logits, 1, generator=Generator().manual_seed(9))
+    codes = layer.argmax(logits + noise)
+    expected = torch.zeros_like(logits)
+    for b in range(30):
+        for i in range(3):
+            changed = codes[:, b : b + 1].repeat(4, 1, 1, 1)
+            changed[:, 0, i] = torch.eye(4, dtype=codes.dtype)
+            potentials = (logits + noise)[0, b, i]
+            expected[b, i, potentials.argmax()] += 1 / 0.25
+            expected[b, i, (potentials - 0.25 * loss(changed)[:, 0]).argmax()] -= 1 / 0.25
+    leaf = logits.clone().requires_grad_()
+    estimate = dgrad.estimator("direct", epsilon=0.25)(layer, leaf, loss, generator=Generator().manual_seed(9))
+    estimate.loss.sum().backward()
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+# Relaxations: the limit as the temperature falls
+
+
+def test_gumbel_softmax_approaches_the_gradient_as_the_temperature_falls() -> None:
+    layer = dgrad.latent("1x5")
+    logits, loss = small_logits(layer), small_objectives(layer)["smooth"]
+    truth = exact_gradient(layer, logits, loss)[0]
+    biases = []
+    for temperature in (2.0, 0.5, 0.1):
+        mean, error = monte_carlo_gradient(
+            dgrad.estimator("gumbel-softmax", temperature=temperature), layer, logits, loss, draws=400_000
+        )
+        biases.append(float((mean - truth).norm()))
+        noise = float(error.norm())
+    assert biases[0] > 2 * biases[1] > 2 * (biases[2] - 5 * noise)
+
+
+def test_straight_through_evaluates_hard_codes_and_uses_the_relaxed_jacobian() -> None:
+    layer = dgrad.latent("2x3")
+    logits = small_logits(layer, batch=4).requires_grad_()
+    weight = torch.randn(2, 3, dtype=torch.float64, generator=Generator().manual_seed(0))
+    seen = []
+
+    def loss(codes: Tensor) -> Tensor:
+        seen.append(codes.detach())
+        return (codes * weight).sum((-2, -1))
+
+    estimate = dgrad.estimator("st-gumbel-softmax", temperature=0.7)(
+        layer, logits, loss, generator=Generator().manual_seed(1)
+    )
+    (gradient,) = torch.autograd.grad(estimate.loss.sum(), logits)
+    assert torch.equal(seen[0], estimate.codes)
+    noise = layer.noise(logits, generator=Generator().manual_seed(1))
+    relaxed = ((logits + noise) / torch.tensor(0.7)).softmax(-1)
+    (expected,) = torch.autograd.grad((relaxed * weight).sum(), logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+# What holds for all of them
+
+
+@pytest.fixture(params=sorted(ALL))
+def estimator(request: pytest.FixtureRequest) -> GradientEstimator:
+    return dgrad.estimator(request.param, **ALL[request.param])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_shapes_dtypes_and_gradients(estimator: GradientEstimator, dtype: torch.dtype) -> None:
+    layer = dgrad.latent("2x3")
+    logits = small_logits(layer, batch=64).to(dtype).requires_grad_()
+    weight = torch.randn(2, 3, generator=Generator().manual_seed(0)).to(dtype).requires_grad_()
+    seen = set()
+
+    def loss(codes: Tensor) -> Tensor:
+        seen.add(codes.dtype)
+        return (codes * weight).sum((-2, -1)).square()
+
+    estimate = estimator(layer, logits, loss)
+    assert estimate.loss.shape == (64,)
+    assert estimate.codes.shape[1:] == (64, 2, 3)
+    assert torch.equal(estimate.codes, estimate.codes.round())
+    assert seen == {dtype}, "the objective gets codes in the dtype of the logits"
+    estimate.loss.sum().backward()
+    for leaf in (logits, weight):
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == dtype
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad.any()
+
+
+def test_the_decoder_gets_the_gradient_at_the_codes_used(estimator: GradientEstimator) -> None:
+    layer = dgrad.latent("2x3")
+    logits = small_logits(layer, batch=4)
+    weight = torch.randn(2, 3, dtype=torch.float64, generator=Generator().manual_seed(0)).requires_grad_()
+    used: list[Tensor] = []
+
+    def loss(codes: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            used.append(codes.detach())
+        return (codes * weight).sum((-2, -1)).square()
+
+    estimate = estimator(layer, logits, loss, generator=Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(estimate.loss.sum(), weight)
+    (codes,) = used
+    weights = (
+        layer.log_prob(logits, codes).exp()
+        if len(codes) == layer.support_size
+        else torch.full(codes.shape[:2], 1 / len(codes))
+    )
+    (expected,) = torch.autograd.grad((weights * loss(codes)).sum(), weight)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_value_estimates_the_expected_loss(estimator: GradientEstimator) -> None:
+    """The mean within 5 standard errors of `E_q[f]` (false alarms: one in 1.7 million); relaxations estimate it at relaxed codes."""
+    layer = dgrad.latent("2x3")
+    logits, loss = small_logits(layer).expand(40_000, -1, -1), small_objectives(layer)["smooth"]
+    values = estimator(layer, logits, loss, generator=Generator().manual_seed(0)).loss
+    support = layer.enumerate(like=logits).unsqueeze(1)
+    truth = (layer.log_prob(logits[:1], support).exp() * loss(support)).sum()
+    relaxed = "GumbelSoftmax" == type(estimator).__name__
+    assert ((values.mean() - truth).abs() <= 5 * values.std() / len(values) ** 0.5 + 1e-9) != relaxed
+
+
+def test_non_contiguous_logits(estimator: GradientEstimator) -> None:
+    layer = dgrad.latent("2x3")
+    logits = small_logits(layer, batch=4)
+    strange = logits.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert not strange.is_contiguous()
+    loss = small_objectives(layer)["smooth"]
+    both = []
+    for leaf in (logits.clone().requires_grad_(), strange.requires_grad_()):
+        (gradient,) = torch.autograd.grad(
+            copy.deepcopy(estimator)(layer, leaf, loss, generator=Generator().manual_seed(0)).loss.sum(), leaf
+        )
+        both.append(gradient)
+    torch.testing.assert_close(both[0], both[1])
+
+
+def test_a_generator_repeats_and_the_global_one_stays(estimator: GradientEstimator) -> None:
+    layer = dgrad.latent("2x3")
+    logits, loss = small_logits(layer, batch=4), small_objectives(layer)["smooth"]
+    before = torch.get_rng_state()
+    first, again = (
+        copy.deepcopy(estimator)(layer, logits, loss, generator=Generator().manual_seed(7)) for _ in range(2)
+    )
+    assert torch.equal(first.loss, again.loss)
+    assert torch.equal(first.codes, again.codes)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_number_of_evaluations_is_what_the_trait_says(estimator: GradientEstimator) -> None:
+    layer = dgrad.latent("3x2")
+    logits = small_logits(layer, batch=4)
+    evaluated = 0
+
+    def loss(codes: Tensor) -> Tensor:
+        nonlocal evaluated
+        evaluated += codes.shape[0]
+        return small_objectives(layer)["smooth"](codes)
+
+    estimator(layer, logits, loss)
+    assert evaluated == estimator.traits.evaluations(layer)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_extreme_logits_give_finite_gradients(estimator: GradientEstimator, scale: float) -> None:
+    layer = dgrad.latent("3x2")
+    logits = (small_logits(layer, batch=8).sign() * scale).float().requires_grad_()
+    loss = estimator(layer, logits, small_objectives(layer)["cross-entropy"]).loss
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_state_dict_deepcopy_and_pickle(estimator: GradientEstimator) -> None:
+    layer = dgrad.latent("2x3")
+    logits, loss = small_logits(layer, batch=4), small_objectives(layer)["smooth"]
+    estimator(layer, logits, loss)
+    fresh = type(estimator)()
+    fresh.load_state_dict(estimator.state_dict())
+    leaf = logits.clone().requires_grad_()
+    gradients = [
+        torch.autograd.grad(each(layer, leaf, loss, generator=Generator().manual_seed(2)).loss.sum(), leaf)[0]
+        for each in (fresh, copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator)), estimator)
+    ]
+    for gradient in gradients[1:]:
+        assert torch.equal(gradient, gradients[0])
+
+
+def test_hyperparameters_follow_their_schedule() -> None:
+    estimator = dgrad.estimator("direct", epsilon="geometric:1:0.01")
+    assert estimator.epsilon == 1.0
+    estimator.set_run_length(100)
+    estimator.set_step(50)
+    assert float(estimator.epsilon) == pytest.approx(0.1)
+    assert "epsilon=geometric:1:0.01:100" in repr(estimator)
+
+
+def test_a_moving_average_has_not_seen_its_sample() -> None:
+    """The first step's baseline is 0, the second's the first loss: by hand."""
+    layer, estimator = dgrad.latent("1x2"), dgrad.estimator("reinforce")
+    logits = torch.zeros(1, 1, 2, requires_grad=True)
+    for value, baseline in ((4.0, 0.0), (10.0, 4.0)):
+        estimate = estimator(layer, logits, lambda codes, value=value: torch.full(codes.shape[:2], value))
+        (gradient,) = torch.autograd.grad(estimate.loss.sum(), logits)
+        torch.testing.assert_close(gradient[0, 0], (value - baseline) * (estimate.codes[0, 0, 0] - 0.5))
+
+
+def test_replace_gradient_changes_the_gradient_and_not_the_value() -> None:
+    logits = torch.randn(2, 1, 3, requires_grad=True)
+    weight = torch.tensor(2.0, requires_grad=True)
+    loss = (weight * torch.ones(1, 2)) + logits.sum((-2, -1)) * 0
+    direction = torch.randn(1, 2, 1, 3)
+    replaced = replace_gradient(loss, logits, direction)
+    assert torch.equal(replaced, loss)
+    gradients = torch.autograd.grad(replaced.sum(), (logits, weight))
+    torch.testing.assert_close(gradients[0], direction[0])
+    assert gradients[1] == 2
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "message"),
+    [
+        ("dirct", {}, "did you mean 'direct'"),
+        ("direct", {"epsilom": 1}, "unknown hyper-parameter of direct 'epsilom'; did you mean 'epsilon'"),
+        ("direct", {"epsilon": 0}, "epsilon must stay above 0; got 0"),
+        ("direct", {"epsilon": "-0.5"}, "epsilon must stay above 0"),
+        ("direct", {"epsilon": "nan"}, "epsilon: cannot read 'nan'"),
+        ("direct", {"epsilon": "linear:1:0"}, "epsilon must stay above 0"),
+        ("gumbel-softmax", {"temperature": "0"}, "temperature must stay above 0"),
+        ("direct", {"samples": "two"}, "samples: expected a whole number; got 'two'"),
+        ("direct", {"samples": 0}, "samples must be a whole number of at least 1"),
+        ("rloo", {"samples": 1}, "at least 2"),
+        ("direct", {"difference": "sideways"}, "one of backward, forward, central"),
+        ("reinforce", {"baseline": "magic"}, "one of none, moving-average"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(name: str, hyperparameters: dict[str, object], message: str) -> None:
+    with pytest.raises(dgrad.InputError, match=message):
+        dgrad.estimator(name, **hyperparameters)
+
+
+@pytest.mark.parametrize("name", ["exact", "direct-joint"])
+def test_a_support_that_is_too_large_is_refused_with_its_size(name: str) -> None:
+    layer = dgrad.latent("20x10")
+    with pytest.raises(dgrad.InputError, match=r"20x10 has 1e\+20; expected at most 4096"):
+        dgrad.estimator(name)(layer, torch.zeros(2, 20, 10), lambda codes: codes.sum((-2, -1)))
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    with pytest.raises(
+        dgrad.InputError,
+        match=r"logits of shape \[2, 10, 20\] do not fit the latent layer 20x10; expected \[batch, 20, 10\]",
+    ):
+        dgrad.estimator("leg")(dgrad.latent("20x10"), torch.zeros(2, 10, 20), lambda codes: codes.sum((-2, -1)))
+
+
+def test_an_objective_of_the_wrong_shape_is_refused() -> None:
+    with pytest.raises(dgrad.InputError, match="expected one loss for each code"):
+        dgrad.estimator("leg")(dgrad.latent("2x3"), torch.zeros(2, 2, 3), lambda codes: codes.sum(-1))
+
+
+def test_function_objective_sweep_is_every_single_change() -> None:
+    layer = dgrad.latent("3x4")
+    codes = layer.sample(small_logits(layer, batch=5), 2, generator=Generator().manual_seed(0))
+    loss = small_objectives(layer)["spiky"]
+    expected = torch.empty_like(codes)
+    for i in range(3):
+        for j in range(4):
+            changed = codes.clone()
+            changed[:, :, i] = torch.eye(4, dtype=codes.dtype)[j]
+            expected[:, :, i, j] = loss(changed)
+    for per_call in (1, 7, 64, 10_000):
+        torch.testing.assert_close(FunctionObjective(loss, codes_per_call=per_call).sweep(codes), expected)

@@ -1,0 +1,5 @@
+"""The type checker that jaxtyping runs on every call of dgrad under pytest: an int is as good as a float (PEP 484)."""
+
+from beartype import BeartypeConf, beartype
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
