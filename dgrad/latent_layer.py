@@ -66,9 +66,9 @@ class LatentLayer(ABC):
 
     @abstractmethod
     def log_prob(
-        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples batch *code"]
+        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        """`log q(z)`, in nats."""
+        """`log q(z)`, in nats; codes `[S, 1, *code]` are shared by the whole batch."""
 
     @abstractmethod
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:

@@ -23,7 +23,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def loss(
-        self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]
+        self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "*lead batch"]:
         """`-log p(image | outputs)` summed over the pixels, in `unit`."""
 
@@ -39,7 +39,7 @@ class Bernoulli(Likelihood):
     unit = "nats"
 
     def loss(
-        self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]
+        self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "*lead batch"]:
         return F.softplus(outputs).sum(-1) - (images * outputs).sum(-1)
 
@@ -57,7 +57,7 @@ class SquaredError(Likelihood):
     unit = "squared error"
 
     def loss(
-        self, outputs: Float[Tensor, "*lead batch d"], images: Float[Tensor, "batch d"]
+        self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "*lead batch"]:
         return (images - self.mean(outputs)).square().sum(-1)
 

@@ -95,7 +95,7 @@ class Reconstruction(Objective):
         self.likelihood = model.likelihood
         self.pixels = pixels
 
-    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
         return self.likelihood.loss(self.decoder(codes), self.pixels)
 
     @torch.no_grad()

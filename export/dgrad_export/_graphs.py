@@ -109,9 +109,12 @@ def _graph(
     except RunError:
         raise
     except Exception as error:  # the exporter raises whatever the model's own code raises
-        detail = " ".join(str(error).split())[:300]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps it in advice on how to debug the exporter
+            cause = cause.__cause__
+        detail = " ".join(str(cause).split())[:300]
         raise RunError(
-            f"the {type(module).__name__.lower()}r cannot be exported: {type(error).__name__}: {detail}; "
+            f"the {type(module).__name__.lower()}r cannot be exported: {type(cause).__name__}: {detail}; "
             "expected operations that ONNX has and a free batch size: change the model or its latent"
         ) from error
 

@@ -85,7 +85,7 @@ class Categorical(LatentLayer):
         return logits.softmax(-1)
 
     def log_prob(
-        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples batch *code"]
+        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
         return (codes * logits.log_softmax(-1)).sum((-2, -1))
 
