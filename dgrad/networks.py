@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         self.first = nn.Linear(math.prod(layer.shape), widths[0])
         self.rest = nn.Sequential(*[module for wide in pairwise(widths) for module in (nn.ReLU(), nn.Linear(*wide))])
 
-    def forward(self, codes: Float[Tensor, "*lead"]) -> Float[Tensor, "*outputs"]:
+    def forward(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*outputs"]:
         return self.rest(self.first(codes.flatten(-self.code_axes)))
 
 
@@ -81,7 +81,7 @@ class DiscreteVAE(nn.Module):
         """`-log p(image | code)` of these images, as an objective of their codes."""
         return Reconstruction(self, images.flatten(1))
 
-    def decode(self, codes: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead c h w"]:
+    def decode(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*lead c h w"]:
         """The expected images of codes, in [0, 1]."""
         mean = self.likelihood.mean(self.decoder(codes))
         return mean.unflatten(-1, self.image_shape)

@@ -13,15 +13,31 @@ from dgrad.errors import InputError
 
 
 def test_the_config_round_trips_through_json(tmp_path: Path) -> None:
-    config = configure({"hidden": "40,20", "set": {"epsilon": 0.5}, "steps": 7, "lr": "cosine:0.01:0", "plugin": ["a.py"], "kl": "inside"})
+    config = configure(
+        {
+            "hidden": "40,20",
+            "set": {"epsilon": 0.5},
+            "steps": 7,
+            "lr": "cosine:0.01:0",
+            "plugin": ["a.py"],
+            "kl": "inside",
+        }
+    )
     (tmp_path / "config.json").write_text(config.to_json())
     assert read_config(tmp_path / "config.json") == config
 
 
 def test_toml_and_options_share_their_names(tmp_path: Path) -> None:
-    (tmp_path / "a.toml").write_text('batch-size = 50\nlr = 0.01\nhidden = [30, 20]\nlatent = "4x4"\n[set]\nepsilon = "geometric:1:0.1"\n')
+    (tmp_path / "a.toml").write_text(
+        'batch-size = 50\nlr = 0.01\nhidden = [30, 20]\nlatent = "4x4"\n[set]\nepsilon = "geometric:1:0.1"\n'
+    )
     config = configure(read_toml(tmp_path / "a.toml"))
-    assert (config.batch_size, config.lr, config.hidden, config.set) == (50, "0.01", (30, 20), {"epsilon": "geometric:1:0.1"})
+    assert (config.batch_size, config.lr, config.hidden, config.set) == (
+        50,
+        "0.01",
+        (30, 20),
+        {"epsilon": "geometric:1:0.1"},
+    )
 
 
 def test_the_two_lists_of_binarisations_agree() -> None:

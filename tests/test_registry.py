@@ -15,14 +15,14 @@ import torch
 import dgrad
 from dgrad.registry import Plugin, Registry, load_plugin, registry
 
-PLUGIN = '''
+PLUGIN = """
 import dgrad
 from dgrad_plugins.estimators import ESTIMATORS
 
 @dgrad.hookimpl
 def dgrad_register_estimators(register):
     register("mine", ESTIMATORS["rloo"])
-'''
+"""
 
 
 @pytest.fixture
@@ -56,7 +56,10 @@ def test_a_broken_entry_point_warns_with_its_distribution_and_stops_nothing(monk
     points = [_entry_point("bad", "broken-package", _fail), _entry_point("good", "good-package", lambda: good)]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
     fresh = Registry()
-    with pytest.warns(UserWarning, match=r"plugin 'bad' of distribution 'broken-package' is left out: ImportError: no module named gpu_magic"):
+    with pytest.warns(
+        UserWarning,
+        match=r"plugin 'bad' of distribution 'broken-package' is left out: ImportError: no module named gpu_magic",
+    ):
         fresh.load_entry_points()
     assert [plugin.name for plugin in fresh.plugins] == ["good"]
     assert list(fresh.factories("latents")) == ["good"]
@@ -101,7 +104,9 @@ def test_two_claims_on_one_name_harm_only_that_name() -> None:
 def test_a_file_can_be_loaded_and_used(plugin_file: Path) -> None:
     loaded = load_plugin(str(plugin_file))
     assert load_plugin(str(plugin_file)) is loaded, "twice is once"
-    estimate = dgrad.estimator("mine", samples="3")(dgrad.latent("2x2"), torch.zeros(1, 2, 2), lambda codes: codes.sum((-2, -1)))
+    estimate = dgrad.estimator("mine", samples="3")(
+        dgrad.latent("2x2"), torch.zeros(1, 2, 2), lambda codes: codes.sum((-2, -1))
+    )
     assert estimate.codes.shape[0] == 3
 
 

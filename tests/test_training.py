@@ -51,7 +51,9 @@ def _figures(run: Run) -> tuple[list[dict[str, object]], dict[str, object]]:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: str(variant.get("estimator", "rloo")))
 @pytest.mark.parametrize("stop_at", [7, 13])
-def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, variant: dict[str, object], stop_at: int) -> None:
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
+    tmp_path: Path, variant: dict[str, object], stop_at: int
+) -> None:
     config = configure({**SETTINGS, **variant})
     whole = Run.create(tmp_path / "whole", config)
     Trainer(config).train(whole)
@@ -73,11 +75,26 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, var
 
 def test_kill_9_then_resume_equals_an_undisturbed_run(tmp_path: Path) -> None:
     """A process killed without warning, at whatever point, loses at most what came after its last checkpoint."""
-    command = [sys.executable, "-m", "dgrad_cli", "train", "--latent", "3x4", "--estimator", "rloo", "--epochs", "60", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "dgrad_cli",
+        "train",
+        "--latent",
+        "3x4",
+        "--estimator",
+        "rloo",
+        "--epochs",
+        "60",
+        "--device",
+        "cpu",
+    ]
     root = Path(__file__).parents[1]
     path = os.pathsep.join(str(root / part) for part in (".", "plugins", "cli", "export"))
     environment = os.environ | {"PYTHONPATH": path}
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL
+    )
     metrics = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.is_file() and metrics.read_text().count("\n") > 2):
@@ -103,7 +120,13 @@ def test_evaluating_more_often_changes_no_weight(tmp_path: Path) -> None:
         run = Run.create(tmp_path / str(every), config)
         Trainer(config).train(run)
         assert len(run.metrics()) == 3 // every
-        weights.append({name: tensor for name, tensor in load_checkpoint(run.checkpoint_file)[0].items() if name.startswith("model.")})
+        weights.append(
+            {
+                name: tensor
+                for name, tensor in load_checkpoint(run.checkpoint_file)[0].items()
+                if name.startswith("model.")
+            }
+        )
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
@@ -134,7 +157,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
                 with torch.no_grad():
                     next(trainer.model.parameters()).fill_(math.nan)
 
-    with pytest.raises(dgrad.RunError, match=r"the loss is not finite .* at step 39; .* keeps its last good checkpoint"):
+    with pytest.raises(
+        dgrad.RunError, match=r"the loss is not finite .* at step 39; .* keeps its last good checkpoint"
+    ):
         Trainer(config, Poison()).train(run)
     tensors, state = load_checkpoint(run.checkpoint_file)
     assert state["step"] <= 26
@@ -158,7 +183,9 @@ def test_the_kl_inside_and_outside_have_the_same_mean_gradient(kl_weight: float)
     """`leg` is exact with one variable, so that inside and outside must agree but for rounding."""
     gradients = []
     for place in ("inside", "outside"):
-        trainer = Trainer(configure({**SETTINGS, "estimator": "leg", "latent": "1x6", "kl": place, "kl-weight": kl_weight}))
+        trainer = Trainer(
+            configure({**SETTINGS, "estimator": "leg", "latent": "1x6", "kl": place, "kl-weight": kl_weight})
+        )
         trainer.train_step()
         gradients.append(trainer.model.encoder.body[0].weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
@@ -166,7 +193,11 @@ def test_the_kl_inside_and_outside_have_the_same_mean_gradient(kl_weight: float)
 
 def test_weight_decay_is_decoupled_and_spares_biases() -> None:
     trainer = Trainer(configure({**SETTINGS, "weight-decay": 0.3}))
-    decays = {id(parameter): group["weight_decay"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    decays = {
+        id(parameter): group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
     for name, parameter in trainer.model.named_parameters():
         assert decays[id(parameter)] == (0.0 if name.endswith("bias") else 0.3), name
 
@@ -208,7 +239,12 @@ def test_hooks_see_a_run_and_code_losses_join_the_objective(tmp_path: Path) -> N
 
 def test_a_run_directory_is_complete(train: Callable[..., Run]) -> None:
     run = train()
-    assert {path.name for path in run.path.iterdir()} == {"config.json", "metrics.jsonl", "summary.json", "checkpoint.safetensors"}
+    assert {path.name for path in run.path.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoint.safetensors",
+    }
     summary = json.loads(run.summary_file.read_text())
     assert summary["best"]["test_bound"] == summary["test_bound"]
     assert summary["steps"] == 26
@@ -232,15 +268,25 @@ def test_a_damaged_checkpoint_is_refused(train: Callable[..., Run], damage: str,
     if damage == "other":
         other = train("other", latent="2x2")
         data = other.checkpoint_file.read_bytes()
-    run.checkpoint_file.write_bytes({"truncate": data[:-100], "garbage": b"x" * 1000, "empty": b"", "other": data}[damage])
+    run.checkpoint_file.write_bytes(
+        {"truncate": data[:-100], "garbage": b"x" * 1000, "empty": b"", "other": data}[damage]
+    )
     with pytest.raises(dgrad.InputError, match=r"checkpoint .*(is damaged|does not fit the model)"):
         run.load_model()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("estimator", ["direct", "direct-rb", "leg", "gumbel-softmax", "st-gumbel-softmax", "reinforce", "rloo"])
+@pytest.mark.parametrize(
+    "estimator", ["direct", "direct-rb", "leg", "gumbel-softmax", "st-gumbel-softmax", "reinforce", "rloo"]
+)
 def test_no_step_waits_for_the_device(estimator: str) -> None:
-    settings = {"estimator": estimator, "device": "cuda", "binarize": "dynamic", "input-dropout": 0.1, "lr": "cosine:0.01:0"}
+    settings = {
+        "estimator": estimator,
+        "device": "cuda",
+        "binarize": "dynamic",
+        "input-dropout": 0.1,
+        "lr": "cosine:0.01:0",
+    }
     trainer = Trainer(configure({**SETTINGS, **settings}))
     trainer.train_step()
     torch.cuda.set_sync_debug_mode("error")

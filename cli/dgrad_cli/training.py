@@ -23,6 +23,8 @@ DEFAULTS = TrainConfig()
 def setting(help_text: str, name: str, *names: str, kind: str | None = None) -> Any:
     """An option that is left out unless the user gives it, and whose help shows the default of `TrainConfig`."""
     default = getattr(DEFAULTS, name)
+    annotation = str(TrainConfig.__dataclass_fields__[name].type)
+    kind = kind or {"int": "INTEGER", "float": "NUMBER"}.get(annotation.removesuffix(" | None"))
     shown = "" if default in (None, {}, ()) else f" [default: {default}]"
     return typer.Option(*(names or (option(name),)), help=help_text + shown, metavar=kind, show_default=False)
 
@@ -58,7 +60,7 @@ def train(
         str | None, setting("Widths of hidden layers of mlp, from the image to the code: 400,200.", "hidden")
     ] = None,
     input_dropout: Annotated[
-        float | None, setting("Share of pixels hidden from the encoder in a step.", "input_dropout")
+        str | None, setting("Share of pixels hidden from the encoder in a step.", "input_dropout")
     ] = None,
     likelihood: Annotated[str | None, setting("bernoulli, or squared-error (behind a tanh).", "likelihood")] = None,
     kl: Annotated[
@@ -69,22 +71,22 @@ def train(
         ),
     ] = None,
     kl_weight: Annotated[
-        float | None, setting("Weight of the KL in training; at 0 it is reported, not trained.", "kl_weight")
+        str | None, setting("Weight of the KL in training; at 0 it is reported, not trained.", "kl_weight")
     ] = None,
-    epochs: Annotated[int | None, setting("Passes over the training images.", "epochs")] = None,
-    steps: Annotated[int | None, setting("Number of steps, instead of epochs.", "steps")] = None,
-    batch_size: Annotated[int | None, setting("Images in a step.", "batch_size")] = None,
+    epochs: Annotated[str | None, setting("Passes over the training images.", "epochs")] = None,
+    steps: Annotated[str | None, setting("Number of steps, instead of epochs.", "steps")] = None,
+    batch_size: Annotated[str | None, setting("Images in a step.", "batch_size")] = None,
     lr: Annotated[str | None, setting("Adam's learning rate, or a schedule: cosine:0.02:0.", "lr", kind="RATE")] = None,
-    weight_decay: Annotated[float | None, setting("Decoupled weight decay, not on biases.", "weight_decay")] = None,
+    weight_decay: Annotated[str | None, setting("Decoupled weight decay, not on biases.", "weight_decay")] = None,
     seed: Annotated[
-        int | None, setting("Of the weights, the order of the data, the noise, the evaluation.", "seed")
+        str | None, setting("Of the weights, the order of the data, the noise, the evaluation.", "seed")
     ] = None,
     device: Annotated[str | None, setting("auto, cpu, cuda, cuda:1, mps.", "device")] = None,
     eval_every: Annotated[
-        int | None, setting("Epochs between evaluations on the validation images.", "eval_every")
+        str | None, setting("Epochs between evaluations on the validation images.", "eval_every")
     ] = None,
     eval_samples: Annotated[
-        int | None, setting("Codes for each test image in the final evaluation.", "eval_samples")
+        str | None, setting("Codes for each test image in the final evaluation.", "eval_samples")
     ] = None,
     plugin: Annotated[
         list[str] | None, setting("A plugin to load: a module or a .py file. Repeatable.", "plugins")

@@ -1,0 +1,345 @@
+"""The command as a user types it: what it prints, what it leaves on disk, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dgrad
+from dgrad.config import TrainConfig
+from dgrad.runs import Run
+from dgrad_cli.main import main
+
+SMALL = ["train", "--latent", "3x4", "--estimator", "rloo", "--epochs", "1", "--device", "cpu"]
+
+
+class Dgrad:
+    """Runs the command in this process: `dgrad("train", ...)` returns (exit code, stdout, stderr)."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        output = self.capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, output.out, output.err
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Dgrad:
+    return Dgrad(capsys)
+
+
+def test_train_then_everything_else(command: Dgrad, tmp_path: Path) -> None:
+    code, out, _ = command(*SMALL, "--epochs", 2)
+    assert code == 0, out
+    run = Path("runs/digits-3x4-rloo")
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "metrics.jsonl", "summary.json", "checkpoint.safetensors", "curves.png", "samples.png", "reconstructions.png",
+    }  # fmt: skip
+    assert "epoch 2: bound" in out
+    assert f"dgrad evaluate {run}" in out
+    assert f"dgrad export {run}" in out
+    for path in run.glob("*.png"):
+        with Image.open(path) as picture:
+            assert len(set(picture.convert("L").tobytes())) > 10, f"{path} shows something"
+
+    code, out, _ = command("evaluate", run, "--importance-samples", 50, "--json")
+    figures = json.loads(out)
+    summary = json.loads((run / "summary.json").read_text())
+    assert code == 0
+    assert figures["bound"] == pytest.approx(summary["test_bound"], rel=1e-6)
+    assert figures["bound"] - 3 < figures["importance_weighted_bound"] < figures["bound"]
+    assert command("evaluate", run, "--split", "valid")[1].startswith("valid bound")
+
+    for name in ("sample", "reconstruct"):
+        code, out, _ = command(name, run, "--out", f"{name}.png", "--rows", 2, "--columns", 3)
+        assert (code, out.strip()) == (0, f"{name}.png")
+        with Image.open(f"{name}.png") as picture:
+            assert picture.width == 3 * 56 + 4 * 4
+
+    code, _, err = command(*SMALL, "--out", run)
+    assert code == 2
+    assert "exists already" in err
+    assert "--resume" in err
+    assert command(*SMALL, "--quiet")[0] == 0
+    assert Path("runs/digits-3x4-rloo-2").is_dir(), "without --out a free name is found"
+    assert command(*SMALL, "--out", run, "--overwrite", "--quiet")[0] == 0
+    assert json.loads((run / "config.json").read_text())["epochs"] == 1
+    code, out, _ = command("train", "--resume", run)
+    assert code == 0
+    assert out.startswith("test bound"), "a finished run is shown, not run again"
+
+
+def test_json_is_all_that_stands_on_the_standard_output(command: Dgrad) -> None:
+    code, out, err = command(*SMALL, "--json")
+    assert code == 0
+    assert json.loads(out)["run"] == "runs/digits-3x4-rloo"
+    assert "epoch 1" in err
+
+
+def test_quiet_prints_only_the_result(command: Dgrad) -> None:
+    _, out, err = command(*SMALL, "--quiet")
+    assert out.startswith("test bound")
+    assert err == ""
+
+
+def test_a_config_file_with_options_on_top(command: Dgrad) -> None:
+    Path("a.toml").write_text(
+        'estimator = "direct"\nlatent = "2x3"\nepochs = 1\nlr = 0.01\n[set]\nepsilon = 0.5\nsamples = 2\n'
+    )
+    assert (
+        command("train", "--config", "a.toml", "--set", "samples=3", "--latent", "2x2", "--out", "run", "--quiet")[0]
+        == 0
+    )
+    config = Run(Path("run")).config
+    assert (config.latent, config.lr, config.set) == ("2x2", "0.01", {"epsilon": "0.5", "samples": "3"})
+    assert command("train", "--config", "a.toml", "--estimator", "rloo", "--out", "other", "--quiet")[0] == 0
+    assert Run(Path("other")).config.set == {}, "another estimator's hyper-parameters are dropped"
+
+
+def test_the_config_of_a_run_repeats_it(command: Dgrad) -> None:
+    assert command(*SMALL, "--out", "a", "--quiet")[0] == 0
+    config = json.loads(Path("a/config.json").read_text())
+    assert config["kl"] == "outside", "what was chosen is written down"
+    options = [
+        part for name in ("estimator", "latent", "epochs", "lr", "seed", "kl") for part in (f"--{name}", config[name])
+    ]
+    assert command("train", *options, "--out", "b", "--quiet")[0] == 0
+    first, second = (json.loads(Path(name, "summary.json").read_text()) for name in "ab")
+    assert first["test_bound"] == second["test_bound"]
+
+
+@pytest.mark.parametrize("name", ["estimators", "latents", "datasets", "plugins"])
+def test_tables_and_json(command: Dgrad, name: str) -> None:
+    code, out, _ = command(name)
+    assert code == 0
+    rows = json.loads(command(name, "--json")[1])
+    assert all(row["name"] in out for row in rows)
+    expected = {
+        "estimators": dgrad.estimators(),
+        "latents": dgrad.latents(),
+        "datasets": dgrad.datasets(),
+        "plugins": ["builtin"],
+    }
+    assert {row["name"] for row in rows} == set(expected[name])
+
+
+def test_version_and_help(command: Dgrad) -> None:
+    assert command("--version")[1].strip() == f"dgrad {dgrad.__version__}"
+    code, out, _ = command("train", "--help")
+    assert code == 0
+    for field in TrainConfig.__dataclass_fields__:
+        if field != "plugins":
+            assert f"--{field.replace('_', '-')}" in out
+
+
+def test_a_plugin_file_trains(command: Dgrad) -> None:
+    Path("toy_for_the_cli.py").write_text(
+        "import dgrad\nfrom dgrad_plugins.estimators import ESTIMATORS\n"
+        "@dgrad.hookimpl\ndef dgrad_register_estimators(register):\n    register('mine', ESTIMATORS['rloo'])\n"
+    )
+    assert command(*SMALL, "--estimator", "mine", "--plugin", "toy_for_the_cli.py", "--quiet")[0] == 0
+    assert command("evaluate", "runs/digits-3x4-mine")[0] == 0
+    assert "toy_for_the_cli" in command("plugins", "--plugin", "toy_for_the_cli.py")[1]
+    from dgrad.registry import load_plugin, registry
+
+    registry().remove(load_plugin("toy_for_the_cli.py").module)
+    sys.modules.pop("toy_for_the_cli")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_go_on_and_exits(number: signal.Signals, tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(str(root / part) for part in (".", "plugins", "cli", "export"))
+    }
+    arguments = [sys.executable, "-m", "dgrad_cli", *SMALL, "--epochs", "100000", "--out", "run"]
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not Path("run/metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].endswith("continue with: dgrad train --resume run")
+    assert Run.open(Path("run")).load_model()[1]["step"] > 0
+
+
+# Bad input: one line, no traceback, exit code 2 (1 for what failed on the way), and no run directory
+
+
+def _digits_npz(**arrays: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    np.savez("toy.npz", **{"images": rng.integers(0, 255, (60, 6, 6), dtype=np.uint8), **arrays})
+
+
+REFUSED = [
+    (["--estimator", "dirct"], 2, "unknown estimator 'dirct'; did you mean 'direct'?"),
+    (["--latent", "20by10"], 2, "cannot read '20by10'"),
+    (["--latent", "0x10"], 2, "at least 1 variable"),
+    (["--latent", "subset:3"], 2, "unknown latent 'subset'"),
+    (["--dataset", "mnits"], 2, "did you mean 'mnist'"),
+    (["--dataset", "nothing.npz"], 2, "nothing.npz"),
+    (["--model", "lineer"], 2, "did you mean 'linear'"),
+    (["--hidden", "40"], 2, "the linear model has no hidden layers"),
+    (["--likelihood", "bernouli"], 2, "did you mean 'bernoulli'"),
+    (["--set", "epsilon=1"], 2, "unknown hyper-parameter of rloo 'epsilon'"),
+    (["--set", "samples"], 2, "--set expects NAME=VALUE"),
+    (["--estimator", "direct", "--set", "epsilon=0"], 2, "epsilon must stay above 0"),
+    (["--estimator", "gumbel-softmax", "--set", "temperature=-1"], 2, "temperature must stay above 0"),
+    (["--lr", "nan"], 2, "--lr: cannot read 'nan'"),
+    (["--epochs", "0"], 2, "--epochs must be"),
+    (["--epochs", "many"], 2, "--epochs must be a whole number; got 'many'"),
+    (["--steps", "5"], 2, "exclude each other"),
+    (["--estimator", "exact", "--latent", "20x10"], 2, "20x10 has 1e+20; expected at most 4096"),
+    (["--estimator", "direct-joint", "--latent", "20x10"], 2, "20x10 has 1e+20; expected at most 4096"),
+    (["--binarize", "maybe"], 2, "--binarize must be one of"),
+    (["--device", "cuda:99"], 2, "device 'cuda:99' is not there"),
+    (["--device", "abacus"], 2, "unknown device 'abacus'"),
+    (["--plugin", "nowhere.py"], 2, "no plugin file 'nowhere.py'"),
+    (["--config", "nowhere.toml"], 2, "cannot read nowhere.toml"),
+    (["--resume", "nowhere"], 2, "--resume continues a run as it was configured"),
+    (["--nonsense"], 2, "No such option: --nonsense"),
+    (["--seed", "-1"], 2, "--seed must be"),
+    (["--batch-size", "0"], 2, "--batch-size must be"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_options_are_refused_before_anything_is_written(
+    command: Dgrad, options: list[str], expected: int, message: str
+) -> None:
+    code, out, err = command(*SMALL, *options)
+    assert code == expected
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, "one line"
+    assert out == ""
+    assert list(Path().iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sample", "reconstruct", "export"])
+def test_a_missing_run_is_refused(command: Dgrad, name: str) -> None:
+    code, _, err = command(name, "nowhere", *(["--out", "out"] if name == "export" else []))
+    assert code == 2
+    assert "no run at nowhere" in err
+    assert list(Path().iterdir()) == []
+    assert command("train", "--resume", "nowhere")[0] == 2
+
+
+def test_damaged_runs_are_refused(command: Dgrad, train: Callable[..., Run]) -> None:
+    run = train()
+    checkpoint = run.checkpoint_file.read_bytes()
+    run.checkpoint_file.write_bytes(checkpoint[: len(checkpoint) // 2])
+    for arguments in (
+        ["evaluate", run.path],
+        ["sample", run.path, "--out", "a.png"],
+        ["export", run.path, "--out", "model"],
+    ):
+        code, _, err = command(*arguments)
+        assert code == 2
+        assert "is damaged" in err
+    run.checkpoint_file.unlink()
+    assert "cannot read checkpoint" in command("evaluate", run.path)[2]
+    run.config_file.write_text("{")
+    assert "config.json is not JSON" in command("evaluate", run.path)[2]
+    run.summary_file.write_text("{")
+    assert "summary.json is damaged" in command("train", "--resume", run.path)[2]
+    assert not Path("model").exists()
+    assert not Path("a.png").exists()
+
+
+def test_images_of_another_size_are_refused(command: Dgrad, train: Callable[..., Run]) -> None:
+    run = train()
+    _digits_npz()
+    for name in ("evaluate", "reconstruct"):
+        code, _, err = command(name, run.path, "--dataset", "toy.npz")
+        assert code == 2
+        assert "toy.npz has images of shape [1, 6, 6]" in err
+        assert "takes [1, 8, 8]" in err
+
+
+def test_a_truncated_data_file_is_refused(command: Dgrad) -> None:
+    _digits_npz()
+    data = Path("toy.npz").read_bytes()
+    Path("toy.npz").write_bytes(data[: len(data) // 2])
+    code, _, err = command(*SMALL, "--dataset", "toy.npz")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "toy.npz" in err
+    assert [path.name for path in Path().iterdir()] == ["toy.npz"]
+
+
+def test_an_npz_trains_and_resumes_from_elsewhere(
+    command: Dgrad, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _digits_npz()
+    assert command(*SMALL, "--dataset", "toy.npz", "--quiet")[0] == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command("evaluate", "../runs/toy-3x4-rloo")[0] == 0
+
+
+def test_files_in_the_way_survive(command: Dgrad) -> None:
+    Path("thesis").mkdir()
+    Path("thesis/chapter.txt").write_text("years of work")
+    code, _, err = command(*SMALL, "--out", "thesis", "--overwrite")
+    assert code == 2
+    assert "holds files but no run" in err
+    assert Path("thesis/chapter.txt").read_text() == "years of work"
+    Path("file").write_text("x")
+    assert "is a file" in command(*SMALL, "--out", "file")[2]
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(command: Dgrad, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgrad import training
+
+    write, calls = training.save_checkpoint, []
+
+    def full(path: Path, *rest: object) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "save_checkpoint", full)
+    code, _, err = command(*SMALL, "--out", "run")
+    assert code == 1
+    assert (
+        err
+        == "error: cannot use run/checkpoint.safetensors: No space left on device; check the path, its permissions and the free space\n"
+    )
+    monkeypatch.undo()
+    assert command("train", "--resume", "run", "--quiet")[0] == 0
+
+
+def test_an_unexpected_error_is_one_line_and_debug_shows_more(command: Dgrad, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgrad.training.choose_device", lambda name: 1 / 0)
+    code, _, err = command(*SMALL)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "unexpected ZeroDivisionError" in err
+    assert "Traceback" in command(*SMALL, "--debug")[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_cuda_is_said_clearly(command: Dgrad) -> None:
+    code, _, err = command(*SMALL, "--device", "cuda")
+    assert code == 2
+    assert "torch sees 0 CUDA devices; use --device auto or --device cpu" in err
