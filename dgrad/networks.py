@@ -94,9 +94,14 @@ class Reconstruction(Objective):
         self.decoder = model.decoder
         self.likelihood = model.likelihood
         self.pixels = pixels
+        self._hidden: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
-        return self.likelihood.loss(self.decoder(codes), self.pixels)
+        if not isinstance(self.decoder, Decoder):
+            return self.likelihood.loss(self.decoder(codes), self.pixels)
+        hidden = self.decoder.first(codes.flatten(2))
+        self._hidden = (codes, hidden.detach())  # an estimator sweeps the codes that it has just evaluated
+        return self._rest_loss(hidden)
 
     @torch.no_grad()
     def sweep(
@@ -104,13 +109,18 @@ class Reconstruction(Objective):
     ) -> Float[Tensor, "samples batch n k"]:
         if not isinstance(self.decoder, Decoder):
             return FunctionObjective(self).sweep(codes, loss)
-        loss = self(codes) if loss is None else loss
-        weight, bias = self.decoder.first.weight, self.decoder.first.bias
+        if loss is None or self._hidden is None or self._hidden[0] is not codes:
+            loss = self(codes)
+        assert self._hidden is not None
+        weight, hidden = self.decoder.first.weight, self._hidden[1]
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
-            return bernoulli_linear_sweep(codes, weight, bias, self.pixels, loss)
-        return difference_sweep(
-            codes, weight, bias, lambda hidden: self.likelihood.loss(self.decoder.rest(hidden), self.pixels), loss
-        )
+            return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss)
+        return difference_sweep(codes, weight, hidden, self._rest_loss, loss)
+
+    def _rest_loss(self, hidden: Tensor) -> Tensor:
+        """The loss as a function of the outputs of the decoder's first layer."""
+        assert isinstance(self.decoder, Decoder)
+        return self.likelihood.loss(self.decoder.rest(hidden), self.pixels)
 
 
 def linear_vae(

@@ -117,13 +117,19 @@ class KLObjective(Objective):
 class _Sum(Objective):
     def __init__(self, *parts: Objective) -> None:
         self.parts = parts
+        self._losses: tuple[Tensor, list[Tensor]] | None = None
 
     def __call__(self, codes: Tensor) -> Tensor:
-        first, *others = (part(codes) for part in self.parts)
+        first, *others = losses = [part(codes) for part in self.parts]
+        self._losses = (
+            codes,
+            [loss.detach() for loss in losses],
+        )  # an estimator sweeps the codes that it has just evaluated
         return sum(others, start=first)
 
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
-        first, *others = (part.sweep(codes) for part in self.parts)
+        known = self._losses[1] if self._losses is not None and self._losses[0] is codes else [None] * len(self.parts)
+        first, *others = (part.sweep(codes, loss) for part, loss in zip(self.parts, known, strict=True))
         return sum(others, start=first)
 
 
@@ -136,7 +142,8 @@ class _Scaled(Objective):
         return self.weight * self.part(codes)
 
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
-        return self.weight * self.part.sweep(codes)
+        own = None if loss is None or self.weight == 0 else loss / self.weight
+        return self.weight * self.part.sweep(codes, own)
 
 
 class _InDtype(Objective):

@@ -1,148 +1,162 @@
-"""Sweeps: the loss of every code that differs from a sampled code in one coordinate.
+"""Sweeps of decoders whose first layer is linear in the code: every changed code at the price of its difference.
 
-A code is n one-hot rows of k values, ``codes`` of shape [S, B, n, k]. The sweep is
-T[s, b, i, j] = f(codes[s, b] with row i replaced by onehot(j)), in nats, [S, B, n, k].
-The own values, T[s, b, i, z_i], are f(codes[s, b]) itself.
-
-All functions here need a first decoder layer a = codes.flatten(-2) @ weight.T + bias
-and evaluate changes of ``a`` instead of whole decoders. None of them builds a graph.
+May import torch only. With `a = z W' + bias` the output of the first layer, a code whose row i changes from its own value z to j
+has `a + W[:, (i, j)] - W[:, (i, z)]`. The functions here evaluate those differences instead of whole decoders; none builds a
+graph, and none waits for the device. Matrix products are meant in full float32, as torch has them by default (no TF32).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["bernoulli_linear_sweep", "difference_sweep", "gaussian_linear_sweep", "grouped_is_safe"]
+GROUP = 8
+"""Pixels whose factors are multiplied before one logarithm is taken."""
+SPREAD_LIMIT = 60.0
+"""Nats by which the factors of one group may spread; see `_grouped_is_safe`."""
+NUMBERS_AT_ONCE = 2**20
+"""Numbers in a temporary: 4 MiB, about the second-level caches of two cores. Half of it and twice of it measured slower."""
 
-GROUP = 8  # pixels whose factors are multiplied before one logarithm is taken
-SPREAD_LIMIT = 60.0  # nats; see grouped_is_safe
-CHUNK = 1 << 20  # numbers per temporary on the CPU: 4 MiB, about the second-level caches
+
+@torch.no_grad()
+def difference_sweep(
+    codes: Float[Tensor, "samples batch n k"],
+    weight: Float[Tensor, "width n*k"],
+    hidden: Float[Tensor, "samples batch width"],
+    rest_loss: Callable[[Tensor], Tensor],
+    loss: Float[Tensor, "samples batch"],
+    *,
+    codes_per_call: int = 4096,
+) -> Float[Tensor, "samples batch n k"]:
+    """The sweep through any decoder whose first layer is linear, from its first layer's outputs on.
+
+    Args:
+        codes: one-hot rows.
+        weight: of the first layer.
+        hidden: the first layer's outputs for `codes`.
+        rest_loss: the loss as a function of the first layer's outputs, `[R, B, width] -> [R, B]` for any R.
+        loss: the loss of `codes`.
+        codes_per_call: about how many changed codes go into one call of `rest_loss`.
+    """
+    samples, batch, n, k = codes.shape
+    own = codes.argmax(-1, keepdim=True)  # [S, B, n, 1]
+    others = (own + torch.arange(1, k, device=own.device)) % k  # [S, B, n, k-1]
+    row_start = k * torch.arange(n, device=own.device)[:, None]  # [n, 1]
+    new = (row_start + others).flatten(-2).movedim(-1, 0)  # [C, S, B], C = n(k-1) changes
+    old = (row_start + own).expand_as(others).flatten(-2).movedim(-1, 0)  # [C, S, B]
+    columns = weight.T.contiguous()  # [n*k, width]
+    per_call = max(1, codes_per_call // (samples * batch))
+    losses = [
+        # f(a + W[:, new] - W[:, old])
+        rest_loss((hidden - columns[before] + columns[after]).flatten(0, 1)).unflatten(0, (-1, samples))
+        for after, before in zip(new.split(per_call), old.split(per_call), strict=True)
+    ]
+    changed = torch.cat(losses).movedim(0, -1).unflatten(-1, (n, k - 1))  # [S, B, n, k-1]
+    return loss[..., None, None].expand(codes.shape).scatter(-1, others, changed)
 
 
 @torch.no_grad()
 def bernoulli_linear_sweep(
-    codes: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    images: Tensor,
-    loss: Tensor | None = None,
-    form: Literal["auto", "grouped", "exact"] = "auto",
-) -> Tensor:
-    """Sweep of the Bernoulli loss f(z) = sum_d softplus(a_d) - x_d a_d of a linear decoder.
+    codes: Float[Tensor, "samples batch n k"],
+    weight: Float[Tensor, "pixels n*k"],
+    logits: Float[Tensor, "samples batch pixels"],
+    images: Float[Tensor, "batch pixels"],
+    loss: Float[Tensor, "samples batch"],
+) -> Float[Tensor, "samples batch n k"]:
+    """The sweep of `f(z) = sum_d softplus(a_d) - x_d a_d`, in nats, for a decoder that is one linear layer.
 
-    codes [S, B, n, k] one-hot, weight [D, n*k], bias [D], images [B, D] in [0, 1],
-    loss [S, B] = f(codes) in nats if it is known. Returns nats, [S, B, n, k].
+    On a CPU the softplus part takes one logarithm for eight pixels where the weights allow it (they do unless they are huge); on
+    other devices, where asking would wait for the device, it takes one softplus for each changed pixel, right for any weights.
 
-    form "exact" takes one softplus per changed logit and is right for any weights.
-    "grouped" is about three times as fast on a CPU; it is right where grouped_is_safe(weight, k)
-    holds and NaN everywhere otherwise. "auto" is "exact" on accelerators, where reading
-    the condition would wait for the device, and on the CPU it is "grouped" where that is safe.
+    Args:
+        codes: one-hot rows.
+        weight: of the linear layer.
+        logits: its outputs for `codes`.
+        images: in [0, 1].
+        loss: the loss of `codes`.
     """
-    samples, batch, n, k = codes.shape
-    codes = codes.flatten(0, 1)  # [N, n, k] with N = S*B
-    logits = F.linear(codes.flatten(1), weight, bias)  # [N, D]
-    own = codes.argmax(-1, keepdim=True)  # [N, n, 1]
-
-    # x part of the change: x . (W[:, (i, j)] - W[:, (i, z_i)])
-    columns = (images @ weight).unflatten(-1, (n, k)).repeat(samples, 1, 1)  # [N, n, k]
-    linear = columns - columns.gather(-1, own)  # [N, n, k]
-
-    safe = grouped_is_safe(weight, k) if form != "exact" else None
-    if form == "auto" and (safe.device.type != "cpu" or not safe):
-        form = "exact"
-    if form == "grouped":
-        change = _grouped_change(logits, weight, own.squeeze(-1), k)
-        change = torch.where(safe, change, torch.nan)
-    else:
-        change = _exact_change(logits, weight, own.squeeze(-1), k)
-
-    change = (change - linear).unflatten(0, (samples, batch))  # [S, B, n, k]
-    if loss is None:
-        logits = logits.unflatten(0, (samples, batch))
-        loss = (F.softplus(logits) - images * logits).sum(-1)  # [S, B]
-    return change.add_(loss[..., None, None])
+    samples, _, n, k = codes.shape
+    own = codes.argmax(-1).flatten(0, 1)  # [N, n], N = S*B
+    rows = weight.T.unflatten(0, (n, k))  # [n, k, D]
+    flat_logits = logits.flatten(0, 1)  # [N, D]
+    grouped = weight.device.type == "cpu" and bool(_grouped_is_safe(rows))  # on a CPU nothing waits
+    change = (_grouped_change if grouped else _exact_change)(flat_logits, rows, own)  # [N, n, k]
+    # the x part of the change is linear: x . (W[:, (i, j)] - W[:, (i, z_i)])
+    linear = (images @ weight).unflatten(-1, (n, k)).repeat(samples, 1, 1)  # [N, n, k]
+    change -= linear - linear.gather(-1, own.unsqueeze(-1))
+    return change.view_as(codes) + loss[..., None, None]
 
 
-def grouped_is_safe(weight: Tensor, k: int) -> Tensor:
-    """Whether the grouped form is right for this weight [D, n*k]: a boolean scalar tensor.
+def _grouped_is_safe(rows: Float[Tensor, "n k pixels"]) -> Bool[Tensor, ""]:
+    """Whether the grouped form is exact for these weights, whatever the bias and the logits.
 
-    A factor lies within exp(+-spread) of 1, where spread is max_j - min_j of its row of
-    weights. SPREAD_LIMIT = 60 nats per group keeps products of factors inside float32
-    (which ends at exp(+-87)), and what sigmoid(a) loses to underflow below exp(60 - 87).
-    The condition reads the weights only: biases and logits may be of any size.
+    A factor lies within `exp(+-spread)` of 1, `spread = max_j W_j - min_j W_j` at its pixel and row. While no eight of them
+    spread over more than 60 nats, every product stays within float32 (up to `exp(+-87)`), and what underflows in `sigmoid(a)`
+    (below `exp(60 - 87)`) makes no difference.
     """
-    table = _table(weight, k)  # [n, k, G*H]
-    spread = table.amax(1) - table.amin(1)  # [n, G*H]
-    return (spread.unflatten(-1, (GROUP, -1)).sum(1) <= SPREAD_LIMIT).all()
+    spread = rows.amax(1) - rows.amin(1)  # [n, D]
+    return F.pad(spread, (0, -spread.shape[-1] % GROUP)).unflatten(-1, (GROUP, -1)).sum(1).amax() <= SPREAD_LIMIT
 
 
-def _table(weight: Tensor, k: int) -> Tensor:
-    """Weight [D, n*k] as rows of pixels, [n, k, G*H], with zeros up to a multiple of G."""
-    rows = F.pad(weight.T, (0, -weight.shape[0] % GROUP))  # [n*k, G*H]
-    return rows.contiguous().unflatten(0, (-1, k))
+def _grouped_change(
+    logits: Float[Tensor, "examples pixels"], rows: Float[Tensor, "n k pixels"], own: Int[Tensor, "examples n"]
+) -> Float[Tensor, "examples n k"]:
+    """By how much `sum_d softplus(a_d)` changes, with one logarithm for GROUP pixels.
 
-
-def _grouped_change(logits: Tensor, weight: Tensor, own: Tensor, k: int) -> Tensor:
-    """Changes of sum_d softplus(a_d) from products of GROUP pixels: [N, n, k] in nats.
-
-    With s = sigmoid(a), v_j = exp(W_j) and own value z:
-        softplus(a + W_j - W_z) - softplus(a) = log(p + q v_j),  p = 1 - s,  q = s / v_z.
+    With `s = sigmoid(a)` and `v_j = exp(W_j)`: `softplus(a + W_j - W_z) - softplus(a) = log(p + q v_j)`, `p = 1 - s`, `q = s / v_z`.
     """
-    table = _table(weight, k)
-    n, _, pixels = table.shape
-    # v only enters as v_j / v_z, so a row may be centred to keep it in range
-    v = (table - (table.amax(1, True) + table.amin(1, True)) / 2).exp_()  # [n, k, G*H]
-    inverse = v.reciprocal().flatten(0, 1)  # [n*k, G*H]
-    own = own + k * torch.arange(n, device=own.device)  # [N, n], rows of inverse
-    logits = F.pad(logits, (0, pixels - logits.shape[-1]), value=-torch.inf)  # factor 1
-    p, s = torch.sigmoid(-logits), torch.sigmoid(logits)  # [N, G*H]
+    n, k, pixels = rows.shape
+    padding = (0, -pixels % GROUP)
+    width, examples = pixels + padding[1], len(logits)
+    table = F.pad(rows, padding)  # [n, k, W]
+    # v enters only as v_j / v_z, so that each pixel may be centred to keep the exponential in range.
+    v = (table - (table.amin(1, True) + table.amax(1, True)) / 2).exp_()  # [n, k, W]
+    inverse = v.reciprocal()
+    if k == 2:  # only the other value is computed: q = s v_other / v_z, half the factors
+        inverse, v = v.flip(1) * inverse, torch.ones_like(v[:, :1])
+    values = v.shape[1]
+    logits = F.pad(logits, padding, value=-torch.inf)  # a factor of 1
+    p, s = torch.sigmoid(-logits)[:, None], torch.sigmoid(logits)  # [N, 1, W], [N, W]
 
-    change = logits.new_empty(len(logits), n, k)
-    for e, i in _chunks(len(logits), n, k * pixels):
-        index = own[e, i]  # [E, R]
-        q = inverse.index_select(0, index.flatten()).unflatten(0, index.shape)  # [E, R, G*H]
-        q *= s[e, None]
-        # examples outermost: each thread then finds its own examples in its own cache
-        factors = torch.addcmul(p[e, None, None], q[:, :, None], v[i])  # [E, R, k, G*H]
-        products = factors.unflatten(-1, (GROUP, -1)).prod(-2)  # [E, R, k, H]
-        torch.sum(products.log_(), -1, out=change[e, i])
-    return change
-
-
-def _exact_change(logits: Tensor, weight: Tensor, own: Tensor, k: int) -> Tensor:
-    """Changes of sum_d softplus(a_d), one softplus per changed logit: [N, n, k] in nats."""
-    table = weight.T.contiguous().unflatten(0, (-1, k))  # [n, k, D]
-    n = len(table)
-    base = F.softplus(logits)  # [N, D]
-    rows = torch.arange(n, device=own.device)
-    change = logits.new_empty(len(logits), n, k)
-    for e, i in _chunks(len(logits), n, table[0].numel()):
-        rest = logits[e, None] - table[rows[i], own[e, i]]  # [E, R, D], a without row i
-        changed = rest[:, :, None] + table[i]  # [E, R, k, D]
-        change[e, i] = F.softplus(changed).sub_(base[e, None, None]).sum(-1)
-    return change
+    change = logits.new_empty(n, examples, values)
+    count = max(1, min(examples, NUMBERS_AT_ONCE // (values * width)))
+    # Temporaries that every turn uses again stay in the cache.
+    q_buffer = logits.new_empty(count, width)
+    factors_buffer = logits.new_empty(count, values, width)
+    products_buffer = logits.new_empty(count, values, width // GROUP)
+    for row in range(n):
+        for part in _parts(examples, count):
+            size = part.stop - part.start
+            q, factors, products = q_buffer[:size], factors_buffer[:size], products_buffer[:size]
+            torch.index_select(inverse[row], 0, own[part, row], out=q).mul_(s[part])
+            torch.addcmul(p[part], q.unsqueeze(1), v[row], out=factors)  # [N, k, W]
+            torch.prod(factors.view(size, values, GROUP, -1), -2, out=products)
+            torch.sum(products.log_(), -1, out=change[row, part])
+    change = change.transpose(0, 1)  # [N, n, k]
+    return change * torch.stack([own, 1 - own], -1) if k == 2 else change.contiguous()
 
 
-def _chunks(examples: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of examples and of rows whose product times size is at most about CHUNK."""
-    e = max(1, min(examples, CHUNK // size))
-    r = max(1, min(rows, CHUNK // (size * e)))
-    for start in range(0, examples, e):
-        for row in range(0, rows, r):
-            yield slice(start, start + e), slice(row, row + r)
+def _exact_change(
+    logits: Float[Tensor, "examples pixels"], rows: Float[Tensor, "n k pixels"], own: Int[Tensor, "examples n"]
+) -> Float[Tensor, "examples n k"]:
+    """By how much `sum_d softplus(a_d)` changes, with one softplus for each changed pixel."""
+    n, k, pixels = rows.shape
+    rows = rows.contiguous()
+    base = F.softplus(logits).unsqueeze(1)  # [N, 1, D]
+    change = logits.new_empty(n, len(logits), k)
+    for row in range(n):
+        for part in _parts(len(logits), max(1, NUMBERS_AT_ONCE // (k * pixels))):
+            without = logits[part] - rows[row].index_select(0, own[part, row])  # [N, D]
+            changed = F.softplus(without.unsqueeze(1) + rows[row])  # [N, k, D]
+            # The sum of differences, not the difference of sums, which would lose digits.
+            torch.sum(changed.sub_(base[part]), -1, out=change[row, part])
+    return change.transpose(0, 1).contiguous()  # [N, n, k]
 
 
-@torch.no_grad()
-def difference_sweep(codes, weight, bias, rest_loss, loss):
-    S, B, n, k = codes.shape
-    hidden = F.linear(codes.flatten(-2), weight, bias)
-    columns = weight.T.view(n, k, -1)
-    out = torch.empty_like(codes)
-    for i in range(n):
-        own = codes[:, :, i] @ columns[i]
-        for j in range(k):
-            out[:, :, i, j] = rest_loss(hidden + columns[i, j] - own)
-    return out
+def _parts(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

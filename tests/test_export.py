@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import onnx
 import onnxruntime
@@ -55,18 +54,6 @@ def train(path: Path, **settings: Any) -> Run:
     run = Run.create(path, trainer.config)
     trainer.train(run)
     return run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_shape_checks() -> Iterator[None]:
-    """Off, because `DiscreteVAE.decode` declares one `*lead` for its argument and its result, which no code shape fits.
-
-    Delete this fixture once it names them apart: all tests here pass with the checks on, tracing included.
-    """
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def test_two_claims_on_one_name_harm_only_that_name() -> None:
 
         module = SimpleNamespace(dgrad_register_estimators=dgrad.hookimpl(dgrad_register_estimators))
         fresh.add(Plugin("entry", distribution, "1", module))
-    with pytest.raises(dgrad.InputError, match="'twice' is claimed by first-package .* and second-package"):
+    with pytest.raises(dgrad.InputError, match=r"'twice' is claimed by first-package .* and second-package"):
         fresh.factory("estimators", "twice")
     assert list(fresh.factories("estimators")) == ["first-package", "second-package"]
 

@@ -163,8 +163,6 @@ def _images(config: TrainConfig, model: DiscreteVAE) -> tuple[Tensor, str, list[
     """What to compare on, `[256, C, H, W]` float32 in [0, 1]; a description; and the data set's class names."""
     try:
         dataset = build_dataset(config)
-        if dataset.image_shape != model.image_shape:
-            raise InputError("another data set is there now")
         # Where the encoder rounds, it gets grey images, as a client would send them.
         split = (dataset if config.binarize == "threshold" else evaluation_data(config, dataset)).test
     except Exception:  # a data set's loader may be anybody's; without one the export is still worth having
@@ -173,6 +171,11 @@ def _images(config: TrainConfig, model: DiscreteVAE) -> tuple[Tensor, str, list[
         if config.binarize in ("static", "dynamic"):
             images = images.round()
         return images, f"{COUNT} random images: the run's data set could not be loaded", None
+    if dataset.image_shape != model.image_shape:
+        raise InputError(
+            f"{config.dataset} now has images of shape {list(dataset.image_shape)} (channels, height, width); the run was "
+            f"trained on {list(model.image_shape)}: put the data set of the run back, or move the other away"
+        )
     chosen = torch.arange(COUNT) % len(split)
     found = min(COUNT, len(split))
     classes = None if dataset.classes is None else list(dataset.classes)

@@ -1,0 +1,153 @@
+"""The fast sweeps against the decoder evaluated on every changed code, one by one, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+import dgrad
+from dgrad import sweeps
+from dgrad.likelihoods import likelihood
+from dgrad.networks import Decoder, DiscreteVAE, linear_vae, mlp_vae
+from dgrad.objectives import FunctionObjective, KLObjective
+
+SHAPES = [("1x2", 1), ("3x2", 7), ("2x3", 8), ("4x5", 64), ("1x40", 30), ("20x10", 784)]
+
+
+def _problem(
+    spec: str, pixels: int, *, samples: int = 2, batch: int = 3, scale: float = 1.0, grey: bool = False
+) -> tuple[DiscreteVAE, Tensor, Tensor]:
+    """A linear model, codes and images, the same each time."""
+    generator = Generator().manual_seed(0)
+    layer = dgrad.latent(spec)
+    model = linear_vae(layer, (1, 1, pixels), likelihood("bernoulli"))
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    codes = layer.sample(torch.zeros(batch, *layer.shape), samples, generator=generator)
+    images = torch.rand(batch, 1, 1, pixels, generator=generator)
+    return model, codes, images if grey else images.round()
+
+
+def _enumerated(model: DiscreteVAE, codes: Tensor, images: Tensor) -> Tensor:
+    """The definition: each code changed, each decoded, in float64."""
+    model.double()
+    truth = FunctionObjective(model.reconstruction(images.double()), codes_per_call=512).sweep(codes.double())
+    model.float()
+    return truth
+
+
+def _close(sweep: Tensor, truth: Tensor, magnitude: float = 0.0) -> None:
+    """Within 1e-4 nats, and the rounding of float32 where the numbers themselves are larger than it resolves."""
+    tolerance = 1e-4 + 3e-7 * truth.abs() + 3e-7 * magnitude
+    worst = ((sweep.double() - truth).abs() / tolerance).max()
+    assert worst <= 1, f"{float(worst):.2f} times the tolerance"
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("scale", [0.1, 0.7])
+@pytest.mark.parametrize(("spec", "pixels"), SHAPES)
+def test_the_linear_bernoulli_sweep_is_the_enumerated_one(spec: str, pixels: int, scale: float, grey: bool) -> None:
+    model, codes, images = _problem(spec, pixels, scale=scale, grey=grey)
+    _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images))
+
+
+@pytest.mark.parametrize("form", [sweeps._grouped_change, sweeps._exact_change])
+def test_both_forms_agree(form: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, codes, images = _problem("20x10", 100, scale=0.5)
+    truth = _enumerated(model, codes, images)
+    monkeypatch.setattr(sweeps, "_grouped_change", form)
+    monkeypatch.setattr(sweeps, "_exact_change", form)
+    monkeypatch.setattr(sweeps, "NUMBERS_AT_ONCE", 1500)  # several parts, the last one short
+    _close(model.reconstruction(images).sweep(codes), truth)
+
+
+@pytest.mark.parametrize("bias", [0.0, 50.0, -50.0, 1e4, -1e4])
+@pytest.mark.parametrize("weight", [0.3, 5.0, 50.0, 1e4])
+def test_extreme_weights_and_biases(weight: float, bias: float) -> None:
+    model, codes, images = _problem("5x3", 61, scale=0.1)
+    with torch.no_grad():
+        model.decoder.first.weight.mul_(weight / 0.1)
+        model.decoder.first.bias.add_(bias * torch.randn(61, generator=Generator().manual_seed(3)))
+    magnitude = 61 * (5 * 3 * weight + 3 * abs(bias))
+    _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images), magnitude)
+
+
+@pytest.mark.parametrize(("spread", "grouped"), [(59.0, True), (61.0, False)])
+def test_the_grouped_form_is_left_where_a_product_could_overflow(
+    spread: float, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight pixels whose weights spread over just less, and just more, than the limit."""
+    model, codes, images = _problem("2x3", 8)
+    with torch.no_grad():
+        model.decoder.first.weight.zero_()
+        model.decoder.first.weight[:, 0] = spread / 8
+    used = []
+    for name in ("_grouped_change", "_exact_change"):
+        original = getattr(sweeps, name)
+        monkeypatch.setattr(
+            sweeps, name, lambda *args, name=name, original=original: used.append(name) or original(*args)
+        )
+    _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images))
+    assert used == ["_grouped_change" if grouped else "_exact_change"]
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "squared-error"])
+@pytest.mark.parametrize("hidden", [(7,), (9, 6)])
+@pytest.mark.parametrize("spec", ["1x5", "3x2", "4x3"])
+def test_the_difference_sweep_of_deeper_decoders(spec: str, hidden: tuple[int, ...], name: str) -> None:
+    layer = dgrad.latent(spec)
+    torch.manual_seed(0)
+    model = mlp_vae(layer, (1, 4, 5), likelihood(name), hidden)
+    codes = layer.sample(torch.zeros(3, *layer.shape), 2, generator=Generator().manual_seed(0))
+    images = torch.rand(3, 1, 4, 5, generator=Generator().manual_seed(1))
+    _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images))
+
+
+def test_a_decoder_of_ones_own_gets_the_generic_sweep() -> None:
+    layer = dgrad.latent("3x4")
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Flatten(-2), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 6))
+    model = DiscreteVAE(layer, (1, 2, 3), likelihood("bernoulli"), nn.Identity(), decoder)
+    assert not isinstance(model.decoder, Decoder)
+    codes = layer.sample(torch.zeros(3, 3, 4), 2, generator=Generator().manual_seed(0))
+    images = torch.rand(3, 1, 2, 3, generator=Generator().manual_seed(1))
+    _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images))
+
+
+def test_non_contiguous_codes() -> None:
+    model, codes, images = _problem("4x5", 20)
+    strange = codes.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    assert not strange.is_contiguous()
+    objective = model.reconstruction(images)
+    assert torch.equal(objective.sweep(strange), objective.sweep(codes))
+
+
+def test_a_remembered_evaluation_changes_nothing() -> None:
+    """The objective reuses what it computed for the same codes, and only for the same codes."""
+    model, codes, images = _problem("4x5", 20)
+    layer = model.layer
+    logits = torch.randn(3, 4, 5, generator=Generator().manual_seed(2))
+    other = layer.sample(logits, 2, generator=Generator().manual_seed(9))
+
+    def fresh() -> dgrad.Objective:
+        return model.reconstruction(images) + 0.5 * KLObjective(layer, logits)
+
+    expected = fresh().sweep(codes)
+    objective = fresh()
+    loss = objective(codes)
+    torch.testing.assert_close(objective.sweep(codes, loss.detach()), expected)
+    torch.testing.assert_close(objective.sweep(other), fresh().sweep(other))
+    torch.testing.assert_close(objective.sweep(codes), expected)
+
+
+def test_the_sweep_of_the_kl_is_closed_form() -> None:
+    layer = dgrad.latent("3x4")
+    logits = torch.randn(5, 3, 4, dtype=torch.float64, generator=Generator().manual_seed(0))
+    codes = layer.sample(logits, 2, generator=Generator().manual_seed(1))
+    objective = KLObjective(layer, logits)
+    torch.testing.assert_close(objective.sweep(codes), FunctionObjective(objective).sweep(codes))
+    support = layer.enumerate(like=logits).unsqueeze(1).expand(-1, 5, -1, -1)
+    mean = (layer.log_prob(logits, support).exp() * objective(support)).sum(0)
+    torch.testing.assert_close(mean, layer.kl(logits))
