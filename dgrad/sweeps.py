@@ -81,7 +81,7 @@ def bernoulli_linear_sweep(
     """
     samples, _, n, k = codes.shape
     own = codes.argmax(-1).flatten(0, 1)  # [N, n], N = S*B
-    rows = weight.T.unflatten(0, (n, k))  # [n, k, D]
+    rows = weight.T.contiguous().unflatten(0, (n, k))  # [n, k, D]
     flat_logits = logits.flatten(0, 1)  # [N, D]
     grouped = weight.device.type == "cpu" and bool(_grouped_is_safe(rows))  # on a CPU nothing waits
     change = (_grouped_change if grouped else _exact_change)(flat_logits, rows, own)  # [N, n, k]
@@ -128,14 +128,17 @@ def _grouped_change(
     q_buffer = logits.new_empty(count, width)
     factors_buffer = logits.new_empty(count, values, width)
     products_buffer = logits.new_empty(count, values, width // GROUP)
-    for row in range(n):
-        for part in _parts(examples, count):
-            size = part.stop - part.start
-            q, factors, products = q_buffer[:size], factors_buffer[:size], products_buffer[:size]
-            torch.index_select(inverse[row], 0, own[part, row], out=q).mul_(s[part])
-            torch.addcmul(p[part], q.unsqueeze(1), v[row], out=factors)  # [N, k, W]
-            torch.prod(factors.view(size, values, GROUP, -1), -2, out=products)
-            torch.sum(products.log_(), -1, out=change[row, part])
+    for part in _parts(examples, count):
+        size = part.stop - part.start
+        q, factors, products = q_buffer[:size], factors_buffer[:size], products_buffer[:size]
+        groups = factors.view(size, values, GROUP, -1)
+        of_rows = zip(inverse, v, own[part].T.contiguous(), change[:, part], strict=True)
+        p_part, s_part, q_each = p[part], s[part], q.unsqueeze(1)
+        for row_inverse, row_v, row_own, row_change in of_rows:
+            torch.index_select(row_inverse, 0, row_own, out=q).mul_(s_part)
+            torch.addcmul(p_part, q_each, row_v, out=factors)  # [N, k, W]
+            torch.prod(groups, -2, out=products)
+            torch.sum(products.log_(), -1, out=row_change)
     change = change.transpose(0, 1)  # [N, n, k]
     return change * torch.stack([own, 1 - own], -1) if k == 2 else change.contiguous()
 
@@ -145,7 +148,6 @@ def _exact_change(
 ) -> Float[Tensor, "examples n k"]:
     """By how much `sum_d softplus(a_d)` changes, with one softplus for each changed pixel."""
     n, k, pixels = rows.shape
-    rows = rows.contiguous()
     base = F.softplus(logits).unsqueeze(1)  # [N, 1, D]
     change = logits.new_empty(n, len(logits), k)
     for row in range(n):

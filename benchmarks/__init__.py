@@ -1,0 +1,1 @@
+"""Measurements of dgrad's speed; never tests. `python -m benchmarks --help`."""
