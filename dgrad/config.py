@@ -64,7 +64,7 @@ class TrainConfig:
     epochs: int = 100
     steps: int | None = None
     batch_size: int = 100
-    lr: str = "0.001"
+    lr: str = "cosine:0.01:0"
     weight_decay: float = 0.0
     seed: int = 0
     device: str = "auto"

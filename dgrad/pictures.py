@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from dgrad.data import Split, unit
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from dgrad.training import Trainer
 
 CELL = 56
-"""Images are enlarged by a whole factor until their sides have at least this many pixels."""
+"""Smaller images are enlarged by a whole factor until their longer side has at least this many pixels, smoothly."""
 
 
 def save_grid(path: Path, images: Tensor, *, pairs: bool = False) -> None:
@@ -35,8 +36,10 @@ def save_grid(path: Path, images: Tensor, *, pairs: bool = False) -> None:
     if channels not in (1, 3):
         raise InputError(f"cannot draw images of {channels} channels; expected 1 (grey) or 3 (colour)")
     factor = max(1, -(-CELL // max(height, width)))
-    cells = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    cells = cells.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    cells = (
+        F.interpolate(images.flatten(0, 1), scale_factor=factor, mode="bicubic") if factor > 1 else images.flatten(0, 1)
+    )
+    cells = (cells.clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, (rows, columns))
     gap, wide_gap = 4, 16
     tops = [gap + row * (height * factor + gap) + (row // 2 * (wide_gap - gap) if pairs else 0) for row in range(rows)]
     canvas = torch.full((tops[-1] + height * factor + gap, gap + columns * (width * factor + gap), channels), 255)
