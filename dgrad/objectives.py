@@ -85,7 +85,7 @@ class FunctionObjective(Objective):
         ):
             values = (chosen[..., rows] + offsets) % k  # [S, B, c]
             changed = codes.unsqueeze(2).repeat(1, 1, len(rows), 1, 1)  # [S, B, c, n, k]
-            changed[:, :, torch.arange(len(rows)), rows] = F.one_hot(values, k).to(codes.dtype)
+            changed[:, :, torch.arange(len(rows), device=codes.device), rows] = F.one_hot(values, k).to(codes.dtype)
             losses = self(changed.movedim(2, 0).reshape(-1, batch, n, k))  # [c*S, B]
             losses = losses.view(len(rows), samples, batch).movedim(0, 2).to(result.dtype)  # [S, B, c]
             result.scatter_(-1, rows * k + values, losses)

@@ -34,7 +34,7 @@ def train(
     set_: Annotated[
         list[str] | None,
         setting(
-            "A hyper-parameter of the estimator: epsilon=0.5, epsilon=geometric:1:0.02, samples=4. Repeatable.",
+            "A hyper-parameter of the estimator: epsilon=0.5, epsilon=geometric:1:0.02, samples=4; repeatable. `dgrad estimators` has the defaults: a constant epsilon or temperature, where the paper anneals from 1 (exponential:1:1e-5:1000:0.1), which with the KL trained lets the code collapse.",
             "set",
             kind="NAME=VALUE",
         ),
@@ -76,7 +76,14 @@ def train(
     epochs: Annotated[str | None, setting("Passes over the training images.", "epochs")] = None,
     steps: Annotated[str | None, setting("Number of steps, instead of epochs.", "steps")] = None,
     batch_size: Annotated[str | None, setting("Images in a step.", "batch_size")] = None,
-    lr: Annotated[str | None, setting("Adam's learning rate, or a schedule: cosine:0.02:0.", "lr", kind="RATE")] = None,
+    lr: Annotated[
+        str | None,
+        setting(
+            "Adam's learning rate or a schedule of it; the paper's is 0.001, which needs several times the epochs.",
+            "lr",
+            kind="RATE",
+        ),
+    ] = None,
     weight_decay: Annotated[str | None, setting("Decoupled weight decay, not on biases.", "weight_decay")] = None,
     seed: Annotated[
         str | None, setting("Of the weights, the order of the data, the noise, the evaluation.", "seed")
