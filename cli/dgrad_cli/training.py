@@ -24,8 +24,8 @@ def setting(help_text: str, name: str, *names: str, kind: str | None = None) -> 
     """An option that is left out unless the user gives it, and whose help shows the default of `TrainConfig`."""
     default = getattr(DEFAULTS, name)
     annotation = str(TrainConfig.__dataclass_fields__[name].type)
-    kind = kind or {"int": "INTEGER", "float": "NUMBER"}.get(annotation.removesuffix(" | None"))
-    shown = "" if default in (None, {}, ()) else f" [default: {default}]"
+    kind = kind or {"int": "INTEGER", "float": "NUMBER"}.get(annotation.removesuffix(" | None"), "TEXT")
+    shown = "" if default in (None, {}, ()) else f" (default: {default})"
     return typer.Option(*(names or (option(name),)), help=help_text + shown, metavar=kind, show_default=False)
 
 
@@ -47,7 +47,7 @@ def train(
     ] = None,
     data_root: Annotated[
         str | None,
-        setting("Where data sets are on disk. [default: $DGRAD_DATA, else the user's cache folder]", "data_root"),
+        setting("Where data sets are on disk. (default: $DGRAD_DATA, else the user's cache folder)", "data_root"),
     ] = None,
     binarize: Annotated[
         str | None,
@@ -66,7 +66,7 @@ def train(
     kl: Annotated[
         str | None,
         setting(
-            "outside (exact, beside the estimate) or inside the objective. [default: inside for the direct family, else outside]",
+            "outside (exact, beside the estimate) or inside the objective. (default: inside for the direct family, else outside)",
             "kl",
         ),
     ] = None,
@@ -79,7 +79,7 @@ def train(
     lr: Annotated[
         str | None,
         setting(
-            "Adam's learning rate or a schedule of it; the paper's is 0.001, which needs several times the epochs.",
+            "Adam's learning rate or a schedule of it; the paper's constant 0.001 learns more slowly.",
             "lr",
             kind="RATE",
         ),
@@ -96,7 +96,7 @@ def train(
         str | None, setting("Codes for each test image in the final evaluation.", "eval_samples")
     ] = None,
     plugin: Annotated[
-        list[str] | None, setting("A plugin to load: a module or a .py file. Repeatable.", "plugins")
+        list[str] | None, setting("A plugin to load: a module or a .py file; repeatable.", "plugins", kind="PLUGIN")
     ] = None,
     config: Annotated[
         Path | None,
@@ -104,7 +104,11 @@ def train(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The run's directory. [default: runs/DATASET-LATENT-ESTIMATOR]", show_default=False),
+        typer.Option(
+            help="The run's directory (default: runs/DATASET-LATENT-ESTIMATOR, with a number where that is taken).",
+            metavar="DIR",
+            show_default=False,
+        ),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue this run from its last checkpoint.", metavar="RUN", show_default=False)

@@ -21,10 +21,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DatasetName = Annotated[
     str | None,
-    typer.Option(help="Another data set with images of the same size. [default: the run's]", show_default=False),
+    typer.Option(help="Another data set with images of the same size. (default: the run's)", show_default=False),
 ]
 DataRoot = Annotated[
-    str | None, typer.Option(help="Where data sets are on disk. [default: the run's]", show_default=False)
+    str | None, typer.Option(help="Where data sets are on disk. (default: the run's)", show_default=False)
 ]
 
 
