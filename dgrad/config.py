@@ -75,7 +75,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 1), ("eval_samples", 1), ("seed", 0)):
             _check(name, getattr(self, name) >= least, getattr(self, name), f"a whole number of at least {least}")
-        _check("seed", self.seed < 2**63, self.seed, "a number below 2**63")
+            _check(name, getattr(self, name) < 2**62, getattr(self, name), "a number below 2**62")
+        for name in ("estimator", "latent", "dataset", "model"):
+            _check(name, bool(getattr(self, name).strip()), repr(getattr(self, name)), "a name")
         _check("steps", self.steps is None or self.steps >= 1, self.steps, "a whole number of at least 1")
         _check("input_dropout", 0 <= self.input_dropout < 1, self.input_dropout, "a share of at least 0 and below 1")
         for name in ("kl_weight", "weight_decay"):
@@ -144,6 +146,8 @@ def _read(name: str, kind: str, value: Any) -> Any:
                 raise ValueError
             return int(value)
         if kind == "float":
+            if isinstance(value, bool):
+                raise ValueError
             return float(value)
         if kind == "str":
             if isinstance(value, (list, tuple, dict)):
@@ -152,8 +156,10 @@ def _read(name: str, kind: str, value: Any) -> Any:
         if kind == "dict[str, str]":
             return {str(key): str(entry) for key, entry in dict(value).items()}
         items = [item for item in value.split(",") if item] if isinstance(value, str) else list(value)
+        if "int" in kind and any(isinstance(item, float) for item in items):
+            raise ValueError
         return tuple(int(item) for item in items) if "int" in kind else tuple(str(item) for item in items)
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, OverflowError):
         expected = {
             "int": "a whole number",
             "float": "a number",
@@ -191,7 +197,7 @@ def _read_table(path: Path, kind: str, parse: Any, failure: type[Exception]) -> 
         table = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected a {kind} file of settings") from None
-    except (failure, UnicodeDecodeError) as error:
+    except (failure, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not {kind}: {' '.join(str(error).split())}") from None
     if not isinstance(table, dict):
         raise InputError(f"{path} holds a {type(table).__name__}; expected a table of settings")

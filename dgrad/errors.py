@@ -6,6 +6,7 @@ A message is one line that says what was given, what was expected, and what to d
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -36,3 +37,12 @@ def unknown_name(kind: str, got: str, known: Iterable[str], remedy: str = "") ->
     question = f"; did you mean {close[0]!r}?" if close else ";"
     message = f"unknown {kind} {got!r}{question} {'Known' if close else 'known'}: {', '.join(names) or 'none'}"
     return InputError(f"{message}. {remedy}" if remedy else message)
+
+
+def rough(number: int) -> str:
+    """A whole number of any size, to three digits, for messages.
+
+    >>> rough(64), rough(10**20), rough(2**5000)
+    ('64', '1e+20', '1e+1505')
+    """
+    return f"{number:.3g}" if number < 10**300 else f"1e+{int(math.log10(number))}"

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from dgrad.errors import InputError
 
+STATE_KEYS = {"step", "epoch", "seconds", "losses_summed", "best", "image_shape", "config"}
+"""What the JSON state of a checkpoint holds."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,13 +30,18 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, name):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that this process leaves out of new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -61,12 +69,20 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor],
     """
     try:
         with safetensors.safe_open(path, framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads((file.metadata() or {})["state"])  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = json.loads((file.metadata() or {})["state"])
+        if missing := STATE_KEYS - (state.keys() if isinstance(state, dict) else set()):
+            raise ValueError(f"its state lacks {', '.join(sorted(missing))}")
+        return tensors, state
     except OSError as error:
         raise InputError(
             f"cannot read checkpoint {path}: {error.strerror or error}; expected the run's checkpoint.safetensors"
         ) from None
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise InputError(
-            f"checkpoint {path} is damaged ({' '.join(str(error).split())}); restore it from a copy or train again"
-        ) from None
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """The error for a checkpoint that cannot be what a run wrote."""
+    detail = " ".join(f"{type(error).__name__}: {error}".split())
+    return InputError(f"checkpoint {path} is damaged ({detail}); restore it from a copy or train again")

@@ -109,6 +109,8 @@ class GradientEstimator(nn.Module, ABC):
         Raises:
             InputError: the logits do not fit the layer, or the estimator does not support it.
         """
+        if not logits.is_floating_point():
+            raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
         if logits.shape[1:] != layer.shape:
             expected = ", ".join(map(str, ("batch", *layer.shape)))
             raise InputError(
@@ -118,9 +120,12 @@ class GradientEstimator(nn.Module, ABC):
         if limitation is not None:
             raise InputError(limitation)
         objective = as_objective(objective)
+        wide = logits
         if logits.dtype in (torch.float16, torch.bfloat16):
-            return self.estimate(layer, logits.float(), in_dtype(objective, logits.dtype), generator=generator)
-        return self.estimate(layer, logits, objective, generator=generator)
+            wide, objective = logits.float(), in_dtype(objective, logits.dtype)
+        estimate = self.estimate(layer, wide, objective, generator=generator)
+        _check_estimate(type(self).__name__, estimate, logits)
+        return estimate
 
     def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
         """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.
@@ -129,8 +134,9 @@ class GradientEstimator(nn.Module, ABC):
             InputError: a value of the schedule is not above `above`.
         """
         self.schedules[name] = schedule(value)
-        if above is not None and not self.schedules[name].lowest > above:
-            raise InputError(f"{name} must stay above {above:g}; got {self.schedules[name]}")
+        # As the buffer will hold it: a number that float32 rounds to the limit is not above it.
+        if above is not None and not torch.tensor(self.schedules[name].lowest, dtype=torch.float32) > above:
+            raise InputError(f"{name} must stay above {above:g}; got {self.schedules[name]}: give a larger one")
         start = self.schedules[name] if isinstance(self.schedules[name], Constant) else self.schedules[name].over(1)
         self.register_buffer(name, torch.tensor(start(0), dtype=torch.float32), persistent=False)
 
@@ -146,6 +152,32 @@ class GradientEstimator(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.schedules.items())
+
+
+def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
+    """Hold a plugin's estimator to the contract; by shapes alone, so that nothing waits for the device.
+
+    Raises:
+        InputError: what it returned is no `Estimate`, or its shapes are wrong.
+    """
+    if not isinstance(estimate, Estimate):
+        raise InputError(
+            f"{name}.estimate returned a {type(estimate).__name__}; expected an Estimate(loss=..., codes=...)"
+        )
+    if estimate.loss.shape != logits.shape[:1]:
+        raise InputError(
+            f"{name}.estimate returned a loss of shape {list(estimate.loss.shape)}; expected one number for each example, "
+            f"{list(logits.shape[:1])}: take the mean over the samples"
+        )
+    if estimate.codes.shape[1:] != logits.shape:
+        raise InputError(
+            f"{name}.estimate returned codes of shape {list(estimate.codes.shape)}; expected [samples, "
+            f"{', '.join(map(str, logits.shape))}]"
+        )
+    if torch.is_grad_enabled() and logits.requires_grad and not estimate.loss.requires_grad:
+        raise InputError(
+            f"{name}.estimate returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
+        )
 
 
 def replace_gradient(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ def save_curves(path: Path, metrics: list[dict[str, Any]], unit_name: str, title
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of an unwritable home
+
     epochs = [line["epoch"] for line in metrics]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -98,7 +101,8 @@ def save_curves(path: Path, metrics: list[dict[str, Any]], unit_name: str, title
         ("valid_reconstruction", "reconstruction (validation)", {"color": "C2", "linestyle": "--"}),
         ("valid_kl", "KL (validation)", {"color": "C3", "linestyle": "--"}),
     ):
-        axes.plot(epochs, [line[key] for line in metrics], label=label, **style)
+        marker = "o" if len(epochs) == 1 else None
+        axes.plot(epochs, [line[key] for line in metrics], label=label, marker=marker, **style)
     axes.set(xlabel="epoch", ylabel=unit_name, title=title)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -30,6 +30,7 @@ from dgrad.latent_layer import LatentLayer
 GROUP = "dgrad"
 KINDS = ("estimators", "latents", "datasets", "models")
 Factory = Callable[..., Any]
+Built = TypeVar("Built")
 
 
 @dataclass
@@ -167,6 +168,11 @@ def load_plugin(spec: str) -> Plugin:
             return plugin
     plugin = Plugin(name, str(path) if is_file else spec, "", module)
     registry().add(plugin)
+    if not registry().manager.get_hookcallers(module):
+        registry().remove(module)
+        raise InputError(
+            f"plugin {spec!r} has no hooks; mark its functions (dgrad_register_estimators ...) with @dgrad.hookimpl"
+        )
     return plugin
 
 
@@ -188,6 +194,36 @@ def _import_file(path: Path) -> object:
         del sys.modules[path.stem]
         raise
     return module
+
+
+def build(kind: str, name: str, expected: type[Built], *arguments: Any, **keywords: Any) -> Built:
+    """What the factory of a name makes; a factory that fails is named with its plugin.
+
+    Raises:
+        InputError: the name is unknown, or its factory fails or makes something else than `expected`.
+    """
+    result: Any = None
+    factory = registry().factory(kind, name)
+    try:
+        result = factory(*arguments, **keywords)
+    except DgradError:
+        raise
+    except Exception as error:  # whatever a stranger's factory does
+        if _is_ours(factory):
+            raise
+        raise InputError(
+            f"the factory of {kind[:-1]} {name!r} failed: {_brief(error)}; ask its plugin's author"
+        ) from error
+    if not isinstance(result, expected):
+        raise InputError(
+            f"the factory of {kind[:-1]} {name!r} made a {type(result).__name__}; expected a {expected.__name__}: ask its "
+            "plugin's author"
+        )
+    return result
+
+
+def _is_ours(factory: Factory) -> bool:
+    return str(getattr(factory, "__module__", "")).partition(".")[0] in ("dgrad", "dgrad_plugins")
 
 
 def estimators() -> dict[str, Callable[..., GradientEstimator]]:
@@ -220,11 +256,8 @@ def estimator(name: str, **hyperparameters: Any) -> GradientEstimator:
         InputError: the name or a hyper-parameter is unknown, or a value is out of range.
     """
     factory = registry().factory("estimators", name)
-    result = factory(**read_hyperparameters(name, factory, hyperparameters))
-    assert isinstance(result, GradientEstimator), (
-        f"the factory of {name!r} made a {type(result).__name__}, not a GradientEstimator"
-    )
-    return result
+    given = read_hyperparameters(name, factory, hyperparameters)
+    return build("estimators", name, GradientEstimator, **given)  # type: ignore[type-abstract]
 
 
 def latent(spec: str) -> LatentLayer:
@@ -236,9 +269,7 @@ def latent(spec: str) -> LatentLayer:
     name, separator, rest = spec.partition(":")
     if not separator:
         name, rest = ("categorical", spec) if spec not in latents() else (spec, "")
-    result = registry().factory("latents", name)(rest)
-    assert isinstance(result, LatentLayer)
-    return result
+    return build("latents", name, LatentLayer, rest)  # type: ignore[type-abstract]
 
 
 def code_losses(batch: Any, config: Any) -> list[Callable[..., Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dgrad import registry
 from dgrad.config import TrainConfig, read_config
 from dgrad.data import Dataset, binarize, default_data_root, load_dataset
 from dgrad.errors import InputError
-from dgrad.files import load_checkpoint, write_text
+from dgrad.files import damaged, load_checkpoint, umask, write_text
 from dgrad.likelihoods import likelihood
 from dgrad.networks import DiscreteVAE
 
@@ -38,19 +39,42 @@ class Run:
         self.checkpoint_file = path / "checkpoint.safetensors"
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig, *, overwrite: bool = False) -> Run:
-        """A new run directory, with its configuration in it.
+    def create(
+        cls,
+        path: Path,
+        config: TrainConfig,
+        *,
+        overwrite: bool = False,
+        first_save: Callable[[Run], None] | None = None,
+    ) -> Run:
+        """A new run directory with its configuration in it, whole or not at all; a run that it replaces goes last.
+
+        Args:
+            first_save: writes the first checkpoint (`Trainer.save`), before anything appears at `path`.
 
         Raises:
             InputError: the directory exists and is not empty; with `overwrite`, one that holds no run.
         """
-        run = cls(path)
         cls.check_free(path, overwrite=overwrite)
-        if path.exists() and overwrite:
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(run.config_file, config.to_json())
-        return run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging, replaced = (Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) for _ in range(2))
+        try:
+            run = cls(staging)
+            write_text(run.config_file, config.to_json())
+            if first_save is not None:
+                first_save(run)
+            staging.chmod(0o777 & ~umask())
+            if path.exists():
+                path.replace(replaced)
+            try:
+                staging.replace(path)
+            except OSError:
+                replaced.replace(path)
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+        return cls(path)
 
     @staticmethod
     def check_free(path: Path, *, overwrite: bool = False) -> None:
@@ -61,6 +85,9 @@ class Run:
         """
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file; expected a directory for the run: choose another --out")
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        if not nearest.is_dir():
+            raise InputError(f"{path} cannot be made, because {nearest} is a file; choose another --out")
         if not path.exists() or not any(path.iterdir()):
             return
         if not overwrite:
@@ -93,11 +120,13 @@ class Run:
         if not self.metrics_file.is_file():
             return []
         lines = []
-        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
+        for text in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = dict(json.loads(text))
+                line["step"] + line["epoch"]
+            except (ValueError, KeyError, TypeError):
                 break
+            lines.append(line)
         return lines
 
     def summary(self) -> dict[str, Any] | None:
@@ -105,8 +134,10 @@ class Run:
         if not self.summary_file.is_file():
             return None
         try:
-            return dict(json.loads(self.summary_file.read_text(encoding="utf-8")))
-        except ValueError:
+            summary = dict(json.loads(self.summary_file.read_text(encoding="utf-8")))
+            summary["best"]["test_bound"] + summary["final"]["test_bound"]
+            return summary
+        except (ValueError, KeyError, TypeError):
             raise InputError(
                 f"{self.summary_file} is damaged; delete it and run dgrad train --resume {self.path}"
             ) from None
@@ -118,21 +149,28 @@ class Run:
             weights: `best` by the validation bound, or `last`.
 
         Raises:
-            InputError: the checkpoint is missing, damaged, or of another model.
+            InputError: the checkpoint is missing, damaged, of another model, or from before the first evaluation.
         """
         config = self.config
         for plugin in config.plugins:
             registry.load_plugin(plugin)
         tensors, state = load_checkpoint(self.checkpoint_file)
-        if weights == "best" and not any(name.startswith("best.") for name in tensors):
-            weights = "last"
-        model = build_model(config, tuple(state["image_shape"]))
+        try:
+            channels, height, width = map(int, state["image_shape"])
+            source = state["best"] if weights == "best" else {"epoch": state["epoch"], "step": state["step"]}
+            if source is None or source["step"] == 0:
+                raise InputError(
+                    f"{self.path} has no trained weights yet; continue it with dgrad train --resume {self.path}"
+                )
+            source = {"weights": weights, **source}
+        except (TypeError, KeyError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise damaged(self.checkpoint_file, error) from None
+        model = build_model(config, (channels, height, width))
         load_state(model, tensors, {"best": "best.", "last": "model."}[weights], self.checkpoint_file)
         model.eval()
-        return model, {
-            "weights": weights,
-            **(state["best"] if weights == "best" else {"epoch": state["epoch"], "step": state["step"]}),
-        }
+        return model, source
 
 
 def load_state(module: Any, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
@@ -157,10 +195,8 @@ def build_model(config: TrainConfig, image_shape: tuple[int, int, int]) -> Discr
         InputError: the latent, the model or the likelihood is unknown, or they do not go together.
     """
     layer = registry.latent(config.latent)
-    factory = registry.registry().factory("models", config.model)
-    model = factory(layer, image_shape, likelihood(config.likelihood), config.hidden)
-    assert isinstance(model, DiscreteVAE)
-    return model
+    arguments = (layer, image_shape, likelihood(config.likelihood), config.hidden)
+    return registry.build("models", config.model, DiscreteVAE, *arguments)
 
 
 def build_dataset(config: TrainConfig) -> Dataset:
@@ -171,7 +207,13 @@ def build_dataset(config: TrainConfig) -> Dataset:
         RunError: it could not be downloaded.
     """
     root = Path(config.data_root) if config.data_root else default_data_root()
-    return load_dataset(config.dataset, root, registry.datasets())
+    dataset: object = load_dataset(config.dataset, root, registry.datasets())
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"the factory of dataset {config.dataset!r} made a {type(dataset).__name__}; expected a dgrad.data.Dataset: ask its "
+            "plugin's author"
+        )
+    return dataset
 
 
 def evaluation_data(config: TrainConfig, dataset: Dataset) -> Dataset:

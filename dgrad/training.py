@@ -22,9 +22,9 @@ from dgrad import registry
 from dgrad.config import TrainConfig
 from dgrad.data import Batches, binarize
 from dgrad.devices import choose_device, describe_device
-from dgrad.errors import RunError
+from dgrad.errors import InputError, RunError
 from dgrad.evaluation import evaluate_bound, evaluation_generator
-from dgrad.files import load_checkpoint, save_checkpoint, write_text
+from dgrad.files import damaged, load_checkpoint, save_checkpoint, write_text
 from dgrad.listener import Listener
 from dgrad.networks import DiscreteVAE
 from dgrad.objectives import FunctionObjective, KLObjective
@@ -60,7 +60,7 @@ class Trainer:
         traits = self.estimator.traits
         limitation = traits.limitation(layer)
         if limitation is not None:
-            raise dgrad.InputError(limitation)
+            raise InputError(limitation)
         self.config = config = resolve(replace(config, kl=config.kl or ("inside" if traits.kl_inside else "outside")))
         self.listener = listener or Listener()
         dataset = build_dataset(config)
@@ -155,7 +155,7 @@ class Trainer:
             RunError: the loss is not finite; the last good checkpoint stays.
         """
         hook = registry.registry().manager.hook
-        if self.step == 0:
+        if not run.checkpoint_file.exists():
             self.save(run)
         hook.dgrad_train_start(run=run.path, config=self.config)
         self.listener.started(self)
@@ -199,7 +199,7 @@ class Trainer:
         if not (math.isfinite(train_loss) and math.isfinite(bound.bound)):
             raise RunError(
                 f"the loss is not finite (training {train_loss:g}, validation {bound.bound:g}) at step {self.step}; {run.path} keeps its last "
-                "good checkpoint: train again with a lower --lr or a smaller epsilon or temperature range"
+                "good checkpoint: train again with a lower --lr, or another epsilon or temperature"
             )
         self.loss_sum.zero_()
         self.losses_summed = 0
@@ -279,9 +279,16 @@ class Trainer:
             "losses_summed": self.losses_summed,
             "best": self.best if self.best_weights else None,
             "image_shape": self.model.image_shape,
+            "config": self._what_decides(),
         }
         save_checkpoint(run.checkpoint_file, tensors, state)
         self._saved_at = self.seconds
+
+    def _what_decides(self) -> dict[str, Any]:
+        """The settings that decide a run's figures, as JSON has them."""
+        settings: dict[str, Any] = json.loads(self.config.to_json())
+        del settings["device"]
+        return settings
 
     def restore(self, run: Run) -> None:
         """Go on from the run's checkpoint; metrics of later steps are dropped, they will be measured again.
@@ -292,6 +299,18 @@ class Trainer:
         if not run.checkpoint_file.exists() and not run.metrics():
             return  # killed before its first step: it starts anew
         tensors, state = load_checkpoint(run.checkpoint_file)
+        ours, theirs = self._what_decides(), state["config"]
+        if ours != theirs:
+            changed = sorted(name for name in ours if not isinstance(theirs, dict) or ours[name] != theirs.get(name))
+            raise InputError(
+                f"{run.config_file} was changed since the run began ({', '.join(changed)}); change it back, or start a new run"
+            )
+        try:
+            self._restore(run, tensors, state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise error if isinstance(error, InputError) else damaged(run.checkpoint_file, error) from None
+
+    def _restore(self, run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         load_state(self.model, tensors, "model.", run.checkpoint_file)
         load_state(self.estimator, tensors, "estimator.", run.checkpoint_file)
         entries: dict[int, dict[str, Tensor]] = {}
@@ -299,6 +318,8 @@ class Trainer:
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
                 entries.setdefault(int(index), {})[key] = tensor
+        if state["step"] > 0 and not entries:
+            raise ValueError("it lacks the optimizer's state")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
         self.batches.load_state_dict(
             {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("batches.")}

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 import dgrad
-from dgrad.config import TrainConfig
+from dgrad.config import TrainConfig, configure
 from dgrad.runs import Run
+from dgrad.training import Trainer
 from dgrad_cli.main import main
 
 SMALL = ["train", "--latent", "3x4", "--estimator", "rloo", "--epochs", "1", "--device", "cpu"]
@@ -218,6 +219,11 @@ REFUSED = [
     (["--nonsense"], 2, "No such option: --nonsense"),
     (["--seed", "-1"], 2, "--seed must be"),
     (["--batch-size", "0"], 2, "--batch-size must be"),
+    (["--batch-size", "9" * 25], 2, "--batch-size must be a number below"),
+    (["--latent", "99999x99999"], 2, "at most 16,777,216 are possible"),
+    (["--estimator", "direct", "--set", "epsilon=1e-50"], 2, "epsilon must stay above 0; got 1e-50"),
+    (["--dataset", ""], 2, "--dataset must be a name"),
+    (["--plugin", "json"], 2, "plugin 'json' has no hooks"),
 ]
 
 
@@ -295,6 +301,59 @@ def test_an_npz_trains_and_resumes_from_elsewhere(
     Path("elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert command("evaluate", "../runs/toy-3x4-rloo")[0] == 0
+
+
+def test_a_refused_overwrite_leaves_the_old_run(command: Dgrad, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command(*SMALL, "--out", "run", "--quiet")[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+
+    def full(path: Path, *rest: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("dgrad.training.save_checkpoint", full)
+    assert command(*SMALL, "--out", "run", "--overwrite")[0] == 1
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    assert command(*SMALL, "--out", "new")[0] == 1
+    assert [path.name for path in Path().iterdir()] == ["run"], "and a new one does not appear half-made"
+
+
+def test_resuming_a_finished_run_draws_pictures_that_are_missing(command: Dgrad) -> None:
+    assert command(*SMALL, "--out", "run", "--quiet")[0] == 0
+    picture = Path("run/samples.png").read_bytes()
+    summary = json.loads(Path("run/summary.json").read_text())
+    Path("run/samples.png").unlink()
+    assert command("train", "--resume", "run", "--quiet")[0] == 0
+    assert Path("run/samples.png").read_bytes() == picture
+    assert json.loads(Path("run/summary.json").read_text())["test_bound"] == summary["test_bound"]
+
+
+def test_weights_from_before_the_first_evaluation_are_not_used(command: Dgrad, tmp_path: Path) -> None:
+    trainer = Trainer(configure({"latent": "3x4", "estimator": "rloo", "device": "cpu"}))
+    Run.create(Path("run"), trainer.config, first_save=trainer.save)
+    for arguments in (["evaluate", "run"], ["sample", "run", "--out", "a.png"], ["export", "run", "--out", "model"]):
+        code, _, err = command(*arguments)
+        assert code == 2
+        assert "run has no trained weights yet; continue it with dgrad train --resume run" in err
+    assert [path.name for path in Path().iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_ctrl_c_while_starting_up_is_one_line(seconds: float) -> None:
+    root = Path(__file__).parents[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(str(root / part) for part in (".", "plugins", "cli", "export"))
+    }
+    code = "from dgrad_cli.main import main; print('up', flush=True); main()"
+    arguments = [sys.executable, "-c", code, *SMALL, "--epochs", "100000", "--out", "run"]
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def test_files_in_the_way_survive(command: Dgrad) -> None:

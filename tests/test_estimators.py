@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Generator, Tensor
 
 import dgrad
 from dgrad.gradient_estimator import Estimate, GradientEstimator, replace_gradient
 from dgrad.objectives import FunctionObjective
+from dgrad.registry import Plugin, registry
 from dgrad.testing import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 
 ALL = {
@@ -437,3 +440,52 @@ def test_function_objective_sweep_is_every_single_change() -> None:
             expected[:, :, i, j] = loss(changed)
     for per_call in (1, 7, 64, 10_000):
         torch.testing.assert_close(FunctionObjective(loss, codes_per_call=per_call).sweep(codes), expected)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda loss, codes: None, "returned a NoneType; expected an Estimate"),
+        (lambda loss, codes: Estimate(loss=loss, codes=codes), r"returned a loss of shape \[1, 4\]; expected .* \[4\]"),
+        (lambda loss, codes: Estimate(loss=loss.mean(0), codes=codes[0]), r"returned codes of shape \[4, 2, 3\]"),
+        (lambda loss, codes: Estimate(loss=loss.mean(0).detach(), codes=codes), "returned a loss without a gradient"),
+    ],
+)
+def test_a_plugin_that_breaks_the_contract_is_told(result: object, message: str) -> None:
+    class Wrong(GradientEstimator):
+        traits = dgrad.Traits(
+            unbiased=True, differentiable_objective=False, evaluations=lambda layer: 1, reference="none"
+        )  # type: ignore[assignment]
+
+        def estimate(self, layer, logits, objective, *, generator=None):  # type: ignore[no-untyped-def]
+            codes = layer.sample(logits)
+            return result(replace_gradient(objective(codes), logits, codes), codes)  # type: ignore[operator]
+
+    # What a plugin returns is unchecked by types where the checker does not run: the message must come from the estimator.
+    logits = torch.zeros(4, 2, 3, requires_grad=True)
+    with pytest.raises((dgrad.InputError, TypeCheckError)) as caught:
+        Wrong()(dgrad.latent("2x3"), logits, lambda codes: codes.sum((-2, -1)))
+    if caught.type is dgrad.InputError:
+        assert re.search(message, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda: 3, "the factory of estimator 'broken' made a int; expected a GradientEstimator"),
+        (lambda: 1 / 0, "the factory of estimator 'broken' failed: ZeroDivisionError"),
+    ],
+)
+def test_a_factory_that_fails_is_named(factory: object, message: str) -> None:
+    class Toy:
+        @dgrad.hookimpl
+        def dgrad_register_estimators(self, register):  # type: ignore[no-untyped-def]
+            register("broken", factory)
+
+    toy = Toy()
+    registry().add(Plugin("toy", "toy", "", toy))
+    try:
+        with pytest.raises(dgrad.InputError, match=message):
+            dgrad.estimator("broken")
+    finally:
+        registry().remove(toy)

@@ -51,7 +51,7 @@ def test_packages_import_only_what_they_may(package: str) -> None:
             "torchvision onnx onnxruntime matplotlib sklearn typer",
         ),
         ("import dgrad", "torch numpy"),
-        ("import dgrad_cli.main", "torch numpy onnx matplotlib"),
+        ("import dgrad_cli.app", "torch numpy onnx matplotlib"),
     ],
 )
 def test_an_import_loads_nothing_heavy(statement: str, forbidden: str) -> None:

@@ -17,7 +17,7 @@ import torch
 
 import dgrad
 from dgrad.config import configure
-from dgrad.files import load_checkpoint, replacing
+from dgrad.files import load_checkpoint, replacing, save_checkpoint
 from dgrad.listener import Listener
 from dgrad.registry import Plugin, registry
 from dgrad.runs import Run
@@ -273,6 +273,38 @@ def test_a_damaged_checkpoint_is_refused(train: Callable[..., Run], damage: str,
     )
     with pytest.raises(dgrad.InputError, match=r"checkpoint .*(is damaged|does not fit the model)"):
         run.load_model()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("image_shape"), "its state lacks image_shape"),
+        (lambda state: state.update(step="seven"), "is damaged"),
+        (lambda state: state.update(image_shape=3), "is damaged"),
+        (lambda state: state["config"].update(lr="1"), r"config\.json was changed since the run began \(lr\)"),
+    ],
+)
+def test_a_checkpoint_whose_state_is_wrong_is_refused(
+    train: Callable[..., Run], change: Callable[..., object], message: str
+) -> None:
+    run = train()
+    tensors, state = load_checkpoint(run.checkpoint_file)
+    change(state)
+    save_checkpoint(run.checkpoint_file, tensors, state)
+    with pytest.raises(dgrad.InputError, match=message):
+        run.load_model("last")
+        resume(run.path)
+
+
+@pytest.mark.parametrize("missing", ["noise", "optimizer.", "batches.position", "loss_sum"])
+def test_a_checkpoint_that_lacks_a_part_is_not_resumed(train: Callable[..., Run], missing: str) -> None:
+    run = train()
+    tensors, state = load_checkpoint(run.checkpoint_file)
+    save_checkpoint(
+        run.checkpoint_file, {name: value for name, value in tensors.items() if not name.startswith(missing)}, state
+    )
+    with pytest.raises(dgrad.InputError, match="is damaged"):
+        resume(run.path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +29,11 @@ def estimators(
     layer = dgrad.latent(latent)
     rows: list[dict[str, Any]] = []
     for name, factory in dgrad.estimators().items():
-        traits = dgrad.estimator(name).traits
+        try:
+            traits = dgrad.estimator(name).traits
+        except dgrad.DgradError as error:  # one broken plugin costs its own row
+            rows.append({"name": name, "error": str(error)})
+            continue
         rows.append(
             {
                 "name": name,
@@ -42,6 +47,8 @@ def estimators(
     if json:
         print_json(rows)
         return
+    for row in (row for row in rows if "error" in row):
+        print(f"error: {row['error']}", file=sys.stderr)
     print_table(
         [
             "name",
@@ -61,6 +68,7 @@ def estimators(
                 row["reference"],
             )
             for row in rows
+            if "error" not in row
         ),
     )
 

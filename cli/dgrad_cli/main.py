@@ -1,95 +1,83 @@
-"""The application: its commands, and what becomes of errors. May import typer and rich; torch and the core only inside commands."""
+"""The entry point: runs the application, and says in one line what went wrong. Imports nothing that takes time by itself.
+
+Ctrl-C is heard from the first moment, also while libraries are being imported, some of which turn it into errors of their own.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import traceback
-from collections.abc import Callable
-from typing import Annotated, NoReturn
-
-import typer
-
-from dgrad_cli import inspecting, training, using
-
-app = typer.Typer(
-    name="dgrad",
-    help="Train models with discrete latent variables, compare gradient estimators, export to ONNX.",
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-)
-COMMANDS: tuple[Callable[..., None], ...] = (
-    training.train,
-    using.evaluate,
-    using.sample,
-    using.reconstruct,
-    using.export,
-    inspecting.estimators,
-    inspecting.latents,
-    inspecting.datasets,
-    inspecting.plugins,
-)
-for command in COMMANDS:
-    app.command()(command)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from dgrad import __version__
-
-        typer.echo(f"dgrad {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
-) -> None:
-    pass
+from typing import NoReturn
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command and exit: 0, 1 for what failed on the way, 2 for what was asked wrongly, 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments or os.environ.get("DGRAD_DEBUG", "") not in ("", "0")
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    """Run the command and exit: 0, 1 for what failed on the way, 2 for what was asked wrongly, 128 + the signal after a signal."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = _run(list(sys.argv[1:] if arguments is None else arguments), received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    sys.exit(code)
+
+
+def _run(arguments: list[str], received: list[int]) -> int:
+    debug = "--debug" in arguments or os.environ.get("DGRAD_DEBUG", "") not in ("", "0")
+    message = ""
+    try:
+        from dgrad_cli.app import app
+
+        code = int(app(args=[argument for argument in arguments if argument != "--debug"], standalone_mode=False) or 0)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
+            import traceback
+
             traceback.print_exc()
         message, code = explain(error)
-        # Nothing may be lost of what was printed before, and a closed pipe is nobody's fault.
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
-        if message:
-            print(f"error: {message}", file=sys.stderr)
-    sys.exit(code or 0)
+    if received:
+        message, code = "interrupted", 128 + received[0]
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has gone, which is nobody's fault
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    return code
 
 
 def explain(error: BaseException) -> tuple[str, int]:
     """One line for the user, and the exit code."""
     from dgrad.errors import DgradError
 
+    text = one_line(str(error))
     if isinstance(error, DgradError):
-        return one_line(str(error)), error.exit_code
+        return text, error.exit_code
     if hasattr(error, "format_message"):  # typer's usage errors, whose classes are private to its vendored click
         return f"{one_line(error.format_message())} (see --help)", int(getattr(error, "exit_code", 2))
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+    if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, BrokenPipeError):
         return "", 1
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
         return f"cannot use{where}: {error.strerror or error}; check the path, its permissions and the free space", 1
-    return f"unexpected {type(error).__name__}: {one_line(str(error))}; run again with --debug to see where", 1
+    if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
+        return (
+            f"not enough memory ({text[:120]}); take a smaller latent, --hidden, --batch-size or number of samples",
+            1,
+        )
+    return f"unexpected {type(error).__name__}: {text}; run again with --debug to see where", 1
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+"""How torch says that something does not fit."""
 
 
 def one_line(text: str) -> str:

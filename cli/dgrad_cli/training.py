@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dgrad.training import Trainer
 
 DEFAULTS = TrainConfig()
+PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 
 
 def setting(help_text: str, name: str, *names: str, kind: str | None = None) -> Any:
@@ -164,7 +165,8 @@ def _train(config: TrainConfig, out: Path | None, watcher: Watcher, *, overwrite
     path = out or _free_name(config)
     Run.check_free(path, overwrite=overwrite)
     trainer = Trainer(config, watcher)
-    _run(trainer, Run.create(path, trainer.config, overwrite=overwrite), watcher, as_json=as_json)
+    run = Run.create(path, trainer.config, overwrite=overwrite, first_save=trainer.save)
+    _run(trainer, run, watcher, as_json=as_json)
 
 
 def _resume(
@@ -180,8 +182,9 @@ def _resume(
         raise InputError(
             f"--resume continues a run as it was configured; leave out {', '.join(refused)}, or start a new run"
         )
-    summary = Run.open(path).summary()
-    if summary is not None:
+    run = Run.open(path)
+    summary = run.summary()
+    if summary is not None and all((path / picture).is_file() for picture in PICTURES):
         _report(summary, path, as_json=as_json)
         return
     trainer, run = resume(path, watcher, **settings)
@@ -203,7 +206,7 @@ def _run(trainer: Trainer, run: Any, watcher: Watcher, *, as_json: bool) -> None
     from dgrad.training import Interrupted
 
     try:
-        with _stopping_on_signals(trainer) as received:
+        with _stopping_on_signals(trainer, run.path) as received:
             summary = trainer.train(run)
             save_run_pictures(trainer, run.path, run.metrics())
     except Interrupted as interruption:
@@ -215,14 +218,16 @@ def _run(trainer: Trainer, run: Any, watcher: Watcher, *, as_json: bool) -> None
 
 
 @contextmanager
-def _stopping_on_signals(trainer: Trainer) -> Iterator[list[int]]:
+def _stopping_on_signals(trainer: Trainer, run: Path) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end the run after the current step, its state saved; a second Ctrl-C ends it at once."""
+    from dgrad.training import Interrupted
+
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
         received.append(number)
+        if len(received) > 1:
+            raise Interrupted(f"stopped at once; continue from the last checkpoint with: dgrad train --resume {run}")
         trainer.stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -242,6 +247,6 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
     if best["step"] != final["step"]:
         print(f"at the end  {figures(final, 'test', unit)}, epoch {final['epoch']:g}")
     print(f"training    {summary['steps']} steps in {duration(summary['seconds'])} on {summary['device']}")
-    print(f"run         {path}: reconstructions.png, samples.png, curves.png, summary.json")
+    print(f"run         {path}: {', '.join(PICTURES)}, summary.json")
     print(f"next        dgrad evaluate {path} --importance-samples 1000")
     print(f"            dgrad export {path} --out model")

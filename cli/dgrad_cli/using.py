@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,7 @@ def evaluate(
             help="Also the importance-weighted bound on -log p(x) with this many codes.", min=1, show_default=False
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
     weights: Weights = "best",
@@ -83,7 +84,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     rows: Annotated[int, typer.Option(min=1)] = 8,
     columns: Annotated[int, typer.Option(min=1)] = 12,
-    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
     weights: Weights = "best",
 ) -> None:
     """Draw codes from the uniform prior and write what they decode to."""
@@ -94,7 +95,8 @@ def sample(
 
     _check_picture(out)
     _check_choice("--weights", weights, ("best", "last"))
-    model, _ = Run.open(run).load_model(weights)
+    model, state = Run.open(run).load_model(weights)
+    _note_unfinished(run, state)
     save_samples(out, model, generator=Generator().manual_seed(seed), rows=rows, columns=columns)
     print(out)
 
@@ -135,7 +137,9 @@ def export(
     if json:
         print_json({"out": str(out), **manifest})
         return
-    print(f"{out}: encoder.onnx, decoder.onnx, manifest.json, checked against torch")
+    print(f"{out}: encoder.onnx, decoder.onnx, manifest.json")
+    print(f"checked against torch on {manifest['comparison']['images']}")
+    _note_unfinished(run, manifest["run"])
     print(f"use it with numpy and onnxruntime alone: dgrad_export.Codec({str(out)!r}).encode(images)")
 
 
@@ -154,6 +158,7 @@ def _load(
     run = Run.open(path)
     config = run.config
     model, state = run.load_model(weights)
+    _note_unfinished(path, state)
     config = replace(config, dataset=dataset or config.dataset, data_root=data_root or config.data_root)
     data = build_dataset(config)
     if data.image_shape != model.image_shape:
@@ -165,6 +170,13 @@ def _load(
     return model.to(target), state, chosen.to(target), config
 
 
+def _note_unfinished(path: Path, state: dict[str, Any]) -> None:
+    from dgrad.runs import Run
+
+    if Run.open(path).summary() is None:
+        print(f"note: {path} is not finished; these are its weights of step {state['step']}", file=sys.stderr)
+
+
 def _check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
     if got not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}; got {got!r}")
@@ -173,5 +185,7 @@ def _check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
 def _check_picture(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise InputError(f"--out must end with .png; got {path}")
+    if path.is_dir():
+        raise InputError(f"--out {path} is a directory; name the picture to write in it")
     if not path.parent.is_dir():
         raise InputError(f"--out {path}: there is no directory {path.parent}; make it first")

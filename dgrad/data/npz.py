@@ -107,11 +107,10 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:  # [N, C, H, W]
 def _channels_first(what: str, images: np.ndarray) -> np.ndarray:
     shape = images.shape
     last = len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3)
-    # [N, H, W, 2 or 4] would pass as H channels: grey or colour with transparency, far more likely.
-    transparent = len(shape) == 4 and shape[1] > 4 and shape[3] in (2, 4)
-    if len(shape) not in (3, 4) or 0 in shape or transparent:
+    neither = len(shape) == 4 and not last and shape[1] not in (1, 3)
+    if len(shape) not in (3, 4) or 0 in shape or neither:
         raise InputError(
-            f"{what} have the shape {list(shape)}; expected [N, H, W], [N, H, W, C] with C = 1 or 3, or [N, C, H, W]; "
+            f"{what} have the shape {list(shape)}; expected [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1 or 3; "
             "reshape them, or drop the transparency"
         )
     if len(shape) == 3:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dgrad.errors import rough
 from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_choice, check_count, replace_gradient
 from dgrad.latent_layer import LatentLayer
 from dgrad.noise import gumbel
@@ -80,6 +81,6 @@ def _limitation(layer: LatentLayer) -> str | None:
     if layer.support_size <= LARGEST_SUPPORT:
         return None
     return (
-        f"direct-joint evaluates every code and latent {layer} has {layer.support_size:.3g}; expected at most {LARGEST_SUPPORT} "
+        f"direct-joint evaluates every code and latent {layer} has {rough(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
         "(6x4, 12x2): take a smaller latent, or direct, its product-space approximation"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dgrad.errors import rough
 from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
@@ -59,6 +60,6 @@ def _limitation(layer: LatentLayer) -> str | None:
     if layer.support_size <= LARGEST_SUPPORT:
         return None
     return (
-        f"exact evaluates every code and latent {layer} has {layer.support_size:.3g}; expected at most {LARGEST_SUPPORT} "
+        f"exact evaluates every code and latent {layer} has {rough(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
         "(6x4, 12x2): take a smaller latent or an estimator that samples"
     )

@@ -12,10 +12,12 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
-from dgrad.errors import InputError
+from dgrad.errors import InputError, rough
 from dgrad.latent_layer import LatentLayer
 from dgrad.noise import gumbel
 
+LARGEST_CODE = 2**24
+"""The most coordinates that a code may have; their logits alone take 64 MiB for each example."""
 ENUMERABLE = 2**16
 """The largest support that is listed in full."""
 
@@ -36,6 +38,10 @@ class Categorical(LatentLayer):
     values: int
 
     def __post_init__(self) -> None:
+        if self.variables * self.values > LARGEST_CODE:
+            raise InputError(
+                f"latent {self} has {self.variables * self.values:,} coordinates; at most {LARGEST_CODE:,} are possible"
+            )
         if self.variables < 1 or self.values < 2:
             raise InputError(
                 f"a categorical latent needs at least 1 variable and 2 values; got {self}, expected for example 20x10"
@@ -48,7 +54,7 @@ class Categorical(LatentLayer):
         Raises:
             InputError: the text is not `NxK`, or a number in it is too small.
         """
-        match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", spec)
+        match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", spec)
         if match is None:
             raise InputError(
                 f"cannot read {spec!r} as a categorical latent; expected VARIABLESxVALUES, for example 20x10"
@@ -106,7 +112,7 @@ class Categorical(LatentLayer):
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
         if self.support_size > ENUMERABLE:
             raise InputError(
-                f"latent {self} has {self.support_size:.3g} codes, too many to list; at most {ENUMERABLE} are, for example 4x10"
+                f"latent {self} has {rough(self.support_size)} codes, too many to list; at most {ENUMERABLE} are, for example 4x10"
             )
         values = torch.arange(self.values, device=like.device)
         return self.codes(torch.cartesian_prod(*[values] * self.variables).view(-1, self.variables), like.dtype)

@@ -1,0 +1,50 @@
+"""The application: its commands. May import typer and rich; torch and the core only inside commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from dgrad_cli import inspecting, training, using
+
+app = typer.Typer(
+    name="dgrad",
+    help="Train models with discrete latent variables, compare gradient estimators, export to ONNX.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    training.train,
+    using.evaluate,
+    using.sample,
+    using.reconstruct,
+    using.export,
+    inspecting.estimators,
+    inspecting.latents,
+    inspecting.datasets,
+    inspecting.plugins,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from dgrad import __version__
+
+        typer.echo(f"dgrad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    pass
