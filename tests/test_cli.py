@@ -283,6 +283,16 @@ def test_images_of_another_size_are_refused(command: Dgrad, train: Callable[...,
         assert "takes [1, 8, 8]" in err
 
 
+def test_export_refuses_a_data_set_that_changed_its_size(command: Dgrad) -> None:
+    _digits_npz()
+    assert command(*SMALL, "--dataset", "toy.npz", "--out", "run", "--quiet")[0] == 0
+    _digits_npz(images=np.zeros((60, 9, 9), np.uint8))
+    code, _, err = command("export", "run", "--out", "model")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "now has images of shape [1, 9, 9]" in err
+    assert not Path("model").exists()
+
+
 def test_a_truncated_data_file_is_refused(command: Dgrad) -> None:
     _digits_npz()
     data = Path("toy.npz").read_bytes()

@@ -283,18 +283,19 @@ def test_latent_of_another_integer_form_and_data_that_moved_away(
     run = Run.create(tmp_path / "run", config)
     model = build_model(config, (3, 5, 4))
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    state = {"image_shape": [3, 5, 4], "epoch": 0.0, "step": 0, "best": None}
+    state = {"image_shape": [3, 5, 4], "epoch": 1.0, "step": 9, "best": None}
+    state |= {"seconds": 1.0, "losses_summed": 9, "config": json.loads(run.config.to_json())}
     save_checkpoint(run.checkpoint_file, tensors, state)
     capfd.readouterr()
-    manifest = export_run(run.path, tmp_path / "out")
+    manifest = export_run(run.path, tmp_path / "out", weights="last")
     assert capfd.readouterr() == ("", "")
     assert manifest["latent"] == {"spec": "packed:2x3", "shape": [2, 3], "code_shape": [], "values": None}
-    assert manifest["run"] == {"weights": "last", "epoch": 0.0, "step": 0}
+    assert manifest["run"] == {"weights": "last", "epoch": 1.0, "step": 9}
     assert "6 of them different" in manifest["comparison"]["images"]
 
     data.unlink()
     use_graphs_of(tmp_path / "out", monkeypatch)
-    manifest = export_run(run.path, tmp_path / "out", overwrite=True)
+    manifest = export_run(run.path, tmp_path / "out", weights="last", overwrite=True)
     assert "random images" in manifest["comparison"]["images"]
     assert manifest["classes"] is None
     metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / ENCODER).metadata_props}
