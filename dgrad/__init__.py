@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgrad.errors import DgradError, InputError, RunError
-    from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, replace_gradient
+    from dgrad.gradient_estimator import Estimate, GradientEstimator, Limit, Traits, add_gradient, replace_gradient
     from dgrad.hookspecs import hookimpl
     from dgrad.latent_layer import LatentLayer
     from dgrad.objectives import FunctionObjective, KLObjective, Objective
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
-    "gradient_estimator": ["Estimate", "GradientEstimator", "Traits", "replace_gradient"],
+    "gradient_estimator": ["Estimate", "GradientEstimator", "Limit", "Traits", "add_gradient", "replace_gradient"],
     "hookspecs": ["hookimpl"],
     "latent_layer": ["LatentLayer"],
     "objectives": ["FunctionObjective", "KLObjective", "Objective"],
@@ -44,11 +44,13 @@ __all__ = [
     "InputError",
     "KLObjective",
     "LatentLayer",
+    "Limit",
     "Objective",
     "RunError",
     "Schedule",
     "Traits",
     "__version__",
+    "add_gradient",
     "datasets",
     "estimator",
     "estimators",

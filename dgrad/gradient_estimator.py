@@ -7,8 +7,8 @@ whose gradient, for the encoder's logits and for everything inside the objective
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,20 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """Where a biased estimator's mean gradient becomes exact.
+
+    Attributes:
+        exact_for: the objectives for which it does: `linear` in the code, `quadratic`, or `any` (for an estimator that needs a
+            differentiable objective: any smooth one).
+        at: values of its hyper-parameters at which it is within 3 % of the limit on problems of the size of the conformance kit's.
+    """
+
+    exact_for: str
+    at: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Traits:
     """What is true of an estimator with the hyper-parameters it has.
 
@@ -46,6 +60,8 @@ class Traits:
         limitation: why it cannot work with a given layer, or None where it can.
         independent_examples: whether an example's gradient depends on nothing but that example.
         kl_inside: whether it trains better with the KL inside its objective than beside it.
+        unbiased_value: whether the mean of its loss's value is `E_q[f(z)]`; not so where the objective is evaluated at relaxed codes.
+        limit: for a biased one, where its bias vanishes; None where it vanishes nowhere that can be stated.
     """
 
     unbiased: bool
@@ -55,6 +71,8 @@ class Traits:
     limitation: Callable[[LatentLayer], str | None] = lambda layer: None
     independent_examples: bool = True
     kl_inside: bool = False
+    unbiased_value: bool = True
+    limit: Limit | None = None
 
     def supports(self, layer: LatentLayer) -> bool:
         """Whether the estimator works with this layer."""
@@ -140,6 +158,12 @@ class GradientEstimator(nn.Module, ABC):
         start = self.schedules[name] if isinstance(self.schedules[name], Constant) else self.schedules[name].over(1)
         self.register_buffer(name, torch.tensor(start(0), dtype=torch.float32), persistent=False)
 
+    def set_layer(self, layer: LatentLayer) -> None:
+        """Make the learned parts whose size depends on the layer; before the optimizer is made, before a state dict is loaded.
+
+        An estimator without such parts leaves this as it is: nothing happens, and calling it is not needed.
+        """
+
     def set_run_length(self, steps: int) -> None:
         """Tell schedules that span the whole run how many steps it has."""
         self.schedules = {name: value.over(steps) for name, value in self.schedules.items()}
@@ -186,8 +210,30 @@ def replace_gradient(
     direction: Float[Tensor, "samples batch *code"],
 ) -> Float[Tensor, "samples batch"]:
     """`loss`, unchanged in value and in its other gradients, with `direction` as its gradient for the logits."""
-    surrogate = (direction.detach() * logits).flatten(2).sum(-1)  # [S, B]
+    return add_gradient(loss, (direction.detach() * logits).flatten(2).sum(-1))
+
+
+def add_gradient(loss: Float[Tensor, "*lead"], surrogate: Float[Tensor, "#*lead"]) -> Float[Tensor, "*lead"]:
+    """`loss`, unchanged in value, with the gradient of `surrogate` added: how an estimator trains what it learns."""
     return loss + (surrogate - surrogate.detach())
+
+
+def loss_and_slope(
+    objective: Objective, codes: Float[Tensor, "samples batch *code"]
+) -> tuple[Float[Tensor, "samples batch"], Float[Tensor, "samples batch *code"]]:
+    """The loss of the codes, with its gradient for the decoder still to come, and its gradient in the codes, without one."""
+    leaf = codes.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = objective(leaf)
+        (slope,) = torch.autograd.grad(loss.sum(), leaf, retain_graph=True)
+    return (loss if torch.is_grad_enabled() else loss.detach()), slope
+
+
+def layer_missing(name: str) -> InputError:
+    """The error of an estimator whose learned parts have not been made."""
+    return InputError(
+        f"{name} learns something of the latent layer's size; expected estimator.set_layer(layer) before the optimizer is made"
+    )
 
 
 def check_choice(name: str, got: Any, choices: tuple[str, ...]) -> str:
@@ -221,6 +267,17 @@ def needs_independent_rows(name: str) -> Callable[[LatentLayer], str | None]:
             if layer.independent_rows
             else f"{name} needs a code of independent categorical rows, such as 20x10; got {layer}"
         )
+
+    return limitation
+
+
+def needs_binary_rows(name: str) -> Callable[[LatentLayer], str | None]:
+    """The limitation of an estimator that is for binary variables."""
+
+    def limitation(layer: LatentLayer) -> str | None:
+        if layer.independent_rows and layer.shape[-1] == 2:
+            return None
+        return f"{name} is for binary variables, such as 20x2; got {layer}: take a latent of two values, or rloo, arsm or leg"
 
     return limitation
 

@@ -68,6 +68,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model: DiscreteVAE = build_model(config, dataset.image_shape)
+            self.estimator.set_layer(layer)
         self.model.to(self.device)
         self.estimator.to(self.device)
 
