@@ -1,4 +1,4 @@
-"""Every error that dgrad raises for its user. May import nothing of dgrad and nothing heavy: the exported codec uses it too.
+"""Every error that dgrad raises for its user, and its warning. May import nothing of dgrad, nothing heavy: the codec uses it too.
 
 A message is one line that says what was given, what was expected, and what to do about it.
 """
@@ -24,6 +24,10 @@ class InputError(DgradError, ValueError):
 
 class RunError(DgradError, RuntimeError):
     """Something failed on the way: a loss that is not finite, a full disk, a network that does not answer."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin is left out, and everything else goes on; the command line shows it as one line."""
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str], remedy: str = "") -> InputError:

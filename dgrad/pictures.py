@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,13 @@ from dgrad.data import Split, unit
 from dgrad.errors import InputError
 from dgrad.files import replacing
 from dgrad.networks import DiscreteVAE
+from dgrad.variants import number
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dgrad.comparison import Comparison
+    from dgrad.diagnostics import Diagnosis, Row
     from dgrad.training import Trainer
 
 CELL = 56
@@ -86,14 +92,8 @@ def save_reconstructions(path: Path, model: DiscreteVAE, split: Split, *, rows: 
 
 def save_curves(path: Path, metrics: list[dict[str, Any]], unit_name: str, title: str) -> None:
     """Write the validation bound, its two terms and the training loss against epochs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of an unwritable home
-
     epochs = [line["epoch"] for line in metrics]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8, 4.5)
     axes = figure.subplots()
     for key, label, style in (
         ("valid_bound", "bound (validation)", {"color": "C0", "linewidth": 2}),
@@ -106,8 +106,183 @@ def save_curves(path: Path, metrics: list[dict[str, Any]], unit_name: str, title
     axes.set(xlabel="epoch", ylabel=unit_name, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
+    _save(figure, path)
+
+
+def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
+    """Write bias and deviation side by side: a line for each estimator against the hyper-parameter that has several values.
+
+    Where none has several, a point for each estimator. A bias that cannot be told from none has a hollow marker, or a dotted line, at
+    the most that it can be.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    rows = [row for row in diagnosis.rows if row.bias is not None]
+    lines = _lines(rows)
+    none = [
+        label
+        for label, members in lines.items()
+        if max(max(row.deviation or 0.0, row.bias or 0.0) for row in members) <= 1e-3 * diagnosis.gradient
+    ]
+    named = {label: f"{label} (no bias, no deviation)" if label in none else label for label in lines}
+    names = sorted({name for name in map(_axis, rows) if name is not None})
+    figure = _figure(11, 5) if names else _figure(11, 2.2 + 0.28 * len(lines))
+    both = figure.subplots(1, 2, sharey=not names)
+    titles = ("bias: mean |E[g] - gradient|", "standard deviation of one draw")
+    unit = f"{diagnosis.unit} per unit of a logit"
+    for axes, key, title in zip(both, ("bias", "deviation"), titles, strict=True):
+        for index, (label, members) in enumerate(lines.items()):
+            bounded = [key == "bias" and bool(row.within_noise) for row in members]
+            values = [
+                (row.bias_at_most if most else row.bias_corrected if key == "bias" else row.deviation) or 0.0
+                for row, most in zip(members, bounded, strict=True)
+            ]
+            # A logarithmic axis has no place for what is next to nothing.
+            values = [value if value > 1e-3 * diagnosis.gradient else math.nan for value in values]
+            if names:
+                _draw_line(axes, [_x(row) for row in members], values, bounded, _colour(index, len(lines)), label)
+            else:
+                _draw_points(axes, values, [index], bounded, "C0")
+        if names:
+            axes.axhline(diagnosis.gradient, color="black", linewidth=1, label="mean |gradient|")
+            axes.set(xscale="log", yscale="log", xlabel=", ".join(names), ylabel=unit, title=title)
+        else:
+            axes.axvline(diagnosis.gradient, color="black", linewidth=1, label="mean |gradient|")
+            axes.set(xscale="log", xlabel=unit, title=title)
+            axes.set_yticks(range(len(lines)), list(named.values()))
+            axes.set_ylim(len(lines) - 0.5, -0.5)
+        for axis in (axes.xaxis, axes.yaxis) if names else (axes.xaxis,):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3, which="both")
+    handles, labels = both[0].get_legend_handles_labels()
+    labels = [named.get(label, label) for label in labels]
+    if any(row.within_noise for row in rows):
+        style = ":" if names else ""
+        handles.append(Line2D([], [], color="0.3", marker="v", markerfacecolor="white", linestyle=style, markersize=7))
+        labels.append("at most this: within the noise of the draws")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    noun = "image" if diagnosis.images == 1 else "images"
+    exact = diagnosis.reference == "exact"
+    source = "the exact gradient" if exact else f"{diagnosis.reference_draws} draws of {diagnosis.reference}"
+    figure.suptitle(
+        f"Gradient of the reconstruction loss for the logits, latent {diagnosis.latent}, {diagnosis.images} {noun}, "
+        f"{diagnosis.draws} draws, against {source}",
+        fontsize=11,
+    )
+    _save(figure, path)
+
+
+def _draw_line(
+    axes: Any, x: list[float | None], values: list[float], bounded: list[bool], colour: Any, label: str
+) -> None:
+    """A line through values, solid between those that are known, dotted to those that are only bounded; level where there is no x."""
+    if x[0] is None:
+        axes.axhline(values[0], color=colour, label=label, linestyle=":" if bounded[0] else "--")
+        return
+    axes.plot(x, values, color=colour, linestyle=":")
+    known = [math.nan if most else value for value, most in zip(values, bounded, strict=True)]
+    axes.plot(x, known, color=colour, label=label)
+    _draw_points(axes, x, values, bounded, colour)
+
+
+def _draw_points(axes: Any, x: list[Any], y: list[Any], bounded: list[bool], colour: Any) -> None:
+    for across, up, most in zip(x, y, bounded, strict=True):
+        marker, face = ("v", "white") if most else ("o", colour)
+        axes.plot([across], [up], marker, color=colour, markerfacecolor=face, markersize=7)
+
+
+def _lines(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows by the line they are on: one for each estimator and each choice of all that the axis does not show."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        others = [f"{name}={row.set[name]}" for name in row.swept if name != _axis(row)]
+        label = " ".join([row.estimator, *others])
+        lines.setdefault(label, []).append(row)
+    return lines
+
+
+def _axis(row: Row) -> str | None:
+    """The first of the hyper-parameters with several values that can stand on a logarithmic axis."""
+    return next((name for name in row.swept if 0 < number(row.set[name]) < math.inf), None)
+
+
+def _x(row: Row) -> float | None:
+    name = _axis(row)
+    return None if name is None else number(row.set[name])
+
+
+def save_comparison(path: Path, comparison: Comparison) -> None:
+    """Write the validation bound against epochs and against seconds: the mean over seeds, in a band from the least to the greatest."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(11, 5)
+    by_epoch, by_time = figure.subplots(1, 2, sharey=True)
+    rows = [row for row in comparison.rows if row.curve]
+    late = []
+    for index, row in enumerate(rows):
+        colour = _colour(index, len(rows))
+        curve = row.curve
+        bounds = [point["valid_bound"] for point in curve]
+        for axes, key in ((by_epoch, "epoch"), (by_time, "seconds")):
+            x = [point[key] for point in curve]
+            marker = "o" if len(x) == 1 else None
+            axes.plot(x, bounds, color=colour, marker=marker, label=row.label)
+            axes.fill_between(
+                x,
+                [point["least"] for point in curve],
+                [point["greatest"] for point in curve],
+                color=colour,
+                alpha=0.2,
+                linewidth=0,
+            )
+        late += [bounds[-1], bounds[len(bounds) // 5]]
+    # The first evaluations would press the rest together.
+    low = min((point["least"] for row in rows for point in row.curve), default=0.0)
+    high = max(late, default=1.0)
+    margin = 0.05 * (high - low) or 1.0
+    by_epoch.set(xlabel="epoch", ylabel=f"validation bound ({comparison.unit})", ylim=(low - margin, high + margin))
+    by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_time.set(xlabel="seconds of the run, evaluations included")
+    seconds = [row.curve[-1]["seconds"] for row in rows]
+    if seconds and max(seconds) > 10 * min(seconds):
+        by_time.set_xscale("log")
+    for axes in (by_epoch, by_time):
+        axes.grid(alpha=0.3)
+    seeds = f"{comparison.seeds} seed{'s' if comparison.seeds > 1 else ''}"
+    band = "mean, and band from least to greatest" if comparison.seeds > 1 else "one run each"
+    config = comparison.config
+    figure.suptitle(
+        f"{Path(config['dataset']).name}, latent {config['latent']}, KL {config['kl']}, {seeds}: {band}", fontsize=11
+    )
+    figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of an unwritable home
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def _colour(index: int, count: int) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["tab10" if count <= 10 else "tab20"].colors[index % 20]  # type: ignore[attr-defined]
+
+
+RUN_PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 
 
 def save_run_pictures(trainer: Trainer, directory: Path, metrics: list[dict[str, Any]]) -> None:

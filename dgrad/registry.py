@@ -1,7 +1,8 @@
 """The registry: finds plugins, keeps the names they claim, and builds what is asked for by name. May import no plugin by itself.
 
-Every plugin stands alone: one that cannot be imported, or whose hooks do not fit, is named in a warning and left out; the
-others go on. A name that two plugins claim is an error for whoever asks for that name, and for nobody else.
+Every plugin stands alone: one that cannot be imported, or whose hooks do not fit, is named in a warning, remembered in
+`Registry.left_out` and left out; the others go on. A name that two plugins claim is an error for whoever asks for that name,
+and for nobody else.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from typing import Any, TypeVar
 import pluggy
 
 from dgrad import hookspecs
-from dgrad.errors import DgradError, InputError, unknown_name
+from dgrad.errors import DgradError, InputError, PluginWarning, unknown_name
 from dgrad.gradient_estimator import GradientEstimator
 from dgrad.hyperparameters import read_hyperparameters
 from dgrad.latent_layer import LatentLayer
 
 GROUP = "dgrad"
 KINDS = ("estimators", "latents", "datasets", "models")
+UNKNOWN = "unknown distribution"
 Factory = Callable[..., Any]
 Built = TypeVar("Built")
 
@@ -42,10 +44,22 @@ class Plugin:
     version: str
     module: object
     registers: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    installed: bool = True
+    """Whether an entry point brought it, and not `load_plugin`."""
 
     @property
     def origin(self) -> str:
         return f"{self.distribution} {self.version}".strip()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An installed plugin that could not be loaded, and why, in one line."""
+
+    name: str
+    distribution: str
+    version: str
+    reason: str
 
 
 class Registry:
@@ -55,24 +69,35 @@ class Registry:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
         self.plugins: list[Plugin] = []
+        self.left_out: list[LeftOut] = []
         self._claims: dict[str, dict[str, list[tuple[Plugin, Factory]]]] = {kind: {} for kind in KINDS}
 
     def load_entry_points(self, *, builtins_only: bool = False) -> None:
         """Load every plugin published under the entry-point group; a broken one becomes a warning that names its distribution."""
         for entry_point in importlib.metadata.entry_points(group=GROUP):
-            distribution = entry_point.dist.name if entry_point.dist else "unknown distribution"
+            distribution, version = _distribution_of(entry_point)
             if any(plugin.name == entry_point.name and plugin.distribution == distribution for plugin in self.plugins):
                 continue
             if builtins_only and distribution != "dgrad":
                 continue
             try:
-                version = entry_point.dist.version if entry_point.dist else ""
-                self.add(Plugin(entry_point.name, distribution, version, entry_point.load()))
-            except Exception as error:  # whatever a stranger's module does while it is imported
-                warnings.warn(
-                    f"plugin {entry_point.name!r} of distribution {distribution!r} is left out: {_brief(error)}",
-                    stacklevel=2,
-                )
+                module = entry_point.load()
+            except (Exception, SystemExit) as error:  # whatever a stranger's module does while it is imported
+                self._leave_out(LeftOut(entry_point.name, distribution, version, _brief(error)))
+                continue
+            try:
+                self.add(Plugin(entry_point.name, distribution, version, module))
+            except InputError as error:
+                reason = _brief(error.__cause__ or error)
+                self._leave_out(LeftOut(entry_point.name, distribution, version, reason))
+
+    def _leave_out(self, plugin: LeftOut) -> None:
+        self.left_out.append(plugin)
+        warnings.warn(
+            f"plugin {plugin.name!r} of distribution {plugin.distribution!r} is left out: {plugin.reason}",
+            PluginWarning,
+            stacklevel=3,
+        )
 
     def add(self, plugin: Plugin) -> None:
         """Register a plugin and collect its names.
@@ -80,11 +105,14 @@ class Registry:
         Raises:
             InputError: one of its hooks does not fit its specification, or fails.
         """
+        if self.manager.is_registered(plugin.module):
+            known = next(known for known in self.plugins if known.module == plugin.module)
+            raise InputError(f"plugin {plugin.name!r} ({plugin.origin}) is the same module as {_who(known)}")
         try:
             self.manager.register(plugin.module, name=f"{plugin.distribution}:{plugin.name}")
             self.manager.check_pending()
             names = self._names_of(plugin)
-        except Exception as error:  # pluggy's validation errors, or what the plugin's own hook raises
+        except (Exception, SystemExit) as error:  # pluggy's validation errors, or what the plugin's own hook raises
             if self.manager.is_registered(plugin.module):
                 self.manager.unregister(plugin.module)
             raise InputError(f"plugin {plugin.name!r} ({plugin.origin}): {_brief(error)}") from error
@@ -105,17 +133,54 @@ class Registry:
                     del claims[name]
 
     def _names_of(self, plugin: Plugin) -> dict[str, dict[str, Factory]]:
-        names: dict[str, dict[str, Factory]] = {}
+        names: dict[str, dict[str, Factory]] = {kind: {} for kind in KINDS}
+
+        def register(kind: str, name: Any, factory: Any) -> None:
+            if not (isinstance(name, str) and name and callable(factory)):
+                raise InputError(
+                    f"dgrad_register_{kind} registers {name!r} as {factory!r}; expected a name and a class or function"
+                )
+            if name in names[kind]:
+                raise InputError(f"dgrad_register_{kind} registers {name!r} twice; expected each name once")
+            names[kind][name] = factory
+
         for kind in KINDS:
-            names[kind] = {}
             for implementation in getattr(self.manager.hook, f"dgrad_register_{kind}").get_hookimpls():
                 if implementation.plugin is plugin.module:
-                    implementation.function(*[names[kind].__setitem__ for _ in implementation.argnames])
+                    implementation.function(*[functools.partial(register, kind) for _ in implementation.argnames])
         return names
 
     def factories(self, kind: str) -> dict[str, Factory]:
         """The factory of each name of a kind; names with two claims are left out."""
         return {name: claims[0][1] for name, claims in sorted(self._claims[kind].items()) if len(claims) == 1}
+
+    def claimed(self, kind: str, name: str) -> bool:
+        """Whether any plugin claims the name."""
+        return name in self._claims[kind]
+
+    def claimed_twice(self, plugin: Plugin | None = None) -> list[str]:
+        """A line for each name (of `plugin`, or of all) that more than one plugin claims: which they are, and what to do."""
+        return [
+            self._contest(kind, name)
+            for kind in KINDS
+            for name, claims in sorted(self._claims[kind].items())
+            if len(claims) > 1 and (plugin is None or any(claimant is plugin for claimant, _ in claims))
+        ]
+
+    def _contest(self, kind: str, name: str) -> str:
+        plugins = sorted(
+            (plugin for plugin, _ in self._claims[kind][name]),
+            key=lambda plugin: (not plugin.installed, plugin.distribution != "dgrad", plugin.distribution, plugin.name),
+        )
+        given = [plugin for plugin in plugins if not plugin.installed]
+        strangers = [plugin.distribution for plugin in plugins if plugin.distribution != "dgrad"]
+        if given:
+            remedy = f"register another name there, or leave out --plugin {given[-1].distribution}"
+        elif len(set(strangers)) == 1:
+            remedy = f"uninstall {strangers[0]}, or have it register another name"
+        else:
+            remedy = "uninstall one of them"
+        return f"{kind[:-1]} {name!r} is claimed by {' and '.join(map(_who, plugins))}; {remedy}"
 
     def factory(self, kind: str, name: str) -> Factory:
         """The factory of a name.
@@ -125,14 +190,26 @@ class Registry:
         """
         claims = self._claims[kind].get(name, [])
         if len(claims) > 1:
-            origins = " and ".join(f"{plugin.distribution} ({plugin.name})" for plugin, _ in claims)
-            raise InputError(f"{kind[:-1]} {name!r} is claimed by {origins}; uninstall one of them")
+            raise InputError(self._contest(kind, name))
         if not claims:
             remedy = (
                 "" if self.plugins else "No plugin is loaded, not even the built-in one: install dgrad (pip install .)"
             )
             raise unknown_name(kind[:-1], name, self._claims[kind], remedy)
         return claims[0][1]
+
+
+def _who(plugin: Plugin) -> str:
+    return f"{plugin.distribution} ({plugin.name})" if plugin.installed else f"--plugin {plugin.distribution}"
+
+
+def _distribution_of(entry_point: Any) -> tuple[str, str]:
+    """The name and version of the distribution behind an entry point, as far as its metadata tells."""
+    try:
+        found = entry_point.dist
+        return (found and found.name) or UNKNOWN, (found and found.version) or ""
+    except Exception:  # a damaged METADATA file
+        return UNKNOWN, ""
 
 
 def _brief(error: BaseException) -> str:
@@ -166,7 +243,7 @@ def load_plugin(spec: str) -> Plugin:
     for plugin in registry().plugins:
         if plugin.module is module:
             return plugin
-    plugin = Plugin(name, str(path) if is_file else spec, "", module)
+    plugin = Plugin(name, str(path) if is_file else spec, "", module, installed=False)
     registry().add(plugin)
     if not registry().manager.get_hookcallers(module):
         registry().remove(module)
@@ -268,7 +345,7 @@ def latent(spec: str) -> LatentLayer:
     """
     name, separator, rest = spec.partition(":")
     if not separator:
-        name, rest = ("categorical", spec) if spec not in latents() else (spec, "")
+        name, rest = (spec, "") if registry().claimed("latents", spec) else ("categorical", spec)
     return build("latents", name, LatentLayer, rest)  # type: ignore[type-abstract]
 
 

@@ -207,7 +207,10 @@ def build_dataset(config: TrainConfig) -> Dataset:
         RunError: it could not be downloaded.
     """
     root = Path(config.data_root) if config.data_root else default_data_root()
-    dataset: object = load_dataset(config.dataset, root, registry.datasets())
+    names = registry.datasets()
+    if config.dataset not in names and registry.registry().claimed("datasets", config.dataset):
+        registry.registry().factory("datasets", config.dataset)  # claimed twice: it raises, and says by whom
+    dataset: object = load_dataset(config.dataset, root, names)
     if not isinstance(dataset, Dataset):
         raise InputError(
             f"the factory of dataset {config.dataset!r} made a {type(dataset).__name__}; expected a dgrad.data.Dataset: ask its "

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dgrad_cli import inspecting, training, using
+from dgrad_cli import comparing, inspecting, plugins, training, using
 
 app = typer.Typer(
     name="dgrad",
@@ -23,13 +23,15 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     using.sample,
     using.reconstruct,
     using.export,
+    comparing.diagnose,
+    comparing.compare,
     inspecting.estimators,
     inspecting.latents,
     inspecting.datasets,
-    inspecting.plugins,
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(plugins.app, name="plugins")
 
 
 def _print_version(wanted: bool) -> None:

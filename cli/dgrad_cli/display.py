@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from dgrad.listener import Listener
 
@@ -29,7 +30,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     console = Console()
     table = Table(*columns, box=None, pad_edge=False, header_style="bold", show_edge=False)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))  # Text: brackets in a cell are no markup
     if not console.is_terminal:
         console = Console(width=max(console.width, 160))
     console.print(table)
@@ -46,7 +47,8 @@ def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
 class Watcher(Listener):
     """Follows a training run: a live bar on a terminal, a line now and then elsewhere, nothing when quiet."""
 
-    def __init__(self, *, quiet: bool, to_stderr: bool) -> None:
+    def __init__(self, *, quiet: bool, to_stderr: bool, label: str = "") -> None:
+        self.label = label  # which of several runs it is
         self.console = Console(stderr=to_stderr, highlight=False)
         self.quiet = quiet
         self.live = not quiet and self.console.is_terminal
@@ -61,15 +63,17 @@ class Watcher(Listener):
 
         self.first_step, self.first_seconds = trainer.step, trainer.seconds
         config = trainer.config
-        if not self.quiet:
+        if not self.quiet and not (self.live and self.label):
+            prefix = f"{self.label}: " if self.label else ""
             share = f", from step {trainer.step}" if trainer.step else ""
             self.console.print(
-                f"training {config.estimator} on {config.dataset}, latent {config.latent}, {trainer.total_steps} steps{share}, on "
-                f"{describe_device(trainer.device)}"
+                f"{prefix}training {config.estimator} on {config.dataset}, latent {config.latent}, {trainer.total_steps} steps{share}, on "
+                f"{describe_device(trainer.device)}",
+                soft_wrap=True,
             )
         if self.live:
             columns = (
-                TextColumn("epoch {task.fields[epoch]}"),
+                TextColumn("{task.description}epoch {task.fields[epoch]}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("bound {task.fields[bound]}"),
@@ -78,7 +82,12 @@ class Watcher(Listener):
             )
             self.progress = Progress(*columns, console=self.console, refresh_per_second=4)
             self.progress.add_task(
-                "", total=trainer.total_steps, completed=trainer.step, epoch="0", bound="-", rate="-"
+                f"{self.label}: " if self.label else "",
+                total=trainer.total_steps,
+                completed=trainer.step,
+                epoch="0",
+                bound="-",
+                rate="-",
             )
             self.progress.start()
 

@@ -1,4 +1,4 @@
-"""`dgrad estimators`, `latents`, `datasets`, `plugins`: what there is. Torch and the core only inside commands."""
+"""`dgrad estimators`, `latents`, `datasets`: what there is. Torch and the core only inside commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def estimators(
     import dgrad
     from dgrad.hyperparameters import defaults_of
 
-    _load(plugin)
+    load_plugins(plugin)
     layer = dgrad.latent(latent)
     rows: list[dict[str, Any]] = []
     for name, factory in dgrad.estimators().items():
@@ -87,36 +87,10 @@ def datasets(plugin: Plugins = None, json: Json = False) -> None:
     _list(dgrad.datasets, plugin, json)
 
 
-def plugins(plugin: Plugins = None, json: Json = False) -> None:
-    """List the plugins that are loaded, where each comes from and what it registers."""
-    from dgrad.registry import registry
-
-    _load(plugin)
-    rows: list[dict[str, Any]] = [
-        {"name": entry.name, "distribution": entry.distribution, "version": entry.version, "registers": entry.registers}
-        for entry in registry().plugins
-    ]
-    if json:
-        print_json(rows)
-        return
-    print_table(
-        ["name", "distribution", "version", "registers"],
-        (
-            (
-                row["name"],
-                row["distribution"],
-                row["version"],
-                "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["registers"].items() if names),
-            )
-            for row in rows
-        ),
-    )
-
-
 def _list(names: Any, plugin: list[str] | None, json: bool) -> None:
     from dgrad.registry import describe
 
-    _load(plugin)
+    load_plugins(plugin)
     described: dict[str, str] = describe(names())
     if json:
         print_json([{"name": name, "description": text} for name, text in described.items()])
@@ -124,7 +98,8 @@ def _list(names: Any, plugin: list[str] | None, json: bool) -> None:
     print_table(["name", "what"], list(described.items()))
 
 
-def _load(plugin: list[str] | None) -> None:
+def load_plugins(plugin: list[str] | None) -> None:
+    """Load what `--plugin` names."""
     import dgrad
 
     for spec in plugin or ():

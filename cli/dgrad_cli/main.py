@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -32,9 +34,11 @@ def _run(arguments: list[str], received: list[int]) -> int:
     debug = "--debug" in arguments or os.environ.get("DGRAD_DEBUG", "") not in ("", "0")
     message = ""
     try:
-        from dgrad_cli.app import app
+        with _plugin_warnings_in_one_line():
+            from dgrad_cli.app import app
 
-        code = int(app(args=[argument for argument in arguments if argument != "--debug"], standalone_mode=False) or 0)
+            rest = [argument for argument in arguments if argument != "--debug"]
+            code = int(app(args=rest, standalone_mode=False) or 0)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             import traceback
@@ -50,6 +54,27 @@ def _run(arguments: list[str], received: list[int]) -> int:
     if message:
         print(f"error: {message}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def _plugin_warnings_in_one_line() -> Iterator[None]:
+    """A plugin that is left out costs its user one line, whatever Python is told to do with warnings."""
+    import warnings
+
+    from dgrad.errors import PluginWarning
+
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, PluginWarning):
+                print(f"warning: {one_line(str(message))}", file=sys.stderr)
+            else:
+                others(message, category, *place, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", PluginWarning)
+        yield
 
 
 def explain(error: BaseException) -> tuple[str, int]:

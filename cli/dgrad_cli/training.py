@@ -10,95 +10,62 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgrad.config import TrainConfig, configure, option, read_toml
+from dgrad.config import TrainConfig, configure, read_toml
 from dgrad.errors import InputError
 from dgrad_cli.display import Watcher, duration, figures, print_json
+from dgrad_cli.settings import (
+    BatchSizeOption,
+    BinarizeOption,
+    DataRootOption,
+    DatasetOption,
+    DeviceOption,
+    EpochsOption,
+    EstimatorOption,
+    EvalEveryOption,
+    EvalSamplesOption,
+    HiddenOption,
+    InputDropoutOption,
+    KLOption,
+    KLWeightOption,
+    LatentOption,
+    LikelihoodOption,
+    ModelOption,
+    PluginOption,
+    RateOption,
+    SeedOption,
+    SetOption,
+    StepsOption,
+    WeightDecayOption,
+)
 
 if TYPE_CHECKING:
+    from dgrad.runs import Run
     from dgrad.training import Trainer
-
-DEFAULTS = TrainConfig()
-PICTURES = ("reconstructions.png", "samples.png", "curves.png")
-
-
-def setting(help_text: str, name: str, *names: str, kind: str | None = None) -> Any:
-    """An option that is left out unless the user gives it, and whose help shows the default of `TrainConfig`."""
-    default = getattr(DEFAULTS, name)
-    annotation = str(TrainConfig.__dataclass_fields__[name].type)
-    kind = kind or {"int": "INTEGER", "float": "NUMBER"}.get(annotation.removesuffix(" | None"), "TEXT")
-    shown = "" if default in (None, {}, ()) else f" (default: {default})"
-    return typer.Option(*(names or (option(name),)), help=help_text + shown, metavar=kind, show_default=False)
 
 
 def train(
-    estimator: Annotated[str | None, setting("Gradient estimator; `dgrad estimators` lists them.", "estimator")] = None,
-    set_: Annotated[
-        list[str] | None,
-        setting(
-            "A hyper-parameter of the estimator: epsilon=0.5, epsilon=geometric:1:0.02, samples=4; repeatable. `dgrad estimators` has the defaults: a constant epsilon or temperature, where the paper anneals from 1 (exponential:1:1e-5:1000:0.1), which with the KL trained lets the code collapse.",
-            "set",
-            kind="NAME=VALUE",
-        ),
-    ] = None,
-    latent: Annotated[
-        str | None, setting("Latent code: VARIABLESxVALUES; `dgrad latents` lists others.", "latent")
-    ] = None,
-    dataset: Annotated[
-        str | None, setting("A name from `dgrad datasets`, a .npz file, or a folder of images by class.", "dataset")
-    ] = None,
-    data_root: Annotated[
-        str | None,
-        setting("Where data sets are on disk. (default: $DGRAD_DATA, else the user's cache folder)", "data_root"),
-    ] = None,
-    binarize: Annotated[
-        str | None,
-        setting(
-            "threshold (round at 0.5), static (one draw), dynamic (a new draw each time), none (grey).", "binarize"
-        ),
-    ] = None,
-    model: Annotated[str | None, setting("linear or mlp.", "model")] = None,
-    hidden: Annotated[
-        str | None, setting("Widths of hidden layers of mlp, from the image to the code: 400,200.", "hidden")
-    ] = None,
-    input_dropout: Annotated[
-        str | None, setting("Share of pixels hidden from the encoder in a step.", "input_dropout")
-    ] = None,
-    likelihood: Annotated[str | None, setting("bernoulli, or squared-error (behind a tanh).", "likelihood")] = None,
-    kl: Annotated[
-        str | None,
-        setting(
-            "outside (exact, beside the estimate) or inside the objective. (default: inside for the direct family, else outside)",
-            "kl",
-        ),
-    ] = None,
-    kl_weight: Annotated[
-        str | None, setting("Weight of the KL in training; at 0 it is reported, not trained.", "kl_weight")
-    ] = None,
-    epochs: Annotated[str | None, setting("Passes over the training images.", "epochs")] = None,
-    steps: Annotated[str | None, setting("Number of steps, instead of epochs.", "steps")] = None,
-    batch_size: Annotated[str | None, setting("Images in a step.", "batch_size")] = None,
-    lr: Annotated[
-        str | None,
-        setting(
-            "Adam's learning rate or a schedule of it; the paper's constant 0.001 learns more slowly.",
-            "lr",
-            kind="RATE",
-        ),
-    ] = None,
-    weight_decay: Annotated[str | None, setting("Decoupled weight decay, not on biases.", "weight_decay")] = None,
-    seed: Annotated[
-        str | None, setting("Of the weights, the order of the data, the noise, the evaluation.", "seed")
-    ] = None,
-    device: Annotated[str | None, setting("auto, cpu, cuda, cuda:1, mps.", "device")] = None,
-    eval_every: Annotated[
-        str | None, setting("Epochs between evaluations on the validation images.", "eval_every")
-    ] = None,
-    eval_samples: Annotated[
-        str | None, setting("Codes for each test image in the final evaluation.", "eval_samples")
-    ] = None,
-    plugin: Annotated[
-        list[str] | None, setting("A plugin to load: a module or a .py file; repeatable.", "plugins", kind="PLUGIN")
-    ] = None,
+    estimator: EstimatorOption = None,
+    set_: SetOption = None,
+    latent: LatentOption = None,
+    dataset: DatasetOption = None,
+    data_root: DataRootOption = None,
+    binarize: BinarizeOption = None,
+    model: ModelOption = None,
+    hidden: HiddenOption = None,
+    input_dropout: InputDropoutOption = None,
+    likelihood: LikelihoodOption = None,
+    kl: KLOption = None,
+    kl_weight: KLWeightOption = None,
+    epochs: EpochsOption = None,
+    steps: StepsOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: RateOption = None,
+    weight_decay: WeightDecayOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    eval_every: EvalEveryOption = None,
+    eval_samples: EvalSamplesOption = None,
+    plugin: PluginOption = None,
     config: Annotated[
         Path | None,
         typer.Option(help="A TOML file of settings; options go before it.", metavar="FILE.toml", show_default=False),
@@ -122,7 +89,7 @@ def train(
 ) -> None:
     """Train a discrete variational auto-encoder, evaluate it on test images, and keep everything in a run directory."""
     given: dict[str, Any] = {
-        "estimator": estimator, "set": None if set_ is None else dict(map(_pair, set_)), "latent": latent, "dataset": dataset,
+        "estimator": estimator, "set": None if set_ is None else dict(map(name_and_value, set_)), "latent": latent, "dataset": dataset,
         "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "input-dropout": input_dropout,
         "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
         "weight-decay": weight_decay, "seed": seed, "device": device, "eval-every": eval_every, "eval-samples": eval_samples,
@@ -151,7 +118,12 @@ def train(
     _train(configure(settings, base), out, watcher, overwrite=overwrite, as_json=json)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def name_and_value(text: str) -> tuple[str, str]:
+    """The two sides of `NAME=VALUE`.
+
+    Raises:
+        InputError: it is not of that form.
+    """
     name, separator, value = text.partition("=")
     if not (name and separator and value):
         raise InputError(f"--set expects NAME=VALUE, for example epsilon=0.5; got {text!r}")
@@ -172,6 +144,7 @@ def _train(config: TrainConfig, out: Path | None, watcher: Watcher, *, overwrite
 def _resume(
     path: Path, settings: dict[str, Any], watcher: Watcher, *, conflicting: dict[str, Any], as_json: bool
 ) -> None:
+    from dgrad.pictures import RUN_PICTURES
     from dgrad.runs import Run
     from dgrad.training import resume
 
@@ -184,7 +157,7 @@ def _resume(
         )
     run = Run.open(path)
     summary = run.summary()
-    if summary is not None and all((path / picture).is_file() for picture in PICTURES):
+    if summary is not None and all((path / picture).is_file() for picture in RUN_PICTURES):
         _report(summary, path, as_json=as_json)
         return
     trainer, run = resume(path, watcher, **settings)
@@ -201,7 +174,17 @@ def _free_name(config: TrainConfig) -> Path:
     return path
 
 
-def _run(trainer: Trainer, run: Any, watcher: Watcher, *, as_json: bool) -> None:
+def _run(trainer: Trainer, run: Run, watcher: Watcher, *, as_json: bool) -> None:
+    summary, _ = finish(trainer, run, watcher)
+    _report(summary, run.path, as_json=as_json)
+
+
+def finish(trainer: Trainer, run: Run, watcher: Watcher) -> tuple[dict[str, Any], list[int]]:
+    """Train to the end, with pictures; the summary, and the signals that came too late to stop it.
+
+    Raises:
+        Interrupted: a signal asked to stop; its exit code says which.
+    """
     from dgrad.pictures import save_run_pictures
     from dgrad.training import Interrupted
 
@@ -214,7 +197,7 @@ def _run(trainer: Trainer, run: Any, watcher: Watcher, *, as_json: bool) -> None
         raise
     finally:
         watcher.close()
-    _report(summary, run.path, as_json=as_json)
+    return summary, received
 
 
 @contextmanager
@@ -242,11 +225,13 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(path), **summary})
         return
+    from dgrad.pictures import RUN_PICTURES
+
     best, final, unit = summary["best"], summary["final"], summary["unit"]
     print(f"test bound  {figures(best, 'test', unit)}, weights of epoch {best['epoch']:g}, the best by validation")
     if best["step"] != final["step"]:
         print(f"at the end  {figures(final, 'test', unit)}, epoch {final['epoch']:g}")
     print(f"training    {summary['steps']} steps in {duration(summary['seconds'])} on {summary['device']}")
-    print(f"run         {path}: {', '.join(PICTURES)}, summary.json")
+    print(f"run         {path}: {', '.join(RUN_PICTURES)}, summary.json")
     print(f"next        dgrad evaluate {path} --importance-samples 1000")
     print(f"            dgrad export {path} --out model")

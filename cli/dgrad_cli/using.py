@@ -51,7 +51,7 @@ def evaluate(
     """Measure the bound of a trained model."""
     from dgrad.evaluation import evaluate_bound, evaluation_generator, importance_weighted_bound
 
-    model, state, images, config = _load(run, split, dataset, data_root, weights, device)
+    model, state, images, config = load_split(run, split, dataset, data_root, weights, device)
     target = images.images.device
     bound = evaluate_bound(model, images, samples=eval_samples, generator=evaluation_generator(target, seed))
     result: dict[str, Any] = {
@@ -115,7 +115,7 @@ def reconstruct(
     from dgrad.pictures import save_reconstructions
 
     _check_picture(out)
-    model, _, images, _ = _load(run, split, dataset, data_root, weights, "cpu")
+    model, _, images, _ = load_split(run, split, dataset, data_root, weights, "cpu")
     save_reconstructions(out, model, images, rows=rows, columns=columns)
     print(out)
 
@@ -143,7 +143,7 @@ def export(
     print(f"use it with numpy and onnxruntime alone: dgrad_export.Codec({str(out)!r}).encode(images)")
 
 
-def _load(
+def load_split(
     path: Path, split: str, dataset: str | None, data_root: str | None, weights: str, device: str
 ) -> tuple[DiscreteVAE, dict[str, Any], Split, TrainConfig]:
     """The run's model, where its weights are from, a split of the data binarised as in the run, and the configuration."""

@@ -9,9 +9,11 @@ from torch import Generator, Tensor
 from dgrad.gradient_estimator import (
     Estimate,
     GradientEstimator,
+    Limit,
     Traits,
     check_choice,
     check_count,
+    loss_and_slope,
     needs_independent_rows,
     replace_gradient,
     sweep_evaluations,
@@ -21,18 +23,22 @@ from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 
+SWEEPS = ("exact", "linear")
+
 
 class Direct(GradientEstimator):
     """Direct optimization through argmax: the difference of two argmaxes, with and without epsilon times the loss.
 
     backward (default): `[z(phi + G) - z(phi + G - eps T)] / eps`; forward (the paper's eq. 10): `[z(phi + G + eps T) - z(phi + G)] / eps`;
     central: their mean. `G` is Gumbel noise, `z` the argmax, `T` the sweep: the loss with one coordinate changed. With one
-    variable this is the paper's Theorem 1; with several, its product-space approximation (section 5.2).
+    variable this is the paper's Theorem 1; with several, its product-space approximation (section 5.2), whose limit as eps falls is
+    exact too. `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`).
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
     Biased: O(eps), central O(eps^2) once eps times the spread of T is small. On trained weights backward is much the least
-    biased for eps >= 0.1. Variance ~ 1/eps: the gradient is zero where the argmaxes agree. S (n(k-1) + 1) evaluations.
+    biased for eps >= 0.1. Variance ~ 1/eps: the gradient is zero where the argmaxes agree. S (n(k-1) + 1) evaluations;
+    with the linear sweep S and one backward pass.
 
     Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867); backward is the sign of the authors' code.
 
@@ -46,14 +52,32 @@ class Direct(GradientEstimator):
 
     epsilon: Tensor
 
-    def __init__(self, epsilon: float | Schedule = 0.1, samples: int = 1, difference: str = "backward") -> None:
+    def __init__(
+        self,
+        epsilon: float | Schedule = 0.1,
+        samples: int = 1,
+        difference: str = "backward",
+        sweep: str = "exact",
+    ) -> None:
         super().__init__()
         self.hyperparameter("epsilon", epsilon, above=0)
         self.samples = check_count("samples", samples)
         self.difference = check_choice("difference", difference, DIFFERENCES)
+        self.sweep = check_choice("sweep", sweep, SWEEPS)
 
     @property
     def traits(self) -> Traits:
+        if self.sweep == "linear":
+            return Traits(
+                unbiased=False,
+                differentiable_objective=True,
+                evaluations=lambda layer: self.samples,
+                reference="Lorberbom et al. 2019",
+                kl_inside=True,
+                # Where a small eps changes the code, two values tie and either may be the code: central then adds the slopes of both
+                # ends, the trapezoidal rule; one-sided, an end counts only where its own slope points away from it.
+                limit=Limit("quadratic" if self.difference == "central" else "linear", {"epsilon": 0.005}),
+            )
         return Traits(
             unbiased=False,
             differentiable_objective=False,
@@ -61,6 +85,7 @@ class Direct(GradientEstimator):
             reference="Lorberbom et al. 2019",
             limitation=needs_independent_rows("direct"),
             kl_inside=True,
+            limit=Limit("any", {"epsilon": 0.01}),
         )
 
     def estimate(
@@ -74,7 +99,11 @@ class Direct(GradientEstimator):
         with torch.no_grad():
             potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, n, k]
             codes = layer.argmax(potentials)
-        loss = objective(codes)  # [S, B]
-        sweep = objective.sweep(codes, loss.detach())  # [S, B, n, k]
+        if self.sweep == "linear":
+            # f(z) + h_i . (onehot(j) - z_i), less what is the same for every j of a row and moves no argmax
+            loss, sweep = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+        else:
+            loss = objective(codes)  # [S, B]
+            sweep = objective.sweep(codes, loss.detach())  # [S, B, n, k]
         direction = difference(layer.argmax, potentials, sweep, self.epsilon, self.difference, middle=codes)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

@@ -7,7 +7,15 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.errors import rough
-from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_choice, check_count, replace_gradient
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Limit,
+    Traits,
+    check_choice,
+    check_count,
+    replace_gradient,
+)
 from dgrad.latent_layer import LatentLayer
 from dgrad.noise import gumbel
 from dgrad.objectives import Objective
@@ -53,6 +61,7 @@ class DirectJoint(GradientEstimator):
             reference="Lorberbom et al. 2019",
             limitation=_limitation,
             kl_inside=True,
+            limit=Limit("any", {"epsilon": 0.01}),
         )
 
     def estimate(

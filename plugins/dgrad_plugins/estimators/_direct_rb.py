@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from dgrad.gradient_estimator import (
     Estimate,
     GradientEstimator,
+    Limit,
     Traits,
     check_choice,
     check_count,
@@ -58,6 +59,7 @@ class DirectRaoBlackwell(GradientEstimator):
             reference="this project",
             limitation=needs_independent_rows("direct-rb"),
             kl_inside=True,
+            limit=Limit("any", {"epsilon": 0.01}),
         )
 
     def estimate(

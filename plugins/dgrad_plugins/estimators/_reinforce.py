@@ -1,4 +1,4 @@
-"""REINFORCE, the score-function estimator. May import torch and dgrad."""
+"""REINFORCE, the score-function estimator, with its baselines. May import torch and dgrad."""
 
 from __future__ import annotations
 
@@ -6,24 +6,38 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_choice, check_count, replace_gradient
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Traits,
+    add_gradient,
+    check_choice,
+    check_count,
+    layer_missing,
+    replace_gradient,
+)
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
+from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
 
-DECAY = 0.99
-BASELINES = ("none", "moving-average")
+BASELINES = ("none", "moving-average", "input-dependent")
 
 
 class Reinforce(GradientEstimator):
     """REINFORCE: the loss times the gradient of `log q`, less a baseline that has not seen the sample.
 
-    `(f(z) - b) (z - E_q[z])`; `b` is 0, or the moving average of the losses of earlier steps (decay 0.99, corrected for its start).
+    `(f(z) - b) (z - E_q[z])`; `b` is 0, or the moving average of the losses of earlier steps (decay 0.99, corrected for its
+    start), or that average plus a network of the logits, which stand for the input (NVIL). The network has one hidden layer of
+    `hidden` units and learns by squared error. NVIL also divides by a moving standard deviation; that rescales the gradient
+    from step to step, so that it is no longer the gradient, and is left out.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Unbiased; high variance. S evaluations, any objective. The moving average is a buffer: it travels in the state dict.
+    Unbiased; high variance. S evaluations, any objective. The moving average is a buffer and the network has parameters: both
+    travel in the state dict.
 
-    Source: Williams 1992; Glynn 1990.
+    Source: Williams 1992; Glynn 1990; the network: Mnih & Gregor 2014, Neural variational inference and learning in belief
+    networks (arXiv 1402.0030).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -34,13 +48,16 @@ class Reinforce(GradientEstimator):
 
     average: Tensor
     weight: Tensor
+    network: ScalarNetwork | None
 
-    def __init__(self, samples: int = 1, baseline: str = "moving-average") -> None:
+    def __init__(self, samples: int = 1, baseline: str = "moving-average", hidden: int = 100) -> None:
         super().__init__()
         self.samples = check_count("samples", samples)
         self.baseline = check_choice("baseline", baseline, BASELINES)
+        self.hidden = check_count("hidden", hidden)
         self.register_buffer("average", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
+        self.network = None
 
     @property
     def traits(self) -> Traits:
@@ -51,6 +68,10 @@ class Reinforce(GradientEstimator):
             reference="Williams 1992",
         )
 
+    def set_layer(self, layer: LatentLayer) -> None:
+        if self.baseline == "input-dependent":
+            self.network = ScalarNetwork(layer.shape, self.hidden)
+
     def estimate(
         self,
         layer: LatentLayer,
@@ -59,19 +80,25 @@ class Reinforce(GradientEstimator):
         *,
         generator: Generator | None = None,
     ) -> Estimate:
+        baseline = self._predict(logits.detach())  # [B] or a number
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         with torch.no_grad():
             score = (codes - layer.mean(logits)).flatten(2)  # [S, B, n*k]
             # (f(z) - b) grad log q(z)
-            direction = ((loss - self._baseline()).unsqueeze(-1) * score).view_as(codes)
-            self._learn(loss)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+            direction = ((loss - baseline).unsqueeze(-1) * score).view_as(codes)
+        estimate = replace_gradient(loss, logits, direction)
+        if self.baseline == "input-dependent":
+            # the baseline's own loss, (f(z) - b)^2
+            estimate = add_gradient(estimate, (loss.detach() - baseline).square())
+        if self.baseline != "none":
+            update_average(self.average, self.weight, loss)
+        return Estimate(loss=estimate.mean(0), codes=codes)
 
-    def _baseline(self) -> Tensor:
-        return self.average / self.weight.clamp_min(1 - DECAY)
-
-    def _learn(self, loss: Tensor) -> None:
-        if self.baseline == "moving-average":
-            self.average.mul_(DECAY).add_((1 - DECAY) * loss.mean())
-            self.weight.mul_(DECAY).add_(1 - DECAY)
+    def _predict(self, logits: Tensor) -> Tensor:
+        average = read_average(self.average, self.weight)
+        if self.baseline != "input-dependent":
+            return average
+        if self.network is None:
+            raise layer_missing('reinforce with baseline="input-dependent"')
+        return average + self.network(logits)

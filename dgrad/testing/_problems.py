@@ -1,4 +1,4 @@
-"""Tools for testing estimators and latents: small problems whose exact gradient is known by enumeration. May import the core.
+"""Small problems whose exact gradient is known by enumeration. May import the core.
 
 `exact_gradient` is the truth, `monte_carlo_gradient` the mean and standard error of an estimator; both are for the logits.
 """
@@ -21,8 +21,8 @@ def small_logits(layer: LatentLayer, *, batch: int = 1, seed: int = 0, scale: fl
     return scale * torch.randn(batch, *layer.shape, dtype=torch.float64, generator=Generator().manual_seed(seed))
 
 
-def small_objectives(layer: LatentLayer, *, seed: int = 0) -> dict[str, CodeLoss]:
-    """Losses of codes, of the kinds that tell estimators apart: smooth, a cross-entropy, spiky, and one with steps.
+def small_objectives(layer: LatentLayer, *, seed: int = 0, device: str = "cpu") -> dict[str, CodeLoss]:
+    """Losses of codes, of the kinds that tell estimators apart: linear, smooth (a quadratic), a cross-entropy, spiky, and one with steps.
 
     All are defined on relaxed codes too; `steps` has no useful gradient there.
     """
@@ -30,12 +30,16 @@ def small_objectives(layer: LatentLayer, *, seed: int = 0) -> dict[str, CodeLoss
     for length in layer.shape:
         size *= length
     generator = Generator().manual_seed(seed)
-    mixing = torch.randn(size, size, dtype=torch.float64, generator=generator)
-    weight = torch.randn(8, size, dtype=torch.float64, generator=generator)
-    pixels = (torch.rand(8, dtype=torch.float64, generator=generator) < 0.5).double()
+    mixing = torch.randn(size, size, dtype=torch.float64, generator=generator).to(device)
+    weight = torch.randn(8, size, dtype=torch.float64, generator=generator).to(device)
+    pixels = (torch.rand(8, dtype=torch.float64, generator=generator) < 0.5).double().to(device)
+    slope = torch.randn(size, dtype=torch.float64, generator=generator).to(device)
 
     def flat(codes: Tensor) -> Tensor:
         return codes.double().flatten(2)
+
+    def linear(codes: Tensor) -> Tensor:
+        return flat(codes) @ slope
 
     def smooth(codes: Tensor) -> Tensor:
         return torch.einsum("sbi,ij,sbj->sb", flat(codes), mixing, flat(codes)) / size**0.5
@@ -50,7 +54,7 @@ def small_objectives(layer: LatentLayer, *, seed: int = 0) -> dict[str, CodeLoss
     def steps(codes: Tensor) -> Tensor:
         return torch.floor(2 * flat(codes) @ mixing[0])
 
-    return {"smooth": smooth, "cross-entropy": cross_entropy, "spiky": spiky, "steps": steps}
+    return {"linear": linear, "smooth": smooth, "cross-entropy": cross_entropy, "spiky": spiky, "steps": steps}
 
 
 def exact_gradient(
@@ -75,9 +79,18 @@ def monte_carlo_gradient(
     *,
     draws: int,
     seed: int = 0,
+    at_once: int = 50_000,
 ) -> tuple[Float[Tensor, "*code"], Float[Tensor, "*code"]]:
-    """The mean gradient of an estimator over `draws` independent draws, and its standard error, for one example's logits."""
-    repeated = logits.detach().expand(draws, *logits.shape[1:]).clone().requires_grad_()
-    estimate = estimator(layer, repeated, objective, generator=Generator().manual_seed(seed))
-    (gradients,) = torch.autograd.grad(estimate.loss.sum(), repeated)
-    return gradients.mean(0), gradients.std(0) / draws**0.5
+    """The mean gradient of an estimator over `draws` independent draws, and its standard error, for one example's logits.
+
+    Args:
+        at_once: how many draws make a batch.
+    """
+    generator = Generator().manual_seed(seed)
+    gradients = []
+    for start in range(0, draws, at_once):
+        repeated = logits.detach().expand(min(at_once, draws - start), *logits.shape[1:]).clone().requires_grad_()
+        estimate = estimator(layer, repeated, objective, generator=generator)
+        gradients.append(torch.autograd.grad(estimate.loss.sum(), repeated)[0])
+    everything = torch.cat(gradients)
+    return everything.mean(0), everything.std(0) / draws**0.5

@@ -1,0 +1,80 @@
+"""The options that stand for a setting of `TrainConfig`, as several commands have them. May import typer; no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dgrad.config import TrainConfig, option
+
+DEFAULTS = TrainConfig()
+
+
+def setting(help_text: str, name: str, *names: str, kind: str | None = None) -> Any:
+    """An option that is left out unless the user gives it, and whose help shows the default of `TrainConfig`."""
+    default = getattr(DEFAULTS, name)
+    annotation = str(TrainConfig.__dataclass_fields__[name].type)
+    kind = kind or {"int": "INTEGER", "float": "NUMBER"}.get(annotation.removesuffix(" | None"), "TEXT")
+    shown = "" if default in (None, {}, ()) else f" (default: {default})"
+    return typer.Option(*(names or (option(name),)), help=help_text + shown, metavar=kind, show_default=False)
+
+
+EstimatorOption = Annotated[str | None, setting("Gradient estimator; `dgrad estimators` lists them.", "estimator")]
+SetOption = Annotated[
+    list[str] | None,
+    setting(
+        "A hyper-parameter of the estimator: epsilon=0.5, epsilon=geometric:1:0.02, samples=4; repeatable. `dgrad estimators` has the defaults: a constant epsilon or temperature, where the paper anneals from 1 (exponential:1:1e-5:1000:0.1), which with the KL trained lets the code collapse.",
+        "set",
+        kind="NAME=VALUE",
+    ),
+]
+LatentOption = Annotated[str | None, setting("Latent code: VARIABLESxVALUES; `dgrad latents` lists others.", "latent")]
+DatasetOption = Annotated[
+    str | None, setting("A name from `dgrad datasets`, a .npz file, or a folder of images by class.", "dataset")
+]
+DataRootOption = Annotated[
+    str | None,
+    setting("Where data sets are on disk. (default: $DGRAD_DATA, else the user's cache folder)", "data_root"),
+]
+BinarizeOption = Annotated[
+    str | None,
+    setting("threshold (round at 0.5), static (one draw), dynamic (a new draw each time), none (grey).", "binarize"),
+]
+ModelOption = Annotated[str | None, setting("linear or mlp.", "model")]
+HiddenOption = Annotated[
+    str | None, setting("Widths of hidden layers of mlp, from the image to the code: 400,200.", "hidden")
+]
+InputDropoutOption = Annotated[
+    str | None, setting("Share of pixels hidden from the encoder in a step.", "input_dropout")
+]
+LikelihoodOption = Annotated[str | None, setting("bernoulli, or squared-error (behind a tanh).", "likelihood")]
+KLOption = Annotated[
+    str | None,
+    setting(
+        "outside (exact, beside the estimate) or inside the objective. (default: inside for the direct family, else outside)",
+        "kl",
+    ),
+]
+KLWeightOption = Annotated[
+    str | None, setting("Weight of the KL in training; at 0 it is reported, not trained.", "kl_weight")
+]
+EpochsOption = Annotated[str | None, setting("Passes over the training images.", "epochs")]
+StepsOption = Annotated[str | None, setting("Number of steps, instead of epochs.", "steps")]
+BatchSizeOption = Annotated[str | None, setting("Images in a step.", "batch_size")]
+RateOption = Annotated[
+    str | None,
+    setting(
+        "Adam's learning rate or a schedule of it; the paper's constant 0.001 learns more slowly.",
+        "lr",
+        kind="RATE",
+    ),
+]
+WeightDecayOption = Annotated[str | None, setting("Decoupled weight decay, not on biases.", "weight_decay")]
+SeedOption = Annotated[str | None, setting("Of the weights, the order of the data, the noise, the evaluation.", "seed")]
+DeviceOption = Annotated[str | None, setting("auto, cpu, cuda, cuda:1, mps.", "device")]
+EvalEveryOption = Annotated[str | None, setting("Epochs between evaluations on the validation images.", "eval_every")]
+EvalSamplesOption = Annotated[str | None, setting("Codes for each test image in the final evaluation.", "eval_samples")]
+PluginOption = Annotated[
+    list[str] | None, setting("A plugin to load: a module or a .py file; repeatable.", "plugins", kind="PLUGIN")
+]

@@ -1,0 +1,28 @@
+"""Tools for testing estimators: small problems whose exact gradient is known by enumeration, and the conformance kit.
+
+    dgrad.testing.check_estimator(MyEstimator())            # raises, naming every check that fails and by how much
+
+    @dgrad.testing.parametrize_with_checks([MyEstimator()])  # or one pytest case for each check
+    def test_conforms(estimator, check):
+        check(estimator)
+
+May import the core; pytest only where it is asked for.
+"""
+
+from dgrad.testing._checks import CHECKS, NotApplicable
+from dgrad.testing._kit import CheckResult, ConformanceError, check_estimator, parametrize_with_checks, run_checks
+from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
+
+__all__ = [
+    "CHECKS",
+    "CheckResult",
+    "ConformanceError",
+    "NotApplicable",
+    "check_estimator",
+    "exact_gradient",
+    "monte_carlo_gradient",
+    "parametrize_with_checks",
+    "run_checks",
+    "small_logits",
+    "small_objectives",
+]

@@ -1,0 +1,98 @@
+"""Adaptive implicit maximum likelihood estimation. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.errors import InputError
+from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_count, loss_and_slope, replace_gradient
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad.schedules import Schedule
+
+WEAKEST, STRONGEST = 1e-4, 1e4
+"""The range that the strength stays in: where no strength reaches the target, it would grow without end."""
+
+
+class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
+    """Adaptive I-MLE: the strength follows the logits, the objective's gradient and the share of rows that get a gradient.
+
+    `[z(phi + lambda h + G) - z(phi - lambda h + G)] / (2 lambda)`, for each code with a `lambda = beta |phi + G| / |h|` of its own; after
+    each step `beta <- beta exp(rate (target - share))`, `share` being the part of the rows whose gradient was not zero.
+
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; any latent layer, its MAP solver being all that is asked of it.
+
+    Biased, the more so the larger the target; variance grows as the target falls. S evaluations, one backward pass and 3 S MAP solves.
+    beta is a buffer, in the state dict. The source has `|phi|`, by which equal logits would get no gradient ever, and adds a constant
+    to beta or subtracts it.
+
+    Source: Minervini, Franceschi & Niepert 2023, Adaptive perturbation-based gradient estimation (arXiv 2209.04862).
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("3x4"), torch.zeros(2, 3, 4, requires_grad=True)
+    >>> estimator = dgrad.estimator("aimle", target=0.25, rate=0.1)
+    >>> _ = estimator(layer, logits, lambda codes: 0 * codes.sum((-2, -1)))  # no row gets a gradient: stronger by exp(0.025)
+    >>> estimator.strength
+    tensor(1.0253)
+    """
+
+    target: Tensor
+    rate: Tensor
+    strength: Tensor
+
+    def __init__(
+        self,
+        target: float | Schedule = 0.2,
+        rate: float | Schedule = 0.1,
+        initial_strength: float = 1.0,
+        samples: int = 1,
+    ) -> None:
+        super().__init__()
+        self.hyperparameter("target", target, above=0)
+        self.hyperparameter("rate", rate, above=0)
+        if not WEAKEST <= initial_strength <= STRONGEST:
+            raise InputError(f"initial_strength must lie in {WEAKEST:g} .. {STRONGEST:g}; got {initial_strength}")
+        self.samples = check_count("samples", samples)
+        self.register_buffer("strength", torch.tensor(float(initial_strength)))
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=False,
+            differentiable_objective=True,
+            evaluations=lambda layer: self.samples,
+            reference="Minervini et al. 2023",
+            kl_inside=True,
+        )
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        with torch.no_grad():
+            potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
+            codes = layer.argmax(potentials)
+        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+        with torch.no_grad():
+            size = _norm(slope)  # [S, B, 1 ...]
+            # lambda h = beta |phi + G| h / |h|
+            reach = self.strength * _norm(potentials)
+            move = reach * (slope / size.clamp_min(torch.finfo(size.dtype).tiny))
+            # [z(phi + G + lambda h) - z(phi + G - lambda h)] / (2 lambda), without a division by |h|, which may be 0
+            changed = layer.argmax(potentials + move) - layer.argmax(potentials - move)
+            direction = changed * size / (2 * reach)
+            # After its use, so that an example's gradient depends on no other example of this step.
+            share = changed.any(-1).float().mean()
+            self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """The norm of each code, `[S, B, 1 ...]`."""
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(2, tensor.ndim)), keepdim=True)

@@ -1,0 +1,92 @@
+"""ARMS: several antithetic samples. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Traits,
+    check_count,
+    needs_binary_rows,
+    replace_gradient,
+)
+from dgrad.latent_layer import LatentLayer
+from dgrad.noise import gumbel
+from dgrad.objectives import Objective
+from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
+
+SURELY_INDEPENDENT = -80.0
+"""Log-odds below which `1 - rho` is 1 to the last digit, and still a quotient of normal numbers in float32."""
+
+
+class AntitheticSamples(GradientEstimator):
+    """ARMS: the leave-one-out estimate over samples that avoid each other, corrected for their correlation.
+
+    `sum_m (f_m - mean f) (b_m - p) / ((S - 1) (1 - rho))`, p the probability of each bit, rho the correlation of any two of its S
+    samples. `b_m = 1{d_m < 1 - (1 - p)^(1 / (S - 1))}` with d uniform on the simplex, drawn for each variable: each b_m is a
+    sample of `q`, and two of them are 1 together with probability `2p - 1 + max(0, 2 (1 - p)^(1 / (S - 1)) - 1)^(S - 1)`.
+
+    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[S, B, n, 2]`.
+
+    Unbiased, binary variables only, whatever the probabilities (nothing is clamped); S >= 2 evaluations, any objective. With 2
+    samples it is `disarm`.
+
+    Source: Dimitriev & Zhou 2021, ARMS: antithetic-REINFORCE-multi-sample gradient for binary variables.
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("3x2"), torch.zeros(4, 3, 2, requires_grad=True)
+    >>> estimate = dgrad.estimator("arms", samples=3)(layer, logits, lambda codes: codes[..., 1].sum(-1))
+    >>> estimate.codes.shape
+    torch.Size([3, 4, 3, 2])
+    """
+
+    def __init__(self, samples: int = 4) -> None:
+        super().__init__()
+        self.samples = check_count("samples", samples, least=2)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=True,
+            differentiable_objective=False,
+            evaluations=lambda layer: self.samples,
+            reference="Dimitriev & Zhou 2021",
+            limitation=needs_binary_rows("arms"),
+        )
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        phi = log_odds(logits)  # [B, n]
+        # d = E / sum E with E ~ Exp(1), that is -log E Gumbel
+        simplex = (-gumbel(phi, self.samples, generator=generator)).softmax(0)  # [S, B, n]
+        # b = 1{d <= 1 - (1 - p)^(1 / (S - 1))}
+        threshold = -torch.expm1(F.logsigmoid(-phi) / (self.samples - 1))
+        codes = binary_codes(simplex <= threshold, logits.dtype)  # [S, B, n, 2]
+        loss = objective(codes)  # [S, B]
+        with torch.no_grad():
+            # (f_m - mean f) S / ((S - 1) (1 - rho)) (b_m - p)
+            advantage = (loss - loss.mean(0)) * self.samples / (self.samples - 1)  # [S, B]
+            score = codes[..., 1] - torch.sigmoid(phi)  # [S, B, n]
+            direction = binary_direction(advantage.unsqueeze(-1) * score * inverse_decorrelation(phi, self.samples))
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+
+
+def inverse_decorrelation(phi: Tensor, samples: int) -> Tensor:
+    """`1 / (1 - rho) = p (1 - p) / (p - P11)`, P11 the probability that two samples are both 1; without cancellation."""
+    phi = phi.clamp_min(SURELY_INDEPENDENT)
+    a = F.logsigmoid(-phi) / (samples - 1)  # log (1 - p)^(1 / (S - 1))
+    # P11 = 2p - 1 + max(0, 2 e^a - 1)^(S - 1), so that (p - P11) / (1 - p) = 1 - (max(0, 2 e^a - 1) / e^a)^(S - 1).
+    # The logarithm of that power is -inf where the maximum is 0, and the quotient then exactly p.
+    log_power = (samples - 1) * (torch.log1p((2 * torch.expm1(a)).clamp_min(-1)) - a)
+    return -torch.sigmoid(phi) / torch.expm1(log_power)

@@ -1,0 +1,36 @@
+"""What estimators predict a loss with before they see it: a moving average, and a small network. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+DECAY = 0.99
+
+
+def read_average(average: Tensor, weight: Tensor) -> Tensor:
+    """The moving average corrected for its start at 0; 0 before the first loss."""
+    return average / weight.clamp_min(1 - DECAY)
+
+
+@torch.no_grad()
+def update_average(average: Tensor, weight: Tensor, loss: Tensor) -> None:
+    """Take the mean of `loss` into the moving average, in place: two buffers, which start at 0."""
+    average.mul_(DECAY).add_((1 - DECAY) * loss.mean())
+    weight.mul_(DECAY).add_(1 - DECAY)
+
+
+class ScalarNetwork(nn.Module):
+    """`[*lead, *code] -> [*lead]`: one hidden layer, smooth enough to be differentiated twice; 0 everywhere until it has learned."""
+
+    def __init__(self, shape: tuple[int, ...], hidden: int) -> None:
+        super().__init__()
+        self.code_axes = len(shape)
+        self.hidden = nn.Linear(torch.Size(shape).numel(), hidden)
+        self.output = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        flat = codes.flatten(-self.code_axes).to(self.hidden.weight.dtype)
+        return self.output(nn.functional.silu(self.hidden(flat))).squeeze(-1).to(codes.dtype)

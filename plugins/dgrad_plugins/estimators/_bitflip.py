@@ -1,0 +1,69 @@
+"""The exact difference along one random variable. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, needs_binary_rows, replace_gradient
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
+
+
+class BitFlip(GradientEstimator):
+    """One variable of each example, chosen at random, is set to 1 and to 0, the others sampled: `leg` along one variable.
+
+    `n p_i (1 - p_i) [f(z, bit i = 1) - f(z, bit i = 0)]` for the log-odds of variable i, uniform over the n, and 0 for the others.
+
+    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[1, B, n, 2]`. The loss is `p_i f(bit i = 1) + (1 - p_i) f(bit i = 0)`.
+
+    Unbiased, binary variables only; 2 evaluations however many variables, any objective. With one variable it is exact; the
+    variance grows with their number.
+
+    Source: the local expectation of Titsias & Lázaro-Gredilla 2015, subsampled; `bitflip-1` in Titsias & Shi 2022.
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
+    >>> estimate = dgrad.estimator("bitflip-1")(layer, logits, lambda codes: codes[..., 0, 1])
+    >>> estimate.loss.sum().backward()
+    >>> estimate.loss.item(), logits.grad
+    (0.5, tensor([[[-0.2500,  0.2500]]]))
+    """
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=True,
+            differentiable_objective=False,
+            evaluations=lambda layer: 2,
+            reference="Titsias & Lázaro-Gredilla 2015",
+            limitation=needs_binary_rows("bitflip-1"),
+        )
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        phi = log_odds(logits)  # [B, n]
+        batch, n = phi.shape
+        codes = layer.sample(logits, generator=generator)  # [1, B, n, 2]
+        row = torch.randint(n, (batch,), device=phi.device, generator=generator)
+        chosen = F.one_hot(row, n).bool()  # [B, n]
+        bits = codes[0, ..., 1] > 0.5
+        loss = objective(
+            binary_codes(torch.stack([bits | chosen, bits & ~chosen]), logits.dtype)
+        )  # [2, B], at 1 and at 0
+        p, q = ((sign * phi).gather(-1, row.unsqueeze(-1)).sigmoid().squeeze(-1) for sign in (1, -1))  # [B]
+        with torch.no_grad():
+            # n p_i (1 - p_i) [f(bit i = 1) - f(bit i = 0)] e_i
+            gradient = (n * p * q * (loss[0] - loss[1])).unsqueeze(-1) * chosen  # [B, n]
+        # The expectation over bit i is taken in the value, too.
+        mean = (p * loss[0] + q * loss[1]).unsqueeze(0)  # [1, B]
+        return Estimate(loss=replace_gradient(mean, logits, binary_direction(gradient).unsqueeze(0))[0], codes=codes)

@@ -1,0 +1,98 @@
+"""Direct optimization's difference as a control variate with a known mean. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Traits,
+    check_count,
+    needs_independent_rows,
+    replace_gradient,
+)
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad.schedules import Schedule
+
+
+class DirectUnbiased(GradientEstimator):
+    """Debiased direct optimization: its mean on a linear surrogate in closed form, and the score function on what is left.
+
+    `1/S sum_m [(f_m - b_m - c_m . s_m) s_m + J(p) c_m]`, `s = z - p`, `J(p) = diag(p) - p p^T` for each row. `c_m`, `b_m` are the ridge
+    regression of the losses of the *other* samples on their codes: they have not seen `z_m`. Direct optimization of the linear loss
+    `c . z` has the mean `[softmax(phi) - softmax(phi - eps c)] / eps`, `J(p) c` as epsilon falls; the same term estimated by the
+    score function, `(c . s) s`, is what it replaces.
+
+    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
+
+    Unbiased. S >= 2 evaluations, any objective, no derivative of it, no state. With 2 samples, or an infinite ridge, it is `rloo`. On
+    trained MNIST models with 20x10 and 20x2 codes its variance is 3 to 7 % below `rloo`'s with 4 samples, 8 to 24 % with 8, 34 to 54 %
+    with 32; the sampled difference itself as a control variate takes off 3 % at most (docs/estimators.md). `ridge` is the ratio
+    of the variance of what is not linear in the code to that of a coefficient.
+
+    Source: this project; the question is asked in section 7 of Lorberbom et al. 2019.
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
+    >>> estimate = dgrad.estimator("direct-unbiased", samples=6)(layer, logits, lambda codes: codes[..., 0].sum(-1))
+    >>> estimate.codes.shape
+    torch.Size([6, 4, 2, 3])
+    """
+
+    ridge: Tensor
+
+    def __init__(self, samples: int = 8, ridge: float | Schedule = 2.0) -> None:
+        super().__init__()
+        self.samples = check_count("samples", samples, least=2)
+        self.hyperparameter("ridge", ridge, above=0)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=True,
+            differentiable_objective=False,
+            evaluations=lambda layer: self.samples,
+            reference="this project; Lorberbom et al. 2019",
+            limitation=needs_independent_rows("direct-unbiased"),
+        )
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
+        loss = objective(codes)  # [S, B]
+        with torch.no_grad():
+            p = layer.mean(logits)  # [B, n, k]
+            score = codes - p  # [S, B, n, k]
+            residual, surrogate = self._leave_one_out_ridge(score.flatten(2).movedim(0, 1), loss.T)
+            surrogate = surrogate.view_as(p)
+            # (f - b - c . s) s + J(p) c, where J(p) c = p (c - p . c)
+            direction = residual.T[..., None, None] * score + p * (surrogate - (p * surrogate).sum(-1, keepdim=True))
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+
+    def _leave_one_out_ridge(
+        self, features: Float[Tensor, "batch samples features"], loss: Float[Tensor, "batch samples"]
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch features"]]:
+        """Each sample's loss less its prediction from the others, and the mean over samples of the others' coefficients.
+
+        All S regressions come from one inverse: with `P = L^-1 - L^-1 1 1^T L^-1 / (1^T L^-1 1)`, `L = K + ridge I`, `a = P f`, the
+        residual of sample m is `a_m / P_mm`, and without it the weight of sample j is `a_j - P_jm a_m / P_mm`.
+        """
+        identity = torch.eye(self.samples, dtype=features.dtype, device=features.device)
+        regularised = features @ features.mT + self.ridge.to(features.dtype) * identity  # [B, S, S]
+        inverse = torch.linalg.inv_ex(regularised).inverse  # positive definite; inv() would wait for the device to check
+        sums = inverse.sum(-1, keepdim=True)
+        projected = inverse - sums * sums.mT / sums.sum(-2, keepdim=True)  # P: the intercept has no ridge
+        weights = (projected @ loss[..., None].to(features.dtype)).squeeze(-1)  # [B, S]
+        residual = weights / projected.diagonal(dim1=-2, dim2=-1)
+        without = self.samples * weights - (projected @ residual[..., None]).squeeze(-1)
+        return residual, (without[:, None] @ features).squeeze(1) / self.samples

@@ -1,0 +1,61 @@
+"""The antithetic estimator DisARM, also known as U2G. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, needs_binary_rows, replace_gradient
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, binary_direction, log_odds
+
+
+class DisARM(GradientEstimator):
+    """DisARM: ARM with the uniform numbers integrated out, given the two antithetic codes.
+
+    `1/2 (f(b) - f(b')) (b - b') sig(|phi|)`, b and b' antithetic samples, `phi` the log-odds of each variable; all variables at once.
+
+    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[2, B, n, 2]`; both codes are samples of `q`, and the loss is their mean.
+
+    Unbiased, binary variables only; less variance than `arm`, at the same 2 evaluations, any objective.
+
+    Source: Dong, Mnih & Tucker 2020, DisARM: an antithetic gradient estimator for binary latent variables; Yin, Ho, Yan, Qian &
+    Zhou 2020, Probabilistic best subset selection via gradient-based optimization (there U2G).
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
+    >>> dgrad.estimator("disarm")(layer, logits, lambda codes: codes[..., 0, 1]).loss.sum().backward()
+    >>> logits.grad
+    tensor([[[-0.2500,  0.2500]]])
+    """
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=True,
+            differentiable_objective=False,
+            evaluations=lambda layer: 2,
+            reference="Dong et al. 2020",
+            limitation=needs_binary_rows("disarm"),
+        )
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        phi = log_odds(logits)  # [B, n]
+        _, bits = antithetic_bits(phi, generator=generator)  # [2, B, n]
+        codes = binary_codes(bits, logits.dtype)  # [2, B, n, 2]
+        loss = objective(codes)  # [2, B]
+        with torch.no_grad():
+            difference = codes[0, ..., 1] - codes[1, ..., 1]  # [B, n]
+            # 1/2 (f(b) - f(b')) (b - b') sig(|phi|)
+            gradient = 0.5 * (loss[0] - loss[1]).unsqueeze(-1) * difference * torch.sigmoid(phi.abs())
+            direction = binary_direction(gradient).expand_as(codes)
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

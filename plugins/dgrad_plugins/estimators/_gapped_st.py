@@ -1,0 +1,97 @@
+"""Gapped straight-through. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.errors import InputError
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Traits,
+    add_gradient,
+    check_count,
+    needs_independent_rows,
+)
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad.schedules import Schedule, schedule
+
+
+class GappedStraightThrough(GradientEstimator):
+    """Gapped straight-through: the Jacobian at logits moved, without noise, until the drawn code is their argmax by a gap.
+
+    `J(softmax((phi + m1 - m2) / tau)) h / tau`, with `m1` raising the drawn value to the maximum, `(max phi - phi_z) z`, and `m2`
+    lowering the others to the gap below it, `relu(phi_j - max phi + gap)`; both constants for the gradient.
+
+    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
+
+    Biased, for linear objectives too; its variance is below that of `st-gumbel-softmax`, no noise but the code's entering the
+    Jacobian. S evaluations and one backward pass. The gap is a number, or `expected`: `-log(1 - p_z) / p_z`, the mean by which the
+    perturbed logit of the drawn value `z` leads.
+
+    Source: Fan, Chi, Rudnicky & Ramadge 2022, Training discrete deep generative models via gapped straight-through estimator
+    (arXiv 2206.07235).
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
+    >>> dgrad.estimator("gapped-st")(layer, logits, lambda codes: codes[..., 0, 1]).loss.sum().backward()
+    >>> logits.grad
+    tensor([[[-0.1966,  0.1966]]])
+    """
+
+    temperature: Tensor
+    gap: Tensor
+
+    def __init__(
+        self, temperature: float | Schedule = 1.0, samples: int = 1, gap: float | str | Schedule = 1.0
+    ) -> None:
+        super().__init__()
+        self.hyperparameter("temperature", temperature, above=0)
+        self.samples = check_count("samples", samples)
+        self.expected_gap = gap == "expected"
+        if not self.expected_gap:
+            try:
+                size = schedule(gap)
+            except InputError as error:
+                raise InputError(f"gap: {error}, or `expected`") from None
+            self.hyperparameter("gap", size, above=0)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=False,
+            differentiable_objective=True,
+            evaluations=lambda layer: self.samples,
+            reference="Fan et al. 2022",
+            limitation=needs_independent_rows("gapped-st"),
+        )
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
+        with torch.no_grad():
+            below = logits - logits.amax(-1, keepdim=True)  # [B, n, k]
+            gap = _expected_gap(logits, codes) if self.expected_gap else self.gap
+            # m1 = (max phi - phi_z) z;  m2_j = relu(phi_j - max phi + gap), j != z
+            moved = torch.where(codes.bool(), -below, -(below + gap).relu())  # [S, B, n, k]
+        soft = layer.relax(logits + moved, self.temperature)
+        return Estimate(loss=objective(add_gradient(codes, soft)).mean(0), codes=codes)
+
+
+def _expected_gap(logits: Tensor, codes: Tensor) -> Tensor:
+    """`-log(1 - p_z) / p_z` of each row, `[S, B, n, 1]`."""
+    log_p = logits.log_softmax(-1)
+    # The sum over the others: 1 - p_z itself would round to 0.
+    log_rest = torch.where(codes.bool(), -torch.inf, log_p).logsumexp(-1, keepdim=True)
+    p = (codes * log_p).sum(-1, keepdim=True).exp()
+    # 1 is its limit at p = 0, where the quotient would be 0 / 0
+    return (-log_rest / p.clamp_min(torch.finfo(p.dtype).tiny)).clamp_min(1.0)

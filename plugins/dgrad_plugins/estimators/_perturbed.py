@@ -1,0 +1,96 @@
+"""Perturbed optimizers. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Limit,
+    Traits,
+    check_choice,
+    check_count,
+    loss_and_slope,
+    replace_gradient,
+)
+from dgrad.latent_layer import LatentLayer
+from dgrad.noise import gumbel
+from dgrad.objectives import Objective
+from dgrad.schedules import Constant, Schedule
+
+NOISES = ("gumbel", "normal")
+
+
+class PerturbedOptimizer(GradientEstimator):
+    """Perturbed optimizer: straight-through with the Jacobian of the mean perturbed MAP state, estimated from the MAP states alone.
+
+    `sum_s (h_-s . [z(phi + sigma N_s) - z(phi)]) nu'(N_s) / (sigma S)`: `h_-s` is the mean of the other samples' gradients of `f`, `exp(-nu)` the
+    density of the noise: `nu'(N) = N` for normal noise, `1 - exp(-N)` for Gumbel noise. `z(phi)` is a control variate.
+
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; any latent layer, its MAP solver being all that is asked of it.
+
+    Unbiased for the Jacobian of `E[z(phi + sigma N)]` times the mean of `h` over the perturbed codes, not for the gradient of `E_q[f(z)]`: with Gumbel
+    noise and sigma 1 it has the mean of `straight-through` on independent rows, exact for linear objectives. With other noise the codes
+    are not samples of `q`, and the loss's value is biased too. Variance ~ 1/S. S >= 2 evaluations, one backward pass and S + 1 MAP solves.
+
+    Source: Berthet, Blondel, Teboul, Cuturi, Vert & Bach 2020, Learning with differentiable perturbed optimizers (arXiv 2002.08676).
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
+    >>> estimate = dgrad.estimator("perturbed", samples=8)(layer, logits, lambda codes: codes[..., 0].sum(-1))
+    >>> estimate.codes.shape
+    torch.Size([8, 4, 2, 3])
+    """
+
+    sigma: Tensor
+
+    def __init__(self, sigma: float | Schedule = 1.0, samples: int = 4, noise: str = "gumbel") -> None:
+        super().__init__()
+        self.hyperparameter("sigma", sigma, above=0)
+        self.samples = check_count("samples", samples, least=2)
+        self.noise = check_choice("noise", noise, NOISES)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=False,
+            differentiable_objective=True,
+            evaluations=lambda layer: self.samples,
+            reference="Berthet et al. 2020",
+            unbiased_value=self.noise == "gumbel" and self.schedules["sigma"] == Constant(1.0),
+            limit=Limit("linear", {"sigma": 1.0}) if self.noise == "gumbel" else None,
+        )
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        with torch.no_grad():
+            noise, score = self._noise_and_score(logits, generator)  # [S, B, *code] each
+            codes = layer.argmax(logits + self.sigma * noise)
+        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+        with torch.no_grad():
+            # h_-s, which does not depend on N_s: a code's own slope would make this the gradient of E[h(z) . z]
+            others = (slope.sum(0) - slope) / (self.samples - 1)
+            change = others * (codes - layer.argmax(logits))
+            # h_-s . [z(phi + sigma N_s) - z(phi)]; a row of its own noise brings no more than its own change, the rest being noise of mean 0
+            axes = (-1,) if layer.independent_rows else tuple(range(2, change.ndim))
+            direction = change.sum(axes, keepdim=True) * score / self.sigma
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+
+    def _noise_and_score(self, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """The noise N and `nu'(N)`."""
+        if self.noise == "gumbel":
+            noise = gumbel(logits, self.samples, generator=generator)
+            return noise, 1 - (-noise).exp()
+        noise = torch.randn(
+            (self.samples, *logits.shape), dtype=logits.dtype, device=logits.device, generator=generator
+        )
+        return noise, noise

@@ -1,0 +1,80 @@
+"""ReinMax, a straight-through estimator of second order. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Limit,
+    Traits,
+    add_gradient,
+    check_count,
+    needs_independent_rows,
+)
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad.schedules import Schedule
+
+
+class ReinMax(GradientEstimator):
+    """ReinMax: straight-through made exact to second order by Heun's method.
+
+    `[2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] h`, with `p = softmax(phi)`, `h` the gradient of `f` at the code, `tau` the
+    temperature and `J(q) = diag(q) - q q^T`.
+
+    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
+
+    Biased; at temperature 1 it is exact for quadratic objectives. The source advises temperatures of 1 and a little more. S evaluations
+    and one backward pass.
+
+    Source: Liu, Dong, Liu, Yu & Gao 2023, Bridging discrete and backpropagation: straight-through and beyond (arXiv 2304.08612).
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
+    >>> dgrad.estimator("reinmax")(layer, logits, lambda codes: codes[..., 0, 1]).loss.sum().backward()
+    >>> logits.grad
+    tensor([[[-0.2500,  0.2500]]])
+    """
+
+    temperature: Tensor
+
+    def __init__(self, temperature: float | Schedule = 1.0, samples: int = 1) -> None:
+        super().__init__()
+        self.hyperparameter("temperature", temperature, above=0)
+        self.samples = check_count("samples", samples)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=False,
+            differentiable_objective=True,
+            evaluations=lambda layer: self.samples,
+            reference="Liu et al. 2023",
+            limitation=needs_independent_rows("reinmax"),
+            limit=Limit("quadratic", {"temperature": 1.0}),
+        )
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
+        with torch.no_grad():
+            p = layer.mean(logits)  # [B, n, k]
+            middle = (layer.mean(logits / self.temperature) + codes) / 2  # [S, B, n, k]
+        # [2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] phi, whose Jacobian in phi is the bracket
+        proxy = 2 * _jacobian_product(middle, logits) - _jacobian_product(p, logits) / 2
+        return Estimate(loss=objective(add_gradient(codes, proxy)).mean(0), codes=codes)
+
+
+def _jacobian_product(q: Tensor, vector: Tensor) -> Tensor:
+    """`J(q) v = q (v - q.v)` for each row: the Jacobian of a softmax, times a vector."""
+    return q * (vector - (q * vector).sum(-1, keepdim=True))

@@ -1,0 +1,108 @@
+"""RELAX. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from dgrad.gradient_estimator import (
+    Estimate,
+    GradientEstimator,
+    Traits,
+    check_count,
+    layer_missing,
+    needs_independent_rows,
+)
+from dgrad.latent_layer import LatentLayer
+from dgrad.objectives import Objective
+from dgrad.schedules import Schedule
+from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
+from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_variate
+
+
+class Relax(GradientEstimator):
+    """RELAX: REINFORCE with a learned control variate that sees the relaxed code.
+
+    `(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta` and `zt` drawn as `zeta` given
+    `z`. `c(u) = b + r(softmax(u / tau))`: a network `r` with one hidden layer and the moving average `b` of earlier losses; or,
+    `with_loss=True`, `c(u) = f(softmax(u / tau)) + r(softmax(u / tau))`: REBAR and what it misses. Network and `tau` (as a factor
+    on the temperature given) learn by lowering the squared norm of the gradient. The network starts at 0.
+
+    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
+
+    Unbiased whatever the network. S evaluations, any objective; with the loss 3 S, and an objective that can be differentiated twice.
+
+    Source: Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, Backpropagation through the void: optimizing control variates for
+    black-box gradient estimation (arXiv 1711.00123).
+
+    >>> import torch, dgrad
+    >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
+    >>> estimator = dgrad.estimator("relax")
+    >>> estimator.set_layer(layer)
+    >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1))
+    >>> bool((estimate.loss == estimate.codes[0, ..., 0].sum(-1)).all()), estimator.traits.evaluations(layer)
+    (True, 1)
+    """
+
+    temperature: Tensor
+    average: Tensor
+    weight: Tensor
+    network: ScalarNetwork | None
+
+    def __init__(
+        self, temperature: float | Schedule = 0.5, hidden: int = 100, with_loss: bool = False, samples: int = 1
+    ) -> None:
+        super().__init__()
+        self.hyperparameter("temperature", temperature, above=0)
+        self.hidden = check_count("hidden", hidden)
+        self.with_loss = with_loss
+        self.samples = check_count("samples", samples)
+        self.log_factor = nn.Parameter(torch.zeros(()))
+        self.register_buffer("average", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
+        self.network = None
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=True,
+            differentiable_objective=self.with_loss,
+            evaluations=lambda layer: (3 if self.with_loss else 1) * self.samples,
+            reference="Grathwohl et al. 2018",
+            limitation=needs_independent_rows("relax"),
+        )
+
+    def set_layer(self, layer: LatentLayer) -> None:
+        self.network = ScalarNetwork(layer.shape, self.hidden)
+
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        if self.network is None:
+            raise layer_missing("relax")
+        network = self.network
+
+        def surrogate(potentials: Tensor) -> Tensor:
+            relaxed = layer.relax(potentials, self.temperature * self.log_factor.exp())
+            # A loss of hundreds of nats is out of a new network's reach: the average, or the loss itself, carries its level.
+            level = objective(relaxed) if self.with_loss else read_average(self.average, self.weight)
+            return level + network(relaxed)
+
+        estimate = relaxed_control_variate(
+            layer,
+            logits,
+            objective,
+            surrogate,
+            [self.log_factor, *network.parameters()],
+            self.samples,
+            generator=generator,
+        )
+        if not self.with_loss:
+            update_average(self.average, self.weight, estimate.loss)
+        return estimate

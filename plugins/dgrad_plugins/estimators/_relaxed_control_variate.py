@@ -1,0 +1,63 @@
+"""REINFORCE with a control variate that sees the relaxed code: what REBAR and RELAX share. May import torch and dgrad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from dgrad.gradient_estimator import Estimate, add_gradient
+from dgrad.latent_layer import LatentLayer
+from dgrad.noise import gumbel
+from dgrad.objectives import Objective
+from dgrad_plugins.estimators._conditional import conditional_potentials
+
+
+def relaxed_control_variate(
+    layer: LatentLayer,
+    logits: Tensor,
+    objective: Objective,
+    surrogate: Callable[[Tensor], Tensor],
+    parameters: Sequence[Tensor],
+    samples: int,
+    *,
+    generator: Generator | None = None,
+) -> Estimate:
+    """`(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta`, and `zt` as `zeta` given `z`.
+
+    Args:
+        layer: independent categorical rows.
+        logits: `[B, n, k]`, the `phi` of the formula.
+        objective: `f`; the decoder gets its gradient at `z`.
+        surrogate: `c`, from perturbed logits `[S, B, n, k]` to `[S, B]`. It has no gradient for anything but `parameters`.
+        parameters: what `c` learns by lowering the squared norm of the gradient, whose mean is the variance and a constant.
+        samples: how many draws of `z`.
+        generator: the source of all randomness.
+    """
+    learn = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+    phi = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        log_p = phi.log_softmax(-1)
+        potentials = log_p + gumbel(phi, samples, generator=generator)  # zeta, [S, B, n, k]
+        codes = layer.argmax(potentials.detach())
+        conditional = conditional_potentials(log_p, codes, generator=generator)[0]  # zt, [S, B, n, k]
+    loss = objective(codes)  # [S, B]
+    with torch.enable_grad():
+        free, bound = surrogate(torch.cat([potentials, conditional])).chunk(2)  # c(zeta), c(zt): [S, B]
+        # Zeros where the surrogate does not depend on the code: then it is a baseline.
+        (slope,) = torch.autograd.grad(
+            (free - bound).mean(0).sum(), phi, create_graph=learn, materialize_grads=True
+        )  # [B, n, k]
+        score = codes - layer.mean(logits.detach())  # [S, B, n, k]
+        # (f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]
+        gradient = ((loss.detach() - bound)[..., None, None] * score).mean(0) + slope
+    estimate = add_gradient(loss.mean(0), (gradient.detach() * logits).flatten(1).sum(-1))  # [B]
+    if learn:
+        # Differentiated here, for these parameters alone: in the estimate's own graph it would reach the decoder.
+        penalty = gradient.square().flatten(1).sum(-1).mean()
+        descents = torch.autograd.grad(penalty, parameters, materialize_grads=True)
+        for parameter, descent in zip(parameters, descents, strict=True):
+            # The same for every example, so that the mean over the batch has the gradient of the mean penalty.
+            estimate = add_gradient(estimate, (descent * parameter).sum().expand_as(estimate))
+    return Estimate(loss=estimate, codes=codes)
