@@ -160,8 +160,9 @@ def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
     handles, labels = both[0].get_legend_handles_labels()
     labels = [named.get(label, label) for label in labels]
     if any(row.within_noise for row in rows):
-        style = ":" if names else ""
-        handles.append(Line2D([], [], color="0.3", marker="v", markerfacecolor="white", linestyle=style, markersize=7))
+        hollow = Line2D([], [], color="0.3", marker="v", markerfacecolor="white", markersize=7)
+        hollow.set_linestyle(":" if names else "none")
+        handles.append(hollow)
         labels.append("at most this: within the noise of the draws")
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     noun = "image" if diagnosis.images == 1 else "images"

@@ -19,9 +19,9 @@ from dgrad.variants import read_variants
 from dgrad_cli.main import main
 
 
-def _diagnose(latent: str, estimators: str, *values: str, draws: int = 400, images: int = 20, **rest: int) -> Diagnosis:
+def _diagnose(latent: str, estimators: str, *values: str, draws: int = 400, images: int = 20) -> Diagnosis:
     model, split = random_start(configure({"latent": latent, "device": "cpu"}))
-    return diagnose(model, choose_images(split, images, 0), read_variants(estimators, values), draws=draws, **rest)
+    return diagnose(model, choose_images(split, images, 0), read_variants(estimators, values), draws=draws)
 
 
 def test_unbiased_estimators_are_within_noise_and_exact_has_none() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import dgrad
+from dgrad.hyperparameters import defaults_of
 from dgrad.registry import load_plugin, registry
 from dgrad_cli.main import main
 
@@ -55,9 +56,10 @@ def test_the_library_in_ten_lines_runs_and_gives_gradients() -> None:
 
 def test_the_plugin_trains() -> None:
     Path("mine.py").write_text(_block_with("python", "class Mine"))
-    (command,) = [command for command in _commands() if "mine.py" in command]
+    check, train = sorted(command for command in _commands() if "mine.py" in command)
     try:
-        assert _dgrad(*command, "--epochs", "1", "--quiet", "--set", "baseline=linear:200:90") == 0
+        assert _dgrad(*check) == 0
+        assert _dgrad(*train, "--epochs", "1", "--quiet", "--set", "baseline=linear:200:90") == 0
         assert dgrad.estimator("mine").traits.unbiased
     finally:
         registry().remove(load_plugin("mine.py").module)
@@ -79,19 +81,28 @@ def test_every_option_of_every_command_exists(capsys: pytest.CaptureFixture[str]
     commands = _commands()
     assert len(commands) >= 5
     for command in commands:
-        assert _dgrad(command[0], "--help") == 0
+        words = command[: 2 if command[0] == "plugins" else 1]
+        assert _dgrad(*words, "--help") == 0
         shown = capsys.readouterr().out
         for option in (part for part in command if part.startswith("--")):
             assert option in shown, f"{option} of {command}"
 
 
-def test_the_table_lists_every_estimator_with_its_traits() -> None:
-    rows = re.findall(r"^\| `([a-z-]+)` \| (yes|no)[^|]* \| (yes|no) \|", README, re.MULTILINE)
+def test_every_estimator_is_named() -> None:
+    (table,) = re.findall(r"\| what they are \| names \|\n.*?\n\n", README, re.DOTALL)
+    assert sorted(re.findall(r"`([a-z0-9-]+)`", table)) == sorted(dgrad.estimators())
+
+
+def test_the_catalogue_has_every_estimator_with_its_traits_and_hyperparameters() -> None:
+    catalogue = (Path(__file__).parents[1] / "docs" / "estimators.md").read_text(encoding="utf-8")
+    row = r"^\| `([a-z0-9-]+)` \| (yes|no) \| (yes|no) \| .* \| .* \| (?:`([^`|]*)`)? ?\| [^|]* \|$"
     yes = {True: "yes", False: "no"}
-    traits = {name: dgrad.estimator(name).traits for name in dgrad.estimators()}
-    assert sorted(rows) == sorted(
-        (name, yes[each.unbiased], yes[each.differentiable_objective]) for name, each in traits.items()
-    )
+    expected = []
+    for name, factory in dgrad.estimators().items():
+        traits = dgrad.estimator(name).traits
+        hyperparameters = " ".join(f"{key}={value}" for key, value in defaults_of(factory).items())
+        expected.append((name, yes[traits.unbiased], yes[traits.differentiable_objective], hyperparameters))
+    assert sorted(re.findall(row, catalogue, re.MULTILINE)) == sorted(expected)
 
 
 def test_its_pictures_and_links_are_there() -> None:

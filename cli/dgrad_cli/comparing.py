@@ -51,7 +51,7 @@ Values = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="A hyper-parameter of one estimator, with one value or several, each measured: direct.epsilon=0.1,1; repeatable.",
+        help="A hyper-parameter of one estimator, with one value or several, each taken: direct.epsilon=0.1,1; repeatable.",
         metavar="ESTIMATOR.NAME=VALUE,VALUE",
         show_default=False,
     ),
@@ -65,7 +65,7 @@ def diagnose(
         Path | None,
         typer.Argument(
             help="A run directory of dgrad train; without one, a random start as train would begin.",
-            metavar="[RUN]",
+            metavar="RUN",
             show_default=False,
         ),
     ] = None,
