@@ -235,24 +235,25 @@ def test_every_mutant_is_caught_by_the_check_that_names_its_fault(
 
 
 def test_every_check_that_runs_here_catches_a_mutant() -> None:
-    assert {result.name for result in run_checks(Mutant())} - CUDA_CHECKS == {check for _, check in MUTANTS}
+    assert {name_of(check) for check in CHECKS} - CUDA_CHECKS == {check for _, check in MUTANTS}
 
 
 def test_a_failure_says_which_check_and_by_how_much() -> None:
     with pytest.raises(
         ConformanceError, match=r"WrongSign fails \d+ of \d+ checks:\n(.*\n)*.*unbiased: failed: .*by enumeration"
     ):
-        check_estimator(WrongSign())
+        check_estimator(WrongSign(), dgrad.latent("1x5"))
 
 
 def test_expected_failures_carry_a_reason_and_are_strict() -> None:
-    check_estimator(OneEvaluationMore(), expected_failures={"evaluations": "counted twice on purpose"})
-    results = run_checks(OneEvaluationMore(), expected_failures={"evaluations": "on purpose"})
+    layer = dgrad.latent("1x5")
+    check_estimator(OneEvaluationMore(), layer, expected_failures={"evaluations": "counted twice on purpose"})
+    results = run_checks(OneEvaluationMore(), layer, expected_failures={"evaluations": "on purpose"})
     (result,) = [result for result in results if result.name == "evaluations"]
     assert result.status == "expected failure"
     assert result.detail.startswith("on purpose (")
     with pytest.raises(ConformanceError, match="value: unexpected pass: thought so"):
-        check_estimator(Mutant(), expected_failures={"value": "thought so"})
+        check_estimator(Mutant(), layer, expected_failures={"value": "thought so"})
     with pytest.raises(dgrad.InputError, match="no check is named 'valu'; expected one of: shapes and dtypes"):
         run_checks(Mutant(), expected_failures={"valu": "a slip"})
 
@@ -287,7 +288,7 @@ def test_the_estimator_stays_as_it_is() -> None:
     estimator = dgrad.estimator("reinforce")
     before = copy.deepcopy(estimator.state_dict())
     random = torch.get_rng_state()
-    run_checks(estimator)
+    run_checks(estimator, dgrad.latent("3x2"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in estimator.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
 
