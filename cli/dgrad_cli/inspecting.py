@@ -40,6 +40,7 @@ def estimators(
                 "unbiased": traits.unbiased,
                 "differentiable_loss": traits.differentiable_objective,
                 "evaluations": traits.evaluations(layer) if traits.supports(layer) else None,
+                "limitation": traits.limitation(layer),
                 "hyperparameters": defaults_of(factory),
                 "reference": traits.reference,
             }
@@ -63,7 +64,7 @@ def estimators(
                 row["name"],
                 "yes" if row["unbiased"] else "no",
                 "yes" if row["differentiable_loss"] else "no",
-                "too many" if row["evaluations"] is None else row["evaluations"],
+                "unsupported" if row["evaluations"] is None else row["evaluations"],
                 " ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()),
                 row["reference"],
             )
