@@ -27,24 +27,28 @@ def finished_runs(directory: Path) -> dict[str, list[Run]]:
     return dict(runs)
 
 
-def row(label: str, runs: list[Run], ratios: dict[str, float]) -> dict[str, Any]:
-    """One variant: bounds at equal epochs, and the validation bound by the time that Gumbel-softmax takes for all of its epochs."""
+def row(label: str, runs: list[Run], seeds: set[int], ratios: dict[str, float]) -> dict[str, Any]:
+    """One variant: bounds at equal epochs, and the validation bound by the time that Gumbel-softmax takes for all of its epochs.
+
+    Args:
+        seeds: those that every variant has; ranks rest on them. The test bound's mean is over all seeds of the variant.
+    """
     config = runs[0].config
     ratio = ratios.get(config.estimator) if _times_apply(config.estimator, config.set) else None
-    summaries = [run.summary() or {} for run in runs]
+    tests = [(run.summary() or {})["test_bound"] for run in runs]
+    compared = [run for run in runs if run.config.seed in seeds]
     early = []
-    for run in runs:
+    for run in compared:
         lines = run.metrics()
         last = lines[-1]["epoch"]
         if ratio is not None:
             early.append(
                 min((line["valid_bound"] for line in lines if line["epoch"] * ratio <= 1.05 * last), default=None)
             )
-    tests = [summary["test_bound"] for summary in summaries]
     estimator = dgrad.estimator(config.estimator, **config.set)
     return {
         "label": label,
-        "valid": statistics.fmean(summary["best"]["valid_bound"] for summary in summaries),
+        "valid": statistics.fmean((run.summary() or {})["best"]["valid_bound"] for run in compared),
         "test": statistics.fmean(tests),
         "spread": statistics.stdev(tests) if len(tests) > 1 else None,
         "early": statistics.fmean(early) if early and None not in early else None,
@@ -71,7 +75,8 @@ def main() -> None:
     latent = next(iter(runs.values()))[0].config.latent
     steps = json.loads(arguments.steps.read_text(encoding="utf-8"))["steps"][latent]
     ratios = {name: figures["median_ratio"] for name, figures in steps.items()}
-    rows = sorted((row(label, group, ratios) for label, group in runs.items()), key=lambda each: each["valid"])
+    seeds = set.intersection(*({run.config.seed for run in group} for group in runs.values()))
+    rows = sorted((row(label, group, seeds, ratios) for label, group in runs.items()), key=lambda each: each["valid"])
     timed = sorted((each for each in rows if each["early"] is not None), key=lambda each: each["early"])
     places = {each["label"]: str(place) for place, each in enumerate(timed, 1)}
     print("| rank | estimator | evaluations | validation | test | seeds | step | validation at equal time | rank |")

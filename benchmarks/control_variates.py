@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 import dgrad
 from dgrad.data import unit
-from dgrad.gradient_estimator import loss_and_slope
+from dgrad.gradient_estimator import loss_and_slope, sweep_evaluations
 from dgrad.networks import DiscreteVAE
 from dgrad.runs import Run, build_dataset, evaluation_data
 
@@ -103,9 +103,11 @@ def main() -> None:
     images = unit(data.valid.images[:IMAGES])
     print(f"{run.path}: latent {model.layer}")
     print(f"{'samples':>8} {'rloo':>9} {'direct-unbiased':>16} {'ratio':>6}")
-    for samples in (2, 4, 8, 16, 32, 64):
+    sweep = sweep_evaluations(model.layer)
+    for samples in sorted({2, 4, 8, 16, 32, 64, sweep}):
         rloo, ours = (estimator_variance(model, images, name, samples=samples) for name in ("rloo", "direct-unbiased"))
         print(f"{samples:8d} {rloo:9.3f} {ours:16.3f} {ours / rloo:6.2f}", flush=True)
+    print(f"leg, {sweep} evaluations: {estimator_variance(model, images, 'leg', samples=1):.3f}")
     tried = Tried(model, images)
     print(f"\nwith {SAMPLES} samples")
     for coefficient in (0.0, 0.1, 0.3, 1.0):
