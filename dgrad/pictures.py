@@ -215,13 +215,20 @@ def _x(row: Row) -> float | None:
     return None if name is None else number(row.set[name])
 
 
+LINE_STYLES = ("-", "--", ":")
+"""Of the first twenty lines of a comparison, the next twenty, and the rest."""
+LEGEND_CHARACTERS = 135
+"""How many fit into a row of its legend."""
+
+
 def save_comparison(path: Path, comparison: Comparison) -> None:
     """Write the validation bound against epochs and against seconds: the mean over seeds, in a band from the least to the greatest."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(11, 5)
-    by_epoch, by_time = figure.subplots(1, 2, sharey=True)
     rows = [row for row in comparison.rows if row.curve]
+    columns = max(1, LEGEND_CHARACTERS // (6 + max((len(row.label) for row in rows), default=0)))
+    figure = _figure(11, 5 + 0.2 * max(0, math.ceil(len(rows) / columns) - 2))
+    by_epoch, by_time = figure.subplots(1, 2, sharey=True)
     late = []
     for index, row in enumerate(rows):
         colour = _colour(index, len(rows))
@@ -230,7 +237,8 @@ def save_comparison(path: Path, comparison: Comparison) -> None:
         for axes, key in ((by_epoch, "epoch"), (by_time, "seconds")):
             x = [point[key] for point in curve]
             marker = "o" if len(x) == 1 else None
-            axes.plot(x, bounds, color=colour, marker=marker, label=row.label)
+            style = LINE_STYLES[index // 20 % len(LINE_STYLES)]
+            axes.plot(x, bounds, color=colour, marker=marker, label=row.label, linestyle=style)
             axes.fill_between(
                 x,
                 [point["least"] for point in curve],
@@ -242,7 +250,8 @@ def save_comparison(path: Path, comparison: Comparison) -> None:
         late += [bounds[-1], bounds[len(bounds) // 5]]
     # The first evaluations would press the rest together.
     low = min((point["least"] for row in rows for point in row.curve), default=0.0)
-    high = max(late, default=1.0)
+    # So would, among many, the worst: the highest tenth may run out of the picture; the table has its figures.
+    high = sorted(late)[len(late) * 9 // 10 if len(rows) > 10 else -1] if late else 1.0
     margin = 0.05 * (high - low) or 1.0
     by_epoch.set(xlabel="epoch", ylabel=f"validation bound ({comparison.unit})", ylim=(low - margin, high + margin))
     by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -258,7 +267,7 @@ def save_comparison(path: Path, comparison: Comparison) -> None:
     figure.suptitle(
         f"{Path(config['dataset']).name}, latent {config['latent']}, KL {config['kl']}, {seeds}: {band}", fontsize=11
     )
-    figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     _save(figure, path)
 
 
