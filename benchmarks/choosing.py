@@ -16,6 +16,9 @@ from typing import Any
 import dgrad
 from dgrad.runs import Run
 
+GRACE = 1.05
+"""Bounds are measured once an epoch: one that ends this little after time is up still counts."""
+
 
 def finished_runs(directory: Path) -> dict[str, list[Run]]:
     """The finished runs of each variant, by the name of their directories without the seed."""
@@ -43,7 +46,7 @@ def row(label: str, runs: list[Run], seeds: set[int], ratios: dict[str, float]) 
         last = lines[-1]["epoch"]
         if ratio is not None:
             early.append(
-                min((line["valid_bound"] for line in lines if line["epoch"] * ratio <= 1.05 * last), default=None)
+                min((line["valid_bound"] for line in lines if line["epoch"] * ratio <= GRACE * last), default=None)
             )
     estimator = dgrad.estimator(config.estimator, **config.set)
     return {
