@@ -343,6 +343,7 @@ GOOD_IMAGES, GOOD_LABELS = GOOD[IDX_FILES[0]], GOOD[IDX_FILES[1]]
         ("t10k-images", idx(np.zeros((12, 4, 4), np.uint8)), "images of 4x4; expected 3x4"),
         ("t10k-labels", GOOD_LABELS, "12 images and t10k-labels-idx1-ubyte 60 labels"),
     ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )
 def test_a_bad_idx_file_is_named(tmp_path: Path, file: str, content: bytes, expected: str) -> None:
     write_idx(tmp_path, **{file.replace("-", "_"): content})
@@ -352,7 +353,9 @@ def test_a_bad_idx_file_is_named(tmp_path: Path, file: str, content: bytes, expe
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(GOOD_IMAGES)[:-20], b"nothing of the kind", gzip.compress(GOOD_IMAGES)[:30] + b"\0" * 30]
+    "content",
+    [gzip.compress(GOOD_IMAGES)[:-20], b"nothing of the kind", gzip.compress(GOOD_IMAGES)[:30] + b"\0" * 30],
+    ids=["truncated", "not gzip", "damaged"],  # gzip writes the time of day into its header: no name for a test
 )
 def test_a_corrupt_gzip_file_is_named(tmp_path: Path, content: bytes) -> None:
     write_idx(tmp_path, train_images=None)
