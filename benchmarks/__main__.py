@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import dgrad
-from dgrad.config import configure
+from dgrad.config import COMPILE_MODES, configure
 from dgrad.devices import choose_device, describe_device
 from dgrad.training import Trainer
 
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--estimators", nargs="+", default=sorted(dgrad.estimators()))
     parser.add_argument("--rounds", type=int, default=100, help="measured steps of each estimator")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", default="on", choices=COMPILE_MODES, help="compiled kernels (default: on)")
     parser.add_argument("--out", type=Path, help="a directory for steps.json")
     arguments = parser.parse_args()
     estimators = sorted({REFERENCE, *arguments.estimators})
@@ -91,7 +92,7 @@ def main() -> None:
             if arguments.data_root
             else {"dataset": _invented_images(directory)}
         )
-        settings = {**data, "device": arguments.device}
+        settings = {**data, "device": arguments.device, "compile": arguments.compile}
         results = {latent: step_times(latent, settings, estimators, arguments.rounds) for latent in arguments.latents}
     report = {
         "device": describe_device(choose_device(arguments.device)),
@@ -100,6 +101,8 @@ def main() -> None:
         "torch": str(torch.__version__),
         "dgrad": dgrad.__version__,
         "data": "mnist" if arguments.data_root else "invented",
+        "compile": arguments.compile,
+        "threads": torch.get_num_threads(),
         "rounds": arguments.rounds,
         "steps": results,
     }

@@ -18,6 +18,7 @@ from dgrad.schedules import schedule
 
 BINARIZATIONS = ("threshold", "static", "dynamic", "none")
 KL_PLACES = ("outside", "inside")
+COMPILE_MODES = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class TrainConfig:
         weight_decay: decoupled weight decay (Loshchilov & Hutter 2019), not on biases.
         seed: of the initial weights, the order of the data, the noise and the evaluation.
         device: auto, cpu, cuda, cuda:1, mps ...
+        compile: whether compiled kernels do the sweep where there are some: on, off, or auto, which compiles for a run that is long enough.
         eval_every: epochs between two evaluations on the validation images.
         eval_samples: codes drawn for each image in the final evaluation.
         plugins: modules or `.py` files that are loaded first.
@@ -68,6 +70,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     seed: int = 0
     device: str = "auto"
+    compile: str = "auto"
     eval_every: int = 1
     eval_samples: int = 10
     plugins: tuple[str, ...] = ()
@@ -84,6 +87,7 @@ class TrainConfig:
             _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "a finite number of at least 0")
         _check("binarize", self.binarize in BINARIZATIONS, self.binarize, f"one of {', '.join(BINARIZATIONS)}")
         _check("kl", self.kl is None or self.kl in KL_PLACES, self.kl, f"one of {', '.join(KL_PLACES)}")
+        _check("compile", self.compile in COMPILE_MODES, self.compile, f"one of {', '.join(COMPILE_MODES)}")
         _check(
             "hidden", all(width >= 1 for width in self.hidden), self.hidden, "widths of at least 1, for example 400,200"
         )

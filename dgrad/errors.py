@@ -1,4 +1,4 @@
-"""Every error that dgrad raises for its user, and its warning. May import nothing of dgrad, nothing heavy: the codec uses it too.
+"""Every error that dgrad raises for its user, and its warnings. May import nothing of dgrad, nothing heavy: the codec uses it too.
 
 A message is one line that says what was given, what was expected, and what to do about it.
 """
@@ -26,8 +26,16 @@ class RunError(DgradError, RuntimeError):
     """Something failed on the way: a loss that is not finite, a full disk, a network that does not answer."""
 
 
-class PluginWarning(UserWarning):
-    """A plugin is left out, and everything else goes on; the command line shows it as one line."""
+class DgradWarning(UserWarning):
+    """The base of all warnings of dgrad: something goes on in a lesser way. The command line shows one line."""
+
+
+class PluginWarning(DgradWarning):
+    """A plugin is left out, and everything else goes on."""
+
+
+class CompilerWarning(DgradWarning):
+    """A fast kernel could not be compiled; torch does its work, more slowly."""
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str], remedy: str = "") -> InputError:

@@ -60,6 +60,9 @@ class DiscreteVAE(nn.Module):
 
     A model of one's own is an instance with other networks: any `encoder` from images `[B, C, H, W]` to logits
     `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.shape]` to outputs `[..., C*H*W]`.
+
+    Attributes:
+        compiled_sweep: whether the sweep may use a compiled kernel; the first one that does so may take seconds to compile it.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class DiscreteVAE(nn.Module):
         self.likelihood = likelihood
         self.encoder = encoder
         self.decoder = decoder
+        self.compiled_sweep = False
 
     def reconstruction(self, images: Float[Tensor, "batch c h w"]) -> Objective:
         """`-log p(image | code)` of these images, as an objective of their codes."""
@@ -93,6 +97,7 @@ class Reconstruction(Objective):
     def __init__(self, model: DiscreteVAE, pixels: Float[Tensor, "batch d"]) -> None:
         self.decoder = model.decoder
         self.likelihood = model.likelihood
+        self.compiled = model.compiled_sweep
         self.pixels = pixels
         self._hidden: tuple[Tensor, Tensor] | None = None
 
@@ -114,7 +119,7 @@ class Reconstruction(Objective):
         assert self._hidden is not None
         weight, hidden = self.decoder.first.weight, self._hidden[1]
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
-            return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss)
+            return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
         return difference_sweep(codes, weight, hidden, self._rest_loss, loss)
 
     def _rest_loss(self, hidden: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Sweeps of decoders whose first layer is linear in the code: every changed code at the price of its difference.
 
-May import torch only. With `a = z W' + bias` the output of the first layer, a code whose row i changes from its own value z to j
+May import torch and dgrad.kernels. With `a = z W' + bias` the output of the first layer, a code whose row i changes from its own value z to j
 has `a + W[:, (i, j)] - W[:, (i, z)]`. The functions here evaluate those differences instead of whole decoders; none builds a
 graph, and none waits for the device. Matrix products are meant in full float32, as torch has them by default (no TF32).
 """
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from dgrad.kernels import cpu
 
 GROUP = 8
 """Pixels whose factors are multiplied before one logarithm is taken."""
@@ -66,6 +68,8 @@ def bernoulli_linear_sweep(
     logits: Float[Tensor, "samples batch pixels"],
     images: Float[Tensor, "batch pixels"],
     loss: Float[Tensor, "samples batch"],
+    *,
+    compiled: bool = False,
 ) -> Float[Tensor, "samples batch n k"]:
     """The sweep of `f(z) = sum_d softplus(a_d) - x_d a_d`, in nats, for a decoder that is one linear layer.
 
@@ -78,17 +82,35 @@ def bernoulli_linear_sweep(
         logits: its outputs for `codes`.
         images: in [0, 1].
         loss: the loss of `codes`.
+        compiled: whether to use a compiled kernel where there is one for the device (it may be compiled now, which takes seconds).
     """
     samples, _, n, k = codes.shape
     own = codes.argmax(-1).flatten(0, 1)  # [N, n], N = S*B
     rows = weight.T.contiguous().unflatten(0, (n, k))  # [n, k, D]
     flat_logits = logits.flatten(0, 1)  # [N, D]
-    grouped = weight.device.type == "cpu" and bool(_grouped_is_safe(rows))  # on a CPU nothing waits
-    change = (_grouped_change if grouped else _exact_change)(flat_logits, rows, own)  # [N, n, k]
+    change = _softplus_change(flat_logits, rows, own, compiled)  # [N, n, k]
     # the x part of the change is linear: x . (W[:, (i, j)] - W[:, (i, z_i)])
     linear = (images @ weight).unflatten(-1, (n, k)).repeat(samples, 1, 1)  # [N, n, k]
     change -= linear - linear.gather(-1, own.unsqueeze(-1))
     return change.view_as(codes) + loss[..., None, None]
+
+
+def _softplus_change(
+    logits: Float[Tensor, "examples pixels"],
+    rows: Float[Tensor, "n k pixels"],
+    own: Int[Tensor, "examples n"],
+    compiled: bool,
+) -> Float[Tensor, "examples n k"]:
+    """By how much `sum_d softplus(a_d)` changes, in the fastest way that is right for these weights on this device."""
+    if logits.device.type != "cpu":
+        return _exact_change(logits, rows, own)
+    if compiled and logits.dtype == torch.float32 and cpu.available():
+        change = cpu.softplus_change(logits, rows, own)
+        if change is not None:
+            return change
+    if _grouped_is_safe(rows):  # on a CPU nothing waits
+        return _grouped_change(logits, rows, own)
+    return _exact_change(logits, rows, own)
 
 
 def _grouped_is_safe(rows: Float[Tensor, "n k pixels"]) -> Bool[Tensor, ""]:

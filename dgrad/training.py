@@ -32,6 +32,9 @@ from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_st
 from dgrad.schedules import Constant, schedule
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
+STEPS_WORTH_COMPILING = 500
+"""With `--compile auto`: about as many steps as win back the second or two that compiling takes. It depends on nothing else, so that a
+configuration gives the same figures the first time and later."""
 
 
 class Interrupted(RunError):
@@ -81,6 +84,9 @@ class Trainer:
         self.noise = Generator(self.device).manual_seed(config.seed + 2**41)
         self.total_steps = config.steps if config.steps is not None else config.epochs * self.batches.steps_per_epoch
         self.estimator.set_run_length(self.total_steps)
+        self.model.compiled_sweep = config.compile == "on" or (
+            config.compile == "auto" and self.total_steps >= STEPS_WORTH_COMPILING
+        )
         self.lr = schedule(config.lr).over(self.total_steps)
         self.optimizer = self._make_optimizer()
         self.has_code_losses = bool(registry.registry().manager.hook.dgrad_code_losses.get_hookimpls())
@@ -301,6 +307,8 @@ class Trainer:
             return  # killed before its first step: it starts anew
         tensors, state = load_checkpoint(run.checkpoint_file)
         ours, theirs = self._what_decides(), state["config"]
+        if isinstance(theirs, dict):
+            theirs = {"compile": TrainConfig.compile, **theirs}  # older checkpoints do not have it
         if ours != theirs:
             changed = sorted(name for name in ours if not isinstance(theirs, dict) or ours[name] != theirs.get(name))
             raise InputError(

@@ -18,6 +18,7 @@ from dgrad_cli.inspecting import load_plugins
 from dgrad_cli.settings import (
     BatchSizeOption,
     BinarizeOption,
+    CompileOption,
     DataRootOption,
     DatasetOption,
     DeviceOption,
@@ -238,6 +239,7 @@ def compare(
     lr: RateOption = None,
     weight_decay: WeightDecayOption = None,
     device: DeviceOption = None,
+    compile: CompileOption = None,
     eval_every: EvalEveryOption = None,
     eval_samples: EvalSamplesOption = None,
     plugin: PluginOption = None,
@@ -261,7 +263,7 @@ def compare(
     given = {
         "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden,
         "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "epochs": epochs, "steps": steps,
-        "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "eval-every": eval_every,
+        "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,
     }  # fmt: skip
     _check_directory(out)

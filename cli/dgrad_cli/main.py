@@ -34,7 +34,7 @@ def _run(arguments: list[str], received: list[int]) -> int:
     debug = "--debug" in arguments or os.environ.get("DGRAD_DEBUG", "") not in ("", "0")
     message = ""
     try:
-        with _plugin_warnings_in_one_line():
+        with _warnings_in_one_line():
             from dgrad_cli.app import app
 
             rest = [argument for argument in arguments if argument != "--debug"]
@@ -57,23 +57,23 @@ def _run(arguments: list[str], received: list[int]) -> int:
 
 
 @contextmanager
-def _plugin_warnings_in_one_line() -> Iterator[None]:
-    """A plugin that is left out costs its user one line, whatever Python is told to do with warnings."""
+def _warnings_in_one_line() -> Iterator[None]:
+    """A warning of dgrad costs its user one line, whatever Python is told to do with warnings."""
     import warnings
 
-    from dgrad.errors import PluginWarning
+    from dgrad.errors import DgradWarning
 
     with warnings.catch_warnings():
         others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, PluginWarning):
+            if issubclass(category, DgradWarning):
                 print(f"warning: {one_line(str(message))}", file=sys.stderr)
             else:
                 others(message, category, *place, **more)
 
         warnings.showwarning = show
-        warnings.simplefilter("always", PluginWarning)
+        warnings.simplefilter("always", DgradWarning)
         yield
 
 

@@ -73,6 +73,13 @@ RateOption = Annotated[
 WeightDecayOption = Annotated[str | None, setting("Decoupled weight decay, not on biases.", "weight_decay")]
 SeedOption = Annotated[str | None, setting("Of the weights, the order of the data, the noise, the evaluation.", "seed")]
 DeviceOption = Annotated[str | None, setting("auto, cpu, cuda, cuda:1, mps.", "device")]
+CompileOption = Annotated[
+    str | None,
+    setting(
+        "Kernels compiled on this machine: on, off, or auto (for runs long enough to gain by it); kept for later runs.",
+        "compile",
+    ),
+]
 EvalEveryOption = Annotated[str | None, setting("Epochs between evaluations on the validation images.", "eval_every")]
 EvalSamplesOption = Annotated[str | None, setting("Codes for each test image in the final evaluation.", "eval_samples")]
 PluginOption = Annotated[

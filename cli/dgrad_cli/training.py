@@ -16,6 +16,7 @@ from dgrad_cli.display import Watcher, duration, figures, print_json
 from dgrad_cli.settings import (
     BatchSizeOption,
     BinarizeOption,
+    CompileOption,
     DataRootOption,
     DatasetOption,
     DeviceOption,
@@ -63,6 +64,7 @@ def train(
     weight_decay: WeightDecayOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
+    compile: CompileOption = None,
     eval_every: EvalEveryOption = None,
     eval_samples: EvalSamplesOption = None,
     plugin: PluginOption = None,
@@ -92,7 +94,7 @@ def train(
         "estimator": estimator, "set": None if set_ is None else dict(map(name_and_value, set_)), "latent": latent, "dataset": dataset,
         "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "input-dropout": input_dropout,
         "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
-        "weight-decay": weight_decay, "seed": seed, "device": device, "eval-every": eval_every, "eval-samples": eval_samples,
+        "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "eval-every": eval_every, "eval-samples": eval_samples,
         "plugin": plugin,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, needs_independent_rows, replace_gradient
 from dgrad.latent_layer import LatentLayer
 from dgrad.noise import gumbel
+from dgrad.numerics import softmax
 from dgrad.objectives import Objective
 
 CODES_PER_CALL = 16384
@@ -67,7 +68,7 @@ class AugmentReinforceSwapMerge(GradientEstimator):
             for c, j in (part.unbind(0) for part in pairs.split(max(1, CODES_PER_CALL // batch), 1)):
                 swapped = layer.argmax(phi + _swap(noise, c, j)).to(logits.dtype)  # [pairs, B, n, k]
                 losses[:, c, j] = losses[:, j, c] = objective(swapped).to(logits.dtype).T
-            pi = (-noise).softmax(-1)  # [B, n, k]
+            pi = softmax(-noise)  # [B, n, k]
             # g_c = sum_j (F_cj - mean_m F_mj) (1/k - pi_j)
             centred = losses - losses.mean(1, keepdim=True)
             direction = torch.einsum("bcj,bnj->bnc", centred, 1 / k - pi.to(logits.dtype)).unsqueeze(0)

@@ -16,6 +16,7 @@ from dgrad.gradient_estimator import (
     needs_independent_rows,
 )
 from dgrad.latent_layer import LatentLayer
+from dgrad.numerics import log_softmax
 from dgrad.objectives import Objective
 from dgrad.schedules import Schedule, schedule
 
@@ -89,7 +90,7 @@ class GappedStraightThrough(GradientEstimator):
 
 def _expected_gap(logits: Tensor, codes: Tensor) -> Tensor:
     """`-log(1 - p_z) / p_z` of each row, `[S, B, n, 1]`."""
-    log_p = logits.log_softmax(-1)
+    log_p = log_softmax(logits)
     # The sum over the others: 1 - p_z itself would round to 0.
     log_rest = torch.where(codes.bool(), -torch.inf, log_p).logsumexp(-1, keepdim=True)
     p = (codes * log_p).sum(-1, keepdim=True).exp()

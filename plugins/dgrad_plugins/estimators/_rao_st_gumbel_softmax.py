@@ -16,6 +16,7 @@ from dgrad.gradient_estimator import (
     needs_independent_rows,
 )
 from dgrad.latent_layer import LatentLayer
+from dgrad.numerics import log_softmax
 from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
 from dgrad_plugins.estimators._conditional import conditional_potentials
@@ -70,7 +71,7 @@ class RaoStraightThroughGumbelSoftmax(GradientEstimator):
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():
             potentials = conditional_potentials(
-                logits.log_softmax(-1), codes, self.inner_samples, generator=generator
+                log_softmax(logits), codes, self.inner_samples, generator=generator
             )  # [inner, S, B, n, k]
         # Given the code the noise depends on the logits; here it counts as a constant, as in the plain straight-through: only phi moves.
         soft = layer.relax(add_gradient(potentials, logits), self.temperature).mean(0)  # [S, B, n, k]

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from dgrad.gradient_estimator import Estimate, add_gradient
 from dgrad.latent_layer import LatentLayer
 from dgrad.noise import gumbel
+from dgrad.numerics import log_softmax
 from dgrad.objectives import Objective
 from dgrad_plugins.estimators._conditional import conditional_potentials
 
@@ -38,7 +39,7 @@ def relaxed_control_variate(
     learn = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
     phi = logits.detach().requires_grad_()
     with torch.enable_grad():
-        log_p = phi.log_softmax(-1)
+        log_p = log_softmax(phi)
         potentials = log_p + gumbel(phi, samples, generator=generator)  # zeta, [S, B, n, k]
         codes = layer.argmax(potentials.detach())
         conditional = conditional_potentials(log_p, codes, generator=generator)[0]  # zt, [S, B, n, k]

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Independent, OneHotCategorical
 from dgrad.errors import InputError, rough
 from dgrad.latent_layer import LatentLayer
 from dgrad.noise import gumbel
+from dgrad.numerics import log_softmax, softmax
 
 LARGEST_CODE = 2**24
 """The most coordinates that a code may have; their logits alone take 64 MiB for each example."""
@@ -85,22 +86,22 @@ class Categorical(LatentLayer):
         return torch.zeros_like(potentials).scatter_(-1, potentials.argmax(-1, keepdim=True), 1.0)
 
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
-        return (potentials / temperature).softmax(-1)
+        return softmax(potentials / temperature)
 
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        return logits.softmax(-1)
+        return softmax(logits)
 
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        return (codes * logits.log_softmax(-1)).sum((-2, -1))
+        return (codes * log_softmax(logits)).sum((-2, -1))
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        log_p = logits.log_softmax(-1)
+        log_p = log_softmax(logits)
         return -(log_p.exp() * log_p).sum((-2, -1))
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        log_p = logits.log_softmax(-1)
+        log_p = log_softmax(logits)
         # sum_ij p_ij (log p_ij + log k), which is 0 at 0 where the difference of two entropies is a rounding error
         return (log_p.exp() * (log_p + math.log(self.values))).sum((-2, -1))
 

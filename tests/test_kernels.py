@@ -1,0 +1,206 @@
+"""The compiled sweep: right for any weights and logits, found in the cache, done without where there is no compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgrad.config import TrainConfig
+from dgrad.errors import CompilerWarning
+from dgrad.kernels import cpu
+from dgrad.numerics import log_softmax, softmax
+from dgrad.sweeps import bernoulli_linear_sweep
+from dgrad.training import STEPS_WORTH_COMPILING, Trainer
+
+
+@pytest.fixture
+def compiler() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CompilerWarning)
+        if not cpu.available():
+            pytest.skip("there is no C++ compiler here")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache folder, and a process that has not looked for the kernel yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu._library.cache_clear()
+    yield tmp_path
+    cpu._library.cache_clear()
+
+
+def problem(
+    n: int, k: int, pixels: int, examples: int, scale: float, shift: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits `[N, D]`, rows `[n, k, D]` and the values `[N, n]` that they come from."""
+    generator = torch.Generator().manual_seed(n + k + pixels)
+    rows = scale * torch.randn(n, k, pixels, generator=generator)
+    own = torch.randint(k, (examples, n), generator=generator)
+    logits = torch.einsum("enk,nkd->ed", F.one_hot(own, k).float(), rows)
+    return logits + shift * torch.randn(logits.shape, generator=generator), rows, own
+
+
+def enumerated(logits: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+    """The change in float64, code by code."""
+    logits, rows = logits.double(), rows.double()
+    base = F.softplus(logits)
+    result = torch.zeros(len(logits), *rows.shape[:2], dtype=torch.float64)
+    for row, values in enumerate(rows):
+        for value in range(len(values)):
+            result[:, row, value] = (F.softplus(logits + values[value] - values[own[:, row]]) - base).sum(-1)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "pixels", "examples"),
+    [(20, 10, 784, 3), (20, 2, 784, 5), (1, 40, 784, 5), (3, 3, 37, 1), (2, 4, 1, 7), (2, 5, 200, 4), (2, 6, 64, 2), (1, 7, 784, 2), (1, 9, 130, 3), (4, 8, 17, 3), (1, 17, 300, 2)],
+)  # fmt: skip
+@pytest.mark.parametrize(("scale", "shift"), [(0.3, 1.0), (1.0, 3.0), (5.0, 1e4)], ids=["usual", "large", "extreme"])
+def test_the_compiled_change_is_that_of_enumeration(
+    compiler: None, n: int, k: int, pixels: int, examples: int, scale: float, shift: float
+) -> None:
+    logits, rows, own = problem(n, k, pixels, examples, scale, shift)
+    change = cpu.softplus_change(logits, rows, own)
+    assert change is not None
+    truth = enumerated(logits, rows, own)
+    # 1e-4 nats, and what float32 itself loses in sums of thousands of nats
+    assert (change - truth).abs().max() < 1e-4 + 2e-7 * truth.abs().max()
+    assert (change.gather(-1, own.unsqueeze(-1)) == 0).all()
+
+
+def test_the_number_of_threads_changes_nothing(compiler: None) -> None:
+    logits, rows, own = problem(4, 10, 100, 7, 0.5)
+    before = torch.get_num_threads()
+    try:
+        changes = []
+        for threads in (1, 2, 16):
+            torch.set_num_threads(threads)
+            changes.append(cpu.softplus_change(logits, rows, own))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(change, changes[0]) for change in changes)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("scale", [0.5, 40.0], ids=["usual", "too large for products"])
+def test_the_sweep_is_right_with_and_without_the_kernel(compiler: None, k: int, scale: float) -> None:
+    logits, rows, own = problem(3, k, 50, 8, scale)
+    assert (cpu.softplus_change(logits, rows, own) is None) == (scale == 40.0)
+    codes = F.one_hot(own, k).float().unflatten(0, (2, 4))  # [S, B, n, k]
+    images = torch.rand(4, 50, generator=torch.Generator().manual_seed(0))
+    weight, outputs = rows.flatten(0, 1).T.contiguous(), logits.unflatten(0, (2, 4))
+    loss = (F.softplus(outputs) - images * outputs).sum(-1)
+    off, on = (bernoulli_linear_sweep(codes, weight, outputs, images, loss, compiled=way) for way in (False, True))
+    torch.testing.assert_close(on, off, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_that_are_not_numbers_are_left_to_torch(compiler: None) -> None:
+    logits, rows, own = problem(2, 3, 20, 2, 1.0)
+    rows[0, 0, 0] = torch.nan
+    assert cpu.softplus_change(logits, rows, own) is None
+
+
+def test_the_kernel_is_compiled_once(compiler: None, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu.available()
+    (library,) = (fresh / "dgrad" / "kernels").iterdir()
+    assert library.suffix == ".so"
+    cpu._library.cache_clear()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    assert cpu.available()
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"), [("no-such-compiler", "No such file"), (f"{sys.executable} -c 1/0", "Traceback")]
+)
+def test_without_a_compiler_one_warning_and_torch_alone(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, command: str, reason: str
+) -> None:
+    monkeypatch.setenv("CXX", command)
+    with pytest.warns(CompilerWarning, match=f"(?s)could not be compiled.*{reason}.*--compile off") as caught:
+        assert not cpu.available()
+        assert not cpu.available()
+    assert len(caught) == 1
+    logits, rows, own = problem(2, 3, 20, 4, 0.5)
+    codes, weight = F.one_hot(own, 3).float()[None], rows.flatten(0, 1).T
+    images, loss = torch.zeros(4, 20), F.softplus(logits).sum(-1)[None]
+    sweep = bernoulli_linear_sweep(codes, weight, logits[None], images, loss, compiled=True)
+    torch.testing.assert_close(
+        (sweep - loss[..., None, None])[0].double(), enumerated(logits, rows, own), atol=1e-4, rtol=0
+    )
+    assert not list((fresh / "dgrad").rglob("*.so"))
+
+
+def test_the_command_says_in_one_line_that_there_is_no_compiler(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "dgrad_cli",
+        "train",
+        "--estimator",
+        "leg",
+        "--latent",
+        "2x2",
+        "--steps",
+        "2",
+        "--quiet",
+    ]
+    done = subprocess.run(
+        [*command, "--compile", "on", "--out", str(tmp_path / "run")],
+        env={**os.environ, "CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: the fast sweep could not be compiled with 'no-such-compiler'")
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps", "compiled"),
+    [("auto", STEPS_WORTH_COMPILING - 1, False), ("auto", STEPS_WORTH_COMPILING, True), ("on", 1, True), ("off", 10**6, False)],
+)  # fmt: skip
+def test_auto_compiles_for_long_runs_alone(mode: str, steps: int, compiled: bool) -> None:
+    trainer = Trainer(TrainConfig(estimator="leg", latent="2x2", compile=mode, steps=steps))
+    assert trainer.model.compiled_sweep == compiled
+
+
+def test_training_with_the_kernel_is_training_without(compiler: None) -> None:
+    on, off = (
+        Trainer(TrainConfig(estimator="direct-rb", latent="4x5", compile=mode, steps=5, device="cpu"))
+        for mode in ("on", "off")
+    )
+    for _ in range(5):
+        on.train_step()
+        off.train_step()
+    for ours, theirs in zip(on.model.parameters(), off.model.parameters(), strict=True):
+        # Adam divides by the gradient's size: where that is near 0, a rounding error is a difference in the step
+        assert ((ours - theirs).abs() < 1e-4).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("k", [2, 3, 10, 15, 16])
+@pytest.mark.parametrize(("ours", "torchs"), [(softmax, torch.softmax), (log_softmax, torch.log_softmax)])
+def test_softmaxes_are_those_of_torch(k: int, ours: object, torchs: object) -> None:
+    assert callable(ours) and callable(torchs)
+    generator = torch.Generator().manual_seed(k)
+    x = torch.randn(2, 5, k, 3, generator=generator, dtype=torch.float64).transpose(-1, -2).requires_grad_()
+    x.data[0, 0, 0] *= 1e4
+    weights = torch.randn(2, 5, 3, k, generator=generator, dtype=torch.float64)
+    mine, theirs = ours(x), torchs(x, -1)
+    torch.testing.assert_close(mine, theirs)
+    for one, other in zip(*(torch.autograd.grad((y * weights).sum(), x) for y in (mine, theirs)), strict=True):
+        torch.testing.assert_close(one, other)
