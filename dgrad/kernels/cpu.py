@@ -19,7 +19,6 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -29,8 +28,6 @@ SOURCE = Path(__file__).with_name("sweep.cpp")
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 LIBRARY_FLAGS = ["-shared", "-fPIC", "-pthread"]
 SECONDS_TO_COMPILE = 120
-PADDING = 16
-"""The kernel reads whole vectors of up to 16 numbers."""
 SPREAD_LIMIT = 60.0
 """Nats within which a product of factors has to stay between two normalisations; float32 reaches 87."""
 MOST_TOGETHER = 8
@@ -57,23 +54,15 @@ def softplus_change(
     library = _library()
     assert library is not None, "call it where available()"
     n, k, pixels = rows.shape
-    least, most = rows.amin(1, True), rows.amax(1, True)  # [n, 1, D]
-    spread = float((most - least).amax())
+    spread = float((rows.amax(1) - rows.amin(1)).amax())
     if not spread <= SPREAD_LIMIT:  # not a number either
         return None
-    together = min(MOST_TOGETHER, int(SPREAD_LIMIT / max(spread, 1e-6)))
-    padding = (0, -pixels % PADDING)
-    # v enters only as v_j / v_z, so that each pixel may be centred to keep the exponential in range.
-    v = F.pad(rows - (least + most) / 2, padding).exp_()  # [n, k, W]
-    inverse = v.reciprocal()
-    logits = F.pad(logits, padding, value=-torch.inf)  # a factor of 1
-    p, s, own = torch.sigmoid(-logits), torch.sigmoid(logits), own.long().contiguous()  # [N, W]
+    together = min(MOST_TOGETHER, int(SPREAD_LIMIT / max(spread, 1.0)))
+    logits, rows, own = logits.contiguous(), rows.contiguous(), own.long().contiguous()
     change = logits.new_empty(len(logits), n, k)
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (p, s, v, inverse, own)]
-    sizes = [ctypes.c_int64(size) for size in (len(logits), n, k, v.shape[-1], torch.get_num_threads())]
-    library.dgrad_softplus_sweep(
-        *pointers, ctypes.c_int64(together), ctypes.c_void_p(change.data_ptr()), *sizes
-    )  # it lets other threads of Python run
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (logits, rows, own, change))
+    sizes = (ctypes.c_int64(size) for size in (together, len(logits), n, k, pixels, torch.get_num_threads()))
+    library.dgrad_softplus_sweep(*pointers, *sizes)  # other threads of Python go on meanwhile
     return change
 
 

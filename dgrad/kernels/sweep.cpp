@@ -29,6 +29,25 @@ inline Floats load(const float* from) {
     return result;
 }
 
+inline void store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof from); }
+
+// exp(x), within two units of the last place; x is held between -87 and 87, where the result is a normal number.
+inline Floats exponential(Floats x) {
+    x = x > 87.0f ? Floats{} + 87.0f : x;
+    x = x < -87.0f ? Floats{} - 87.0f : x;
+    // x = w log 2 + r, w whole: adding and taking off 1.5 * 2^23 rounds; log 2 in two parts, the first with few digits
+    const Floats whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const Floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    // the Taylor series of exp on |r| <= 0.347
+    Floats sum = r * (1.0f / 5040) + 1.0f / 720;
+    sum = sum * r + 1.0f / 120;
+    sum = sum * r + 1.0f / 24;
+    sum = sum * r + 1.0f / 6;
+    sum = sum * r + 0.5f;
+    sum = sum * r * r + r + 1.0f;
+    return sum * (Floats)((__builtin_convertvector(whole, Integers) + 127) << 23);
+}
+
 // Takes the exponents out of `mantissa` into `exponent`: what stays lies in [1, 2).
 inline void normalise(Floats& mantissa, Integers& exponent) {
     const Integers bits = (Integers)mantissa;  // a cast of vectors keeps their bits
@@ -99,36 +118,94 @@ void log_products_of(int values, const float* p, const float* q, const float* v,
 }
 
 constexpr int64_t MOST_VALUES = 8;
+constexpr int64_t EXAMPLES_AT_ONCE = 128;  // their sigmoids fit the second-level cache
+
+// An array that begins at a multiple of a vector's size, so that no load crosses two lines of the cache.
+class Array {
+   public:
+    explicit Array(int64_t size) : memory(size + LANES) {}
+    float* data() {
+        const auto address = reinterpret_cast<uintptr_t>(memory.data());
+        return memory.data() + (-address & (4 * LANES - 1)) / 4;
+    }
+
+   private:
+    std::vector<float> memory;
+};
+
+// The sigmoids of -logits and logits, to the last digit at either end; filled up with 1 and 0, a factor of 1.
+void sigmoids(const float* logits, int64_t pixels, int64_t width, float* p, float* s) {
+    std::copy(logits, logits + pixels, s);
+    std::fill(s + pixels, s + width, -INFINITY);
+    for (int64_t d = 0; d < width; d += LANES) {
+        const Floats a = load(s + d), small = exponential(a < 0.0f ? a : -a);
+        const Floats larger = 1.0f / (1.0f + small), smaller = small * larger;
+        store(a < 0.0f ? larger : smaller, p + d);
+        store(a < 0.0f ? smaller : larger, s + d);
+    }
+}
+
+// v = exp(W - c) and 1 / v for the k values of a row, with c the middle of the values at each pixel: v enters only as v_j / v_z, and so the
+// exponentials stay in range.
+void exponentials(const float* row, int64_t k, int64_t pixels, int64_t width, float* middle, float* v, float* inverse) {
+    for (int64_t d = 0; d < pixels; ++d) {
+        float least = row[d], most = row[d];
+        for (int64_t value = 1; value < k; ++value) {
+            least = std::min(least, row[value * pixels + d]);
+            most = std::max(most, row[value * pixels + d]);
+        }
+        middle[d] = (least + most) / 2;
+    }
+    for (int64_t value = 0; value < k; ++value) {
+        float* to = v + value * width;
+        for (int64_t d = 0; d < pixels; ++d) to[d] = row[value * pixels + d] - middle[d];
+        std::fill(to + pixels, to + width, 0.0f);
+        for (int64_t d = 0; d < width; d += LANES) {
+            const Floats x = load(to + d);
+            store(exponential(x), to + d);
+            store(exponential(-x), inverse + value * width + d);
+        }
+    }
+}
 
 }  // namespace
 
-// change[e, i, j] = sum_d log(p[e, d] + s[e, d] inverse[i, z, d] v[i, j, d]), z = own[e, i].
+// change[e, i, j] = sum_d softplus(a[e, d] + W[i, j, d] - W[i, z, d]) - softplus(a[e, d]), z = own[e, i].
 //
-// p, s: [examples, width]; v, inverse: [n, k, width]; own: [examples, n]; change: [examples, n, k]; together: how many factors may be
-// multiplied before they are normalised. `width` is a multiple of 16, padded with p = 1, s = 0.
-extern "C" void dgrad_softplus_sweep(const float* p, const float* s, const float* v, const float* inverse, const int64_t* own,
-                                     int64_t together, float* change, int64_t examples, int64_t n, int64_t k,
-                                     int64_t width, int64_t threads) {
+// logits a: [examples, pixels]; rows W: [n, k, pixels], no two values of a row further apart than 60 at any pixel; own: [examples, n];
+// change: [examples, n, k]; together: how many factors may be multiplied before they are normalised.
+extern "C" void dgrad_softplus_sweep(const float* logits, const float* rows, const int64_t* own, float* change, int64_t together,
+                                     int64_t examples, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
+    const int64_t width = (pixels + LANES - 1) / LANES * LANES;
     auto work = [=](int64_t first, int64_t last) {
-        std::vector<float> q(width);
-        for (int64_t row = 0; row < n; ++row)  // outermost, so that a row of v stays in the cache
-            for (int64_t example = first; example < last; ++example) {
-                const int64_t z = own[example * n + row];
-                const float* own_inverse = inverse + (row * k + z) * width;
-                for (int64_t d = 0; d < width; ++d) q[d] = s[example * width + d] * own_inverse[d];
-                float* result = change + (example * n + row) * k;
-                auto evaluate = [&](int64_t begin, int64_t count) {
-                    log_products_of(count, p + example * width, q.data(), v + (row * k + begin) * width, width, together,
-                                    result + begin);
-                };
-                if (k == 2)
-                    evaluate(1 - z, 1);
-                else {
-                    const int64_t blocks = (k + MOST_VALUES - 1) / MOST_VALUES, size = (k + blocks - 1) / blocks;
-                    for (int64_t begin = 0; begin < k; begin += size) evaluate(begin, std::min(size, k - begin));
+        Array p_array(EXAMPLES_AT_ONCE * width), s_array(EXAMPLES_AT_ONCE * width);
+        Array v_array(k * width), inverse_array(k * width), q_array(width), middle_array(width);
+        float *p = p_array.data(), *s = s_array.data(), *v = v_array.data(), *inverse = inverse_array.data();
+        float *q = q_array.data(), *middle = middle_array.data();
+        for (int64_t start = first; start < last; start += EXAMPLES_AT_ONCE) {
+            const int64_t count = std::min(EXAMPLES_AT_ONCE, last - start);
+            for (int64_t example = 0; example < count; ++example)
+                sigmoids(logits + (start + example) * pixels, pixels, width, p + example * width, s + example * width);
+            for (int64_t row = 0; row < n; ++row) {  // before the examples, so that a row of v stays in the cache
+                exponentials(rows + row * k * pixels, k, pixels, width, middle, v, inverse);
+                for (int64_t example = 0; example < count; ++example) {
+                    const int64_t at = (start + example) * n + row, z = own[at];
+                    const float *own_inverse = inverse + z * width, *own_s = s + example * width;
+                    for (int64_t d = 0; d < width; ++d) q[d] = own_s[d] * own_inverse[d];
+                    float* result = change + at * k;
+                    auto evaluate = [&](int64_t begin, int64_t values) {
+                        log_products_of(values, p + example * width, q, v + begin * width, width, together, result + begin);
+                    };
+                    if (k == 2)
+                        evaluate(1 - z, 1);
+                    else {
+                        const int64_t blocks = (k + MOST_VALUES - 1) / MOST_VALUES, size = (k + blocks - 1) / blocks;
+                        for (int64_t begin = 0; begin < k; begin += size) evaluate(begin, std::min(size, k - begin));
+                    }
+                    result[z] = 0;
                 }
-                result[z] = 0;
             }
+        }
     };
     const int64_t count = std::max<int64_t>(1, std::min(threads, examples));
     std::vector<std::thread> others;
