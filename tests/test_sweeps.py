@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import dgrad
+from benchmarks.naive import naive_sweep
 from dgrad import sweeps
 from dgrad.likelihoods import likelihood
 from dgrad.networks import Decoder, DiscreteVAE, linear_vae, mlp_vae
@@ -151,3 +152,11 @@ def test_the_sweep_of_the_kl_is_closed_form() -> None:
     support = layer.enumerate(like=logits).unsqueeze(1).expand(-1, 5, -1, -1)
     mean = (layer.log_prob(logits, support).exp() * objective(support)).sum(0)
     torch.testing.assert_close(mean, layer.kl(logits))
+
+
+def test_the_naive_reference_of_the_benchmarks_is_the_same_sweep() -> None:
+    model, codes, images = _problem("4x5", 64, samples=1)
+    assert isinstance(model.decoder, Decoder)
+    with torch.no_grad():
+        naive = naive_sweep(model.decoder.first, codes[0], images.flatten(1))
+    torch.testing.assert_close(model.reconstruction(images).sweep(codes)[0], naive, rtol=1e-5, atol=1e-4)

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <vector>
 
 namespace {
@@ -207,10 +206,8 @@ extern "C" void dgrad_softplus_sweep(const float* logits, const float* rows, con
             }
         }
     };
-    const int64_t count = std::max<int64_t>(1, std::min(threads, examples));
-    std::vector<std::thread> others;
-    for (int64_t part = 1; part < count; ++part)
-        others.emplace_back(work, examples * part / count, examples * (part + 1) / count);
-    work(0, examples / count);
-    for (auto& thread : others) thread.join();
+    const int64_t parts = std::max<int64_t>(1, std::min(threads, examples));
+    // torch's own OpenMP threads: others would compete with them, which go on spinning after torch's last operation
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+    for (int64_t part = 0; part < parts; ++part) work(examples * part / parts, examples * (part + 1) / parts);
 }
