@@ -144,6 +144,13 @@ def test_without_a_compiler_one_warning_and_torch_alone(
     assert not list((fresh / "dgrad").rglob("*.so"))
 
 
+def test_without_a_place_for_the_library_torch_alone(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fresh / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
+    with pytest.warns(CompilerWarning, match="Not a directory"):
+        assert not cpu.available()
+
+
 def test_the_command_says_in_one_line_that_there_is_no_compiler(tmp_path: Path) -> None:
     command = [
         sys.executable,

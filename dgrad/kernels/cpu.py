@@ -77,7 +77,7 @@ def _library() -> ctypes.CDLL | None:
         if not path.exists():
             _compile(compiler, path)
         library = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home directory
         output = getattr(error, "stderr", None) or str(error)
         reason = output.strip().splitlines()[0] if output.strip() else type(error).__name__
         warnings.warn(
