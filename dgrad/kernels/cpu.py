@@ -27,7 +27,7 @@ from dgrad.errors import CompilerWarning
 SOURCE = Path(__file__).with_name("sweep.cpp")
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 LIBRARY_FLAGS = ["-shared", "-fPIC"]
-THREAD_FLAGS = (["-fopenmp"], [])
+THREAD_FLAGS: tuple[list[str], ...] = (["-fopenmp"], [])
 """The second for compilers without OpenMP: one thread."""
 SECONDS_TO_COMPILE = 120
 SPREAD_LIMIT = 60.0
