@@ -341,7 +341,7 @@ class _Measurement:
             pixels = images.repeat(draws_at_once, 1, 1, 1)
             estimate = estimator(self.model.layer, repeated, self.model.reconstruction(pixels), generator=generator)
             (gradient,) = torch.autograd.grad(estimate.loss.sum(), repeated)
-            parts.append(gradient.view(draws_at_once, len(logits), -1))
+            parts.append(gradient.reshape(draws_at_once, len(logits), -1))
             if state:
                 estimator.load_state_dict(state)  # a moving average goes back to where the warm-up left it
         return torch.cat(parts, 1)

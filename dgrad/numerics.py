@@ -12,6 +12,7 @@ SLOW_LENGTHS = range(3, 16)
 def softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     """`torch.softmax` over the last axis, fast for few values too.
 
+    >>> import torch
     >>> softmax(torch.zeros(1, 4))
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
@@ -23,6 +24,7 @@ def softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
 def log_softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     """`torch.log_softmax` over the last axis, fast for few values too.
 
+    >>> import torch
     >>> log_softmax(torch.zeros(1, 4)).exp()
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
