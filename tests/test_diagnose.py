@@ -29,7 +29,8 @@ def test_unbiased_estimators_are_within_noise_and_exact_has_none() -> None:
     rows = {row.label: row for row in diagnosis.rows}
     assert (diagnosis.reference, diagnosis.reference_draws, diagnosis.reference_standard_error) == ("exact", 1, 0.0)
     assert all(row.within_noise for row in rows.values())
-    assert (rows["exact"].bias, rows["exact"].deviation) == (0, 0)
+    # but for float32's last digit, which depends on how many examples a vectorised softmax takes at once
+    assert (rows["exact"].bias, rows["exact"].deviation) == pytest.approx((0, 0), abs=1e-7)
     assert rows["exact"].cosine_of_mean == pytest.approx(1)
     rloo = rows["rloo"]
     assert rloo.noise_floor is not None and rloo.bias is not None and rloo.deviation is not None
