@@ -27,9 +27,9 @@ from dgrad.evaluation import evaluate_bound, evaluation_generator
 from dgrad.files import damaged, load_checkpoint, save_checkpoint, write_text
 from dgrad.listener import Listener
 from dgrad.networks import DiscreteVAE
-from dgrad.objectives import FunctionObjective, KLObjective
 from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_state, resolve
 from dgrad.schedules import Constant, schedule
+from dgrad.training_loss import TrainingLoss
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 STEPS_WORTH_COMPILING = 500
@@ -89,7 +89,7 @@ class Trainer:
         )
         self.lr = schedule(config.lr).over(self.total_steps)
         self.optimizer = self._make_optimizer()
-        self.has_code_losses = bool(registry.registry().manager.hook.dgrad_code_losses.get_hookimpls())
+        self.loss = TrainingLoss(self.model, self.estimator, config, self.noise)
 
         self.step = 0
         self.seconds = 0.0
@@ -121,36 +121,17 @@ class Trainer:
 
     def train_step(self) -> None:
         """One step of training on the next batch."""
-        config, layer = self.config, self.model.layer
         self.estimator.set_step(self.step)
         if not isinstance(self.lr, Constant):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr(self.step)
-        batch = next(self.batches)
-        logits = self.model.encoder(self._drop_input(batch.images))  # [B, *code]
-        objective = self.model.reconstruction(batch.images)
-        if config.kl == "inside" and config.kl_weight > 0:
-            objective = objective + config.kl_weight * KLObjective(layer, logits)
-        if self.has_code_losses:
-            for code_loss in registry.code_losses(batch, config):
-                objective = objective + FunctionObjective(code_loss)
-        estimate = self.estimator(layer, logits, objective, generator=self.noise)
-        loss = estimate.loss.mean()
-        if config.kl == "outside" and config.kl_weight > 0:
-            loss = loss + config.kl_weight * layer.kl(logits).mean()
         self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(next(self.batches))
         loss.backward()
         self.optimizer.step()
         self.loss_sum += loss.detach()
         self.losses_summed += 1
         self.step += 1
-
-    def _drop_input(self, images: Tensor) -> Tensor:
-        rate = self.config.input_dropout
-        if rate == 0:
-            return images
-        kept = torch.empty_like(images).bernoulli_(1 - rate, generator=self.noise)
-        return images * kept / (1 - rate)
 
     # The run
 
