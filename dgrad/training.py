@@ -10,6 +10,8 @@ import json
 import math
 import platform
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,14 @@ from torch import Generator, Tensor
 
 import dgrad
 from dgrad import registry
+from dgrad.captured import CapturedSteps, DeviceStep, NotCapturable
 from dgrad.config import TrainConfig
-from dgrad.data import Batches, binarize
+from dgrad.data import Batch, Batches, binarize
 from dgrad.devices import choose_device, describe_device
-from dgrad.errors import InputError, RunError
+from dgrad.errors import CompilerWarning, InputError, RunError
 from dgrad.evaluation import evaluate_bound, evaluation_generator
 from dgrad.files import damaged, load_checkpoint, save_checkpoint, write_text
+from dgrad.gradient_estimator import GradientEstimator
 from dgrad.listener import Listener
 from dgrad.networks import DiscreteVAE
 from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_state, resolve
@@ -84,19 +88,22 @@ class Trainer:
         self.noise = Generator(self.device).manual_seed(config.seed + 2**41)
         self.total_steps = config.steps if config.steps is not None else config.epochs * self.batches.steps_per_epoch
         self.estimator.set_run_length(self.total_steps)
-        self.model.compiled_sweep = config.compile == "on" or (
+        self._worth_compiling = config.compile == "on" or (
             config.compile == "auto" and self.total_steps >= STEPS_WORTH_COMPILING
         )
+        self.model.compiled_sweep = self._worth_compiling
         self.lr = schedule(config.lr).over(self.total_steps)
-        self.optimizer = self._make_optimizer()
         self.loss = TrainingLoss(self.model, self.estimator, config, self.noise)
-
+        self.captures = self.device.type == "cuda" and self._worth_compiling and self._is_the_same_every_step()
+        self.optimizer = self._make_optimizer()
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] = {"valid_bound": math.inf}
         self.best_weights: dict[str, Tensor] = {}
         self.loss_sum = torch.zeros((), device=self.device)
         self.losses_summed = 0
+        self.device_step: DeviceStep | None = None
+        self.captured: CapturedSteps | None = None
         self._stop = False
         self._saved_at = -math.inf
 
@@ -114,24 +121,78 @@ class Trainer:
             {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        # AdamW with no decay is Adam.
-        return torch.optim.AdamW(groups, lr=self.lr(0), fused=self.device.type in ("cpu", "cuda"))
+        # A recorded step reads the learning rate on the device. AdamW with no decay is Adam.
+        lr = torch.tensor(self.lr(0), device=self.device) if self.captures else self.lr(0)
+        return torch.optim.AdamW(groups, lr=lr, fused=self.device.type in ("cpu", "cuda"), capturable=self.captures)
 
     # One step
 
     def train_step(self) -> None:
         """One step of training on the next batch."""
+        if self.captures and self.captured is None:
+            self._capture()
+        index = self.batches.advance()
+        if self.captured is not None and len(index) == self.config.batch_size:
+            self.captured.replay()
+        else:
+            self._set_schedules()
+            self._update(self.batches.gather(index))
+        self.losses_summed += 1
+        self.step += 1
+
+    def _is_the_same_every_step(self) -> bool:
+        """Whether nothing in a step is decided by Python code of others that a recorded step would not run again."""
+        own_steps = type(self.estimator).set_step is not GradientEstimator.set_step
+        return not own_steps and not self.loss.has_code_losses
+
+    def _capture(self) -> None:
+        self.device_step = self._make_device_step()
+        try:
+            generators = [self.noise, self.batches.generator]
+            self.captured = CapturedSteps([self.device_step], self._state, generators)
+        except NotCapturable as error:
+            self.captures, self.device_step = False, None
+            warnings.warn(
+                f"the training step could not be recorded as a CUDA graph ({error}): training goes on without, more slowly; say "
+                "--compile off, or ask the estimator's author",
+                CompilerWarning,
+                stacklevel=2,
+            )
+
+    def _make_device_step(self) -> DeviceStep:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        tensors = [(value, [getattr(self.estimator, name)]) for name, value in self.estimator.schedules.items()]
+        moving = [pair for pair in [(self.lr, rates), *tensors] if not isinstance(pair[0], Constant)]
+        device_step = DeviceStep(self.batches, moving, self._update, self.total_steps)
+        device_step.at(self.step)
+        return device_step
+
+    def _state(self) -> Iterator[Tensor]:
+        """Every tensor on the device that a step changes."""
+        assert self.device_step is not None
+        yield from self.loss.parameters()
+        yield from self.loss.buffers()
+        for entry in self.optimizer.state.values():
+            yield from entry.values()
+        yield from (self.loss_sum, self.device_step.step, *self.device_step.scheduled)
+
+    def _set_schedules(self) -> None:
         self.estimator.set_step(self.step)
+        if self.device_step is not None:
+            self.device_step.at(self.step + 1)
         if not isinstance(self.lr, Constant):
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr(self.step)
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(self.lr(self.step))
+                else:
+                    group["lr"] = self.lr(self.step)
+
+    def _update(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(next(self.batches))
+        loss = self.loss(batch)
         loss.backward()
         self.optimizer.step()
         self.loss_sum += loss.detach()
-        self.losses_summed += 1
-        self.step += 1
 
     # The run
 

@@ -133,6 +133,28 @@ class ForgetsItsState(Mutant):
         return torch.full_like(loss, before)
 
 
+class AsksForAValue(Mutant):
+    """Centres the loss by a number that Python has read."""
+
+    def baseline(self, loss: Tensor) -> Tensor:
+        return loss.flip(0) + 0 * float(loss.detach().mean())
+
+
+class IndexesByAMask(Mutant):
+    def draw(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+        codes = super().draw(layer, logits, generator)
+        return codes * codes[codes > 0.5].mean()
+
+
+class ReplacesItsBuffer(Mutant):
+    """Right, but a recorded step would go on from the old average for ever."""
+
+    def baseline(self, loss: Tensor) -> Tensor:
+        before = self.average
+        self.average = before.lerp(loss.detach().mean(), 0.01)
+        return before
+
+
 class View(Mutant):
     def direction(self, layer: LatentLayer, logits: Tensor, codes: Tensor, loss: Tensor) -> Tensor:
         logits.view(-1)
@@ -203,6 +225,9 @@ MUTANTS: list[tuple[Callable[[], GradientEstimator], str]] = [
     (WrongValue, "value"),
     (OneEvaluationMore, "evaluations"),
     (ForgetsItsState, "state"),
+    (AsksForAValue, "asks the device nothing"),
+    (IndexesByAMask, "asks the device nothing"),
+    (ReplacesItsBuffer, "asks the device nothing"),
     (View, "non contiguous logits"),
     (Overflow, "extreme logits"),
     (SoftCodes, "shapes and dtypes"),

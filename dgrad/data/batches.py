@@ -1,6 +1,6 @@
 """The stream of batches a training run draws from. May import torch, dgrad.errors and dgrad.data.splits only.
 
-Nothing in `Batches.__next__` waits for the device: where the stream stands is known to the host without asking.
+Nothing in `Batches` waits for the device: where the stream stands is known to the host without asking.
 """
 
 from __future__ import annotations
@@ -67,20 +67,28 @@ class Batches:
             )
         # As at the end of an epoch: the first batch draws the first order.
         self._position = self.steps_per_epoch
-        self._order = torch.empty(0, dtype=torch.int64, device=device)
+        # It keeps its place in memory, so that a CUDA graph may read it.
+        self.order = torch.zeros(len(split), dtype=torch.int64, device=device)
         self._epoch_start = generator.get_state()
 
     def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> Batch:
+        return self.gather(self.advance())
+
+    def advance(self) -> Tensor:
+        """Move on by a batch: the places of its images in the split `[B]`. A new epoch draws its order into `self.order`."""
         if self._position == self.steps_per_epoch:
             self._epoch_start = self.generator.get_state()
             self._shuffle()
             self._position = 0
         start = self._position * self.batch_size
         self._position += 1
-        index = self._order[start : start + self.batch_size]
+        return self.order[start : start + self.batch_size]
+
+    def gather(self, index: Tensor) -> Batch:
+        """The batch of these places; with `dynamic` its pixels are drawn."""
         images = unit(self.split.images.index_select(0, index))
         if self.dynamic:
             # A third of the time that torch.bernoulli takes on a CPU.
@@ -122,8 +130,7 @@ class Batches:
         self.generator.set_state(state["generator"].cpu())
 
     def _shuffle(self) -> None:
-        device = self.split.images.device
-        self._order = torch.randperm(len(self.split), generator=self.generator, device=device)
+        torch.randperm(len(self.split), generator=self.generator, device=self.order.device, out=self.order)
 
     def _layout(self) -> Tensor:
         return torch.tensor([len(self.split), self.batch_size, self.steps_per_epoch])

@@ -11,9 +11,13 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgrad.gradient_estimator import Estimate, GradientEstimator
 from dgrad.latent_layer import LatentLayer
@@ -122,6 +126,49 @@ def no_host_synchronisation(estimator: GradientEstimator, layer: LatentLayer) ->
         raise AssertionError(f"it waits for the device: {error}") from None
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@_check
+def asks_the_device_nothing(estimator: GradientEstimator, layer: LatentLayer) -> None:
+    """No operation of an estimate or its backward pass would wait for the values of a tensor; its buffers keep their place in memory."""
+    logits = small_logits(layer, batch=16).requires_grad_()
+    loss, generator = small_objectives(layer)["smooth"], Generator().manual_seed(0)
+    estimator(layer, logits, loss, generator=generator).loss.sum().backward()
+    places = {name: buffer.data_ptr() for name, buffer in estimator.named_buffers()}
+    with _OneHotAsOnGPU(), _NoWaiting():  # type: ignore[no-untyped-call]
+        estimator(layer, logits, loss, generator=generator).loss.sum().backward()
+    for name, buffer in estimator.named_buffers():
+        assert buffer.data_ptr() == places[name], (
+            f"it replaces its buffer {name}, so that a recorded step would not see the change; expected one in place: copy_, lerp_"
+        )
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Raises an AssertionError at operations whose result, or its shape, depends on values, so that a GPU would be waited for."""
+
+    WAITING = frozenset(
+        ["_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"]
+    )
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        assert name not in self.WAITING and not by_mask, (
+            f"it would wait for a GPU at aten.{name}; expected no .item(), no bool(tensor), no boolean mask as an index: torch.where instead"
+        )
+        return function(*args, **(kwargs or {}))
+
+
+class _OneHotAsOnGPU(TorchFunctionMode):
+    """On a CPU one_hot looks at its indices, on a GPU it does not."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.one_hot:
+            indices, count = args
+            return (indices.unsqueeze(-1) == torch.arange(count, device=indices.device)).long()
+        return function(*args, **(kwargs or {}))
 
 
 @_check
