@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dgrad.kernels import cpu
+from dgrad.kernels import cpu, cuda
 
 GROUP = 8
 """Pixels whose factors are multiplied before one logarithm is taken."""
@@ -74,7 +74,8 @@ def bernoulli_linear_sweep(
     """The sweep of `f(z) = sum_d softplus(a_d) - x_d a_d`, in nats, for a decoder that is one linear layer.
 
     On a CPU the softplus part takes one logarithm for eight pixels where the weights allow it (they do unless they are huge); on
-    other devices, where asking would wait for the device, it takes one softplus for each changed pixel, right for any weights.
+    other devices, where asking would wait for the device, it takes one softplus for each changed pixel, right for any weights. Compiled
+    kernels are for the CPU (`kernels.cpu`) and for CUDA (`kernels.cuda`).
 
     Args:
         codes: one-hot rows.
@@ -84,6 +85,8 @@ def bernoulli_linear_sweep(
         loss: the loss of `codes`.
         compiled: whether to use a compiled kernel where there is one for the device (it may be compiled now, which takes seconds).
     """
+    if compiled and codes.device.type == "cuda" and codes.dtype == torch.float32 and cuda.available():
+        return cuda.sweep(codes, weight, logits, images, loss)
     samples, _, n, k = codes.shape
     own = codes.argmax(-1).flatten(0, 1)  # [N, n], N = S*B
     rows = weight.T.contiguous().unflatten(0, (n, k))  # [n, k, D]
