@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dgrad.errors import InputError
+from dgrad.kernels import cpu
 from dgrad.latent_layer import LatentLayer
 from dgrad.likelihoods import Bernoulli, Likelihood
 from dgrad.objectives import FunctionObjective, Objective
@@ -62,7 +63,7 @@ class DiscreteVAE(nn.Module):
     `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.shape]` to outputs `[..., C*H*W]`.
 
     Attributes:
-        compiled_sweep: whether the sweep may use a compiled kernel; the first one that does so may take seconds to compile it.
+        compiled_kernels: whether compiled kernels may be used where there are some; the first use may take seconds to compile them.
     """
 
     def __init__(
@@ -79,11 +80,13 @@ class DiscreteVAE(nn.Module):
         self.likelihood = likelihood
         self.encoder = encoder
         self.decoder = decoder
-        self.compiled_sweep = False
+        self.compiled_kernels = False
 
     def reconstruction(self, images: Float[Tensor, "batch c h w"]) -> Objective:
         """`-log p(image | code)` of these images, as an objective of their codes."""
-        return Reconstruction(self, images.flatten(1))
+        pixels = images.flatten(1)
+        kind = CompiledReconstruction if CompiledReconstruction.serves(self, pixels) else Reconstruction
+        return kind(self, pixels)
 
     def decode(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*lead c h w"]:
         """The expected images of codes, in [0, 1]."""
@@ -97,11 +100,14 @@ class Reconstruction(Objective):
     def __init__(self, model: DiscreteVAE, pixels: Float[Tensor, "batch d"]) -> None:
         self.decoder = model.decoder
         self.likelihood = model.likelihood
-        self.compiled = model.compiled_sweep
+        self.compiled = model.compiled_kernels
         self.pixels = pixels
         self._hidden: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
+        return self._evaluate(codes)
+
+    def _evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
         if not isinstance(self.decoder, Decoder):
             return self.likelihood.loss(self.decoder(codes), self.pixels)
         hidden = self.decoder.first(codes.flatten(2))
@@ -115,7 +121,7 @@ class Reconstruction(Objective):
         if not isinstance(self.decoder, Decoder):
             return FunctionObjective(self).sweep(codes, loss)
         if loss is None or self._hidden is None or self._hidden[0] is not codes:
-            loss = self(codes)
+            loss = self._evaluate(codes)
         assert self._hidden is not None
         weight, hidden = self.decoder.first.weight, self._hidden[1]
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
@@ -126,6 +132,43 @@ class Reconstruction(Objective):
         """The loss as a function of the outputs of the decoder's first layer."""
         assert isinstance(self.decoder, Decoder)
         return self.likelihood.loss(self.decoder.rest(hidden), self.pixels)
+
+
+class CompiledReconstruction(Reconstruction):
+    """The same for a linear Bernoulli decoder on a CPU, where hard codes go through a compiled kernel that knows they are hard."""
+
+    def __init__(self, model: DiscreteVAE, pixels: Float[Tensor, "batch d"]) -> None:
+        super().__init__(model, pixels)
+        first: nn.Linear = model.decoder.first  # type: ignore[assignment]
+        n, k = model.layer.shape
+        self.kernel = cpu.BernoulliLinear(first.weight, first.bias, pixels, (n, k))
+
+    @staticmethod
+    def serves(model: DiscreteVAE, pixels: Tensor) -> bool:
+        """Whether there is such a kernel for this model and these images; it may be compiled now."""
+        return (
+            model.compiled_kernels
+            and model.layer.independent_rows
+            and isinstance(model.decoder, Decoder)
+            and len(model.decoder.rest) == 0
+            and isinstance(model.likelihood, Bernoulli)
+            and (pixels.device.type, pixels.dtype, model.decoder.first.weight.dtype)
+            == ("cpu", torch.float32, torch.float32)
+            and cpu.available()
+        )
+
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
+        differentiated = codes.requires_grad and torch.is_grad_enabled()
+        of_each_image = codes.shape[1] == len(self.pixels) and codes.dtype == torch.float32
+        loss = self.kernel.loss(codes) if of_each_image and not differentiated else None
+        return self._evaluate(codes) if loss is None else loss
+
+    @torch.no_grad()
+    def sweep(
+        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
+    ) -> Float[Tensor, "samples batch n k"]:
+        table = None if loss is None else self.kernel.sweep(codes, loss)
+        return super().sweep(codes, loss) if table is None else table
 
 
 def linear_vae(

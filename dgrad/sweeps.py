@@ -87,11 +87,17 @@ def bernoulli_linear_sweep(
     """
     if compiled and codes.device.type == "cuda" and codes.dtype == torch.float32 and cuda.available():
         return cuda.sweep(codes, weight, logits, images, loss)
+    if compiled and codes.device.type == "cpu" and codes.dtype == torch.float32 and cpu.available():
+        table = cpu.BernoulliLinear(weight, None, images, (codes.shape[2], codes.shape[3])).sweep_from(
+            codes, logits, loss
+        )
+        if table is not None:
+            return table
     samples, _, n, k = codes.shape
     own = codes.argmax(-1).flatten(0, 1)  # [N, n], N = S*B
     rows = weight.T.contiguous().unflatten(0, (n, k))  # [n, k, D]
     flat_logits = logits.flatten(0, 1)  # [N, D]
-    change = _softplus_change(flat_logits, rows, own, compiled)  # [N, n, k]
+    change = _softplus_change(flat_logits, rows, own)  # [N, n, k]
     # the x part of the change is linear: x . (W[:, (i, j)] - W[:, (i, z_i)])
     linear = (images @ weight).unflatten(-1, (n, k)).repeat(samples, 1, 1)  # [N, n, k]
     change -= linear - linear.gather(-1, own.unsqueeze(-1))
@@ -99,19 +105,10 @@ def bernoulli_linear_sweep(
 
 
 def _softplus_change(
-    logits: Float[Tensor, "examples pixels"],
-    rows: Float[Tensor, "n k pixels"],
-    own: Int[Tensor, "examples n"],
-    compiled: bool,
+    logits: Float[Tensor, "examples pixels"], rows: Float[Tensor, "n k pixels"], own: Int[Tensor, "examples n"]
 ) -> Float[Tensor, "examples n k"]:
     """By how much `sum_d softplus(a_d)` changes, in the fastest way that is right for these weights on this device."""
-    if logits.device.type != "cpu":
-        return _exact_change(logits, rows, own)
-    if compiled and logits.dtype == torch.float32 and cpu.available():
-        change = cpu.softplus_change(logits, rows, own)
-        if change is not None:
-            return change
-    if _grouped_is_safe(rows):  # on a CPU nothing waits
+    if logits.device.type == "cpu" and _grouped_is_safe(rows):  # on a CPU nothing waits
         return _grouped_change(logits, rows, own)
     return _exact_change(logits, rows, own)
 

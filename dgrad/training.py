@@ -91,7 +91,7 @@ class Trainer:
         self._worth_compiling = config.compile == "on" or (
             config.compile == "auto" and self.total_steps >= STEPS_WORTH_COMPILING
         )
-        self.model.compiled_sweep = self._worth_compiling
+        self.model.compiled_kernels = self._worth_compiling
         self.lr = schedule(config.lr).over(self.total_steps)
         self.loss = TrainingLoss(self.model, self.estimator, config, self.noise)
         self.captures = self.device.type == "cuda" and self._worth_compiling and self._is_the_same_every_step()

@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import dgrad
 from dgrad.config import TrainConfig
 from dgrad.errors import CompilerWarning
 from dgrad.kernels import cpu
+from dgrad.likelihoods import likelihood
+from dgrad.networks import CompiledReconstruction, linear_vae
 from dgrad.numerics import log_softmax, softmax
 from dgrad.sweeps import bernoulli_linear_sweep
 from dgrad.training import STEPS_WORTH_COMPILING, Trainer
@@ -61,6 +64,15 @@ def enumerated(logits: Tensor, rows: Tensor, own: Tensor) -> Tensor:
     return result
 
 
+def compiled_change(logits: Tensor, rows: Tensor, own: Tensor) -> Tensor | None:
+    """The kernel's sweep of black images `[N, n, k]`, less the loss: the change of the softplus part."""
+    n, k, pixels = rows.shape
+    images, loss = torch.zeros(len(logits), pixels), torch.zeros(1, len(logits))
+    kernel = cpu.BernoulliLinear(rows.flatten(0, 1).T, None, images, (n, k))
+    table = kernel.sweep_from(F.one_hot(own, k).float()[None], logits[None], loss)
+    return None if table is None else table[0]
+
+
 @pytest.mark.parametrize(
     ("n", "k", "pixels", "examples"),
     [(20, 10, 784, 3), (20, 2, 784, 5), (1, 40, 784, 5), (3, 3, 37, 1), (2, 4, 1, 7), (2, 5, 200, 4), (2, 6, 64, 2), (1, 7, 784, 2), (1, 9, 130, 3), (4, 8, 17, 3), (1, 17, 300, 2)],
@@ -70,7 +82,7 @@ def test_the_compiled_change_is_that_of_enumeration(
     compiler: None, n: int, k: int, pixels: int, examples: int, scale: float, shift: float
 ) -> None:
     logits, rows, own = problem(n, k, pixels, examples, scale, shift)
-    change = cpu.softplus_change(logits, rows, own)
+    change = compiled_change(logits, rows, own)
     assert change is not None
     truth = enumerated(logits, rows, own)
     # 1e-4 nats, and what float32 itself loses in sums of thousands of nats
@@ -85,7 +97,7 @@ def test_the_number_of_threads_changes_nothing(compiler: None) -> None:
         changes = []
         for threads in (1, 2, 16):
             torch.set_num_threads(threads)
-            changes.append(cpu.softplus_change(logits, rows, own))
+            changes.append(compiled_change(logits, rows, own))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(change, changes[0]) for change in changes)
@@ -95,7 +107,7 @@ def test_the_number_of_threads_changes_nothing(compiler: None) -> None:
 @pytest.mark.parametrize("scale", [0.5, 40.0], ids=["usual", "too large for products"])
 def test_the_sweep_is_right_with_and_without_the_kernel(compiler: None, k: int, scale: float) -> None:
     logits, rows, own = problem(3, k, 50, 8, scale)
-    assert (cpu.softplus_change(logits, rows, own) is None) == (scale == 40.0)
+    assert (compiled_change(logits, rows, own) is None) == (scale == 40.0)
     codes = F.one_hot(own, k).float().unflatten(0, (2, 4))  # [S, B, n, k]
     images = torch.rand(4, 50, generator=torch.Generator().manual_seed(0))
     weight, outputs = rows.flatten(0, 1).T.contiguous(), logits.unflatten(0, (2, 4))
@@ -104,10 +116,94 @@ def test_the_sweep_is_right_with_and_without_the_kernel(compiler: None, k: int, 
     torch.testing.assert_close(on, off, rtol=1e-5, atol=1e-4)
 
 
+def by_torch(weight: Tensor, bias: Tensor, codes: Tensor, images: Tensor) -> Tensor:
+    outputs = codes.flatten(2) @ weight.T + bias
+    return F.softplus(outputs).sum(-1) - (images * outputs).sum(-1)
+
+
+@pytest.mark.parametrize(("n", "k", "pixels"), [(4, 3, 37), (20, 10, 784), (1, 40, 64), (3, 2, 3000)])
+@pytest.mark.parametrize("scale", [0.3, 20.0], ids=["usual", "large"])
+def test_the_compiled_loss_and_its_gradient_are_torchs(
+    compiler: None, n: int, k: int, pixels: int, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(n * k)
+    weight = (scale * torch.randn(pixels, n * k, generator=generator)).requires_grad_()
+    bias = (scale * torch.randn(pixels, generator=generator)).requires_grad_()
+    images = torch.rand(5, pixels, generator=generator)
+    images[images < 0.5] = 0
+    codes = F.one_hot(torch.randint(k, (2, 5, n), generator=generator), k).float()
+    kernel = cpu.BernoulliLinear(weight, bias, images, (n, k))
+    loss = kernel.loss(codes)
+    assert loss is not None
+    truth = by_torch(*(tensor.double() for tensor in (weight, bias, codes, images)))
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=1e-4)
+    share = torch.randn(2, 5, generator=generator)
+    gradients = torch.autograd.grad((loss * share).sum(), (weight, bias))
+    truths = torch.autograd.grad((truth * share).sum(), (weight, bias))
+    for gradient, true in zip(gradients, truths, strict=True):
+        torch.testing.assert_close(gradient, true, rtol=1e-5, atol=1e-5)
+
+    table = kernel.sweep(codes, loss)
+    if scale == 0.3:
+        assert table is not None
+        wide = [tensor.detach().double() for tensor in (weight, bias, codes, images)]
+        outputs = wide[2].flatten(2) @ wide[0].T + wide[1]
+        swept = bernoulli_linear_sweep(wide[2], wide[0], outputs, wide[3], truth.detach())
+        assert (table - swept).abs().max() < 1e-4 + 5e-7 * swept.abs().max()
+        assert torch.equal(table[codes == 1], loss.detach().unsqueeze(-1).expand(2, 5, n).flatten())
+
+
+def test_what_the_kernel_does_not_serve_goes_through_torch(compiler: None) -> None:
+    model = linear_vae(dgrad.latent("3x4"), (1, 5, 5), likelihood("bernoulli"))
+    images = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    plain = model.reconstruction(images)
+    model.compiled_kernels = True
+    objective = model.reconstruction(images)
+    assert isinstance(objective, CompiledReconstruction)
+    assert not isinstance(plain, CompiledReconstruction)
+    hard = F.one_hot(torch.tensor([[[0, 1, 2], [3, 3, 0]]]), 4).float()
+    cases = {
+        "hard": hard,
+        "soft": torch.full((1, 2, 3, 4), 0.25),
+        "no value": hard * 0,
+        "two values": hard.roll(1, -1) + hard,
+        "one code for all images": hard[:, :1],
+        "codes with a gradient": hard.requires_grad_(),
+    }
+    for name, codes in cases.items():
+        torch.testing.assert_close(objective(codes), plain(codes), msg=name)
+    (slope,) = torch.autograd.grad(objective(hard).sum(), hard)
+    (expected,) = torch.autograd.grad(plain(hard).sum(), hard)
+    torch.testing.assert_close(slope, expected)
+    codes = hard.detach()
+    torch.testing.assert_close(objective.sweep(codes), plain.sweep(codes))
+    for _ in range(2):  # a loss that the kernel has just seen, and one that it has not
+        torch.testing.assert_close(
+            objective.sweep(codes, plain(codes).detach()), plain.sweep(codes, plain(codes).detach())
+        )
+        objective(codes)
+    with torch.no_grad():
+        model.decoder.first.weight *= 1e4  # type: ignore[operator, union-attr]
+    large = model.reconstruction(images)
+    torch.testing.assert_close(large.sweep(codes, large(codes)), plain.sweep(codes, plain(codes)), rtol=1e-5, atol=1e-2)
+
+
+def test_a_loss_that_is_not_a_number_stays_one(compiler: None) -> None:
+    weight, bias = torch.zeros(20, 6), torch.zeros(20)
+    codes = F.one_hot(torch.tensor([[[0, 1]]]), 3).float()
+    for place, value in ((weight, torch.nan), (bias, torch.inf), (bias, torch.nan)):
+        broken = place.clone()
+        broken.view(-1)[0] = value
+        arguments = (broken, bias) if place is weight else (weight, broken)
+        loss = cpu.BernoulliLinear(*arguments, torch.zeros(1, 20), (2, 3)).loss(codes)
+        assert loss is not None
+        assert not loss.isfinite().any()
+
+
 def test_weights_that_are_not_numbers_are_left_to_torch(compiler: None) -> None:
     logits, rows, own = problem(2, 3, 20, 2, 1.0)
     rows[0, 0, 0] = torch.nan
-    assert cpu.softplus_change(logits, rows, own) is None
+    assert compiled_change(logits, rows, own) is None
 
 
 def test_the_kernel_is_compiled_once(compiler: None, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +279,7 @@ def test_the_command_says_in_one_line_that_there_is_no_compiler(tmp_path: Path) 
 )  # fmt: skip
 def test_auto_compiles_for_long_runs_alone(mode: str, steps: int, compiled: bool) -> None:
     trainer = Trainer(TrainConfig(estimator="leg", latent="2x2", compile=mode, steps=steps))
-    assert trainer.model.compiled_sweep == compiled
+    assert trainer.model.compiled_kernels == compiled
 
 
 def test_training_with_the_kernel_is_training_without(compiler: None) -> None:

@@ -1,0 +1,376 @@
+// A linear Bernoulli decoder on a CPU: the loss of one-hot codes, its gradient, and its sweep.
+//
+// The loss of a code is sum_d softplus(a_d) - x_d a_d, a = bias + the rows of the weight that the code picks. The sweep is the loss with
+// one of those rows changed:
+//
+//     softplus(a + W_j - W_z) - softplus(a) = log(p + q v_j), p = sigmoid(-a), q = sigmoid(a) / v_z, v = exp(W)
+//
+// so that the sum over the pixels is the logarithm of a product. A running product is split into mantissa and exponent often enough to
+// stay within float32. Arrays over the pixels are `width` long, a multiple of a vector's length, and filled up so that nothing comes of it.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+
+inline Floats load(const float* from) {
+    Floats result;
+    std::memcpy(&result, from, sizeof result);
+    return result;
+}
+
+inline void store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof from); }
+
+// exp(x), within two units of the last place; x is held between -87 and 87, where the result is a normal number.
+inline Floats exponential(Floats x) {
+    x = x > 87.0f ? Floats{} + 87.0f : x;
+    x = x < -87.0f ? Floats{} - 87.0f : x;
+    // x = w log 2 + r, w whole: adding and taking off 1.5 * 2^23 rounds; log 2 in two parts, the first with few digits
+    const Floats whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const Floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    // the Taylor series of exp on |r| <= 0.347
+    Floats sum = r * (1.0f / 5040) + 1.0f / 720;
+    sum = sum * r + 1.0f / 120;
+    sum = sum * r + 1.0f / 24;
+    sum = sum * r + 1.0f / 6;
+    sum = sum * r + 0.5f;
+    sum = sum * r * r + r + 1.0f;
+    return sum * (Floats)((__builtin_convertvector(whole, Integers) + 127) << 23);
+}
+
+// Takes the exponents out of `mantissa` into `exponent`: what stays lies in [1, 2).
+inline void normalise(Floats& mantissa, Integers& exponent) {
+    const Integers bits = (Integers)mantissa;  // a cast of vectors keeps their bits
+    exponent += (bits >> 23) - 127;
+    mantissa = (Floats)((bits & 0x007fffff) | 0x3f800000);
+}
+
+// log(x), within 6e-8 for the mantissa.
+inline Floats logarithm(Floats mantissa, Integers exponent) {
+    normalise(mantissa, exponent);
+    const Integers large = mantissa > 1.41421356f;
+    mantissa = large ? mantissa * 0.5f : mantissa;
+    exponent -= large;  // true is -1
+    // log(1 + f) = f P(f), P interpolated at Chebyshev's points on [sqrt(1/2) - 1, sqrt(2) - 1]
+    const Floats f = mantissa - 1.0f;
+    Floats sum = f * 0.0853331313f - 0.142692581f;
+    sum = sum * f + 0.149774015f;
+    sum = sum * f - 0.165779933f;
+    sum = sum * f + 0.199559331f;
+    sum = sum * f - 0.250013530f;
+    sum = sum * f + 0.333341926f;
+    sum = sum * f - 0.499999970f;
+    sum = sum * f + 1.0f;
+    return __builtin_convertvector(exponent, Floats) * 0.693147181f + sum * f;
+}
+
+inline float sum_of(const Floats& x) {
+    float lanes[LANES];
+    std::memcpy(lanes, &x, sizeof lanes);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+// log prod_d (p_d + q_d v_jd) for VALUES rows of v at once; CHAINS products each, so that no multiplication waits for the last one.
+template <int VALUES, int CHAINS>
+void log_products(const float* p, const float* q, const float* const* v, int64_t width, int64_t together, float* result) {
+    Floats mantissa[VALUES][CHAINS];
+    Integers exponent[VALUES][CHAINS];
+    for (int value = 0; value < VALUES; ++value)
+        for (int chain = 0; chain < CHAINS; ++chain) {
+            mantissa[value][chain] = Floats{} + 1.0f;
+            exponent[value][chain] = Integers{};
+        }
+    const int64_t stride = CHAINS * LANES;
+    int64_t d = 0;
+    while (d + stride <= width) {
+        const int64_t stop = std::min(width, d + together * stride);
+        for (; d + stride <= stop; d += stride)
+            for (int chain = 0; chain < CHAINS; ++chain) {
+                const int64_t at = d + chain * LANES;
+                const Floats p_part = load(p + at), q_part = load(q + at);
+                for (int value = 0; value < VALUES; ++value)
+                    mantissa[value][chain] *= p_part + q_part * load(v[value] + at);
+            }
+        for (int value = 0; value < VALUES; ++value)
+            for (int chain = 0; chain < CHAINS; ++chain) normalise(mantissa[value][chain], exponent[value][chain]);
+    }
+    for (; d < width; d += LANES)  // fewer than CHAINS vectors are left
+        for (int value = 0; value < VALUES; ++value) {
+            mantissa[value][0] *= load(p + d) + load(q + d) * load(v[value] + d);
+            normalise(mantissa[value][0], exponent[value][0]);
+        }
+    for (int value = 0; value < VALUES; ++value) {
+        for (int chain = 1; chain < CHAINS; ++chain) {  // mantissas below 2, and four of them at most
+            mantissa[value][0] *= mantissa[value][chain];
+            exponent[value][0] += exponent[value][chain];
+        }
+        result[value] = sum_of(logarithm(mantissa[value][0], exponent[value][0]));
+    }
+}
+
+void log_products_of(int64_t values, const float* p, const float* q, const float* const* v, int64_t width, int64_t together, float* result) {
+    switch (values) {
+        case 1: return log_products<1, 4>(p, q, v, width, together, result);
+        case 2: return log_products<2, 3>(p, q, v, width, together, result);
+        case 3: return log_products<3, 2>(p, q, v, width, together, result);
+        case 4: return log_products<4, 2>(p, q, v, width, together, result);
+        case 5: return log_products<5, 1>(p, q, v, width, together, result);
+        case 6: return log_products<6, 1>(p, q, v, width, together, result);
+        case 7: return log_products<7, 1>(p, q, v, width, together, result);
+        case 8: return log_products<8, 1>(p, q, v, width, together, result);
+        default: return log_products<9, 1>(p, q, v, width, together, result);
+    }
+}
+
+constexpr int64_t MOST_VALUES = 9;
+constexpr int64_t EXAMPLES_AT_ONCE = 128;  // their sigmoids fit the second-level cache
+
+// An array that begins at a multiple of a vector's size, so that no load crosses two lines of the cache.
+class Array {
+   public:
+    explicit Array(int64_t size) : memory(size + LANES) {}
+    float* data() {
+        const auto address = reinterpret_cast<uintptr_t>(memory.data());
+        return memory.data() + (-address & (4 * LANES - 1)) / 4;
+    }
+
+   private:
+    std::vector<float> memory;
+};
+
+// The sigmoids of -a and a, to the last digit at either end; returns exp(-|a|).
+inline Floats sigmoids(Floats a, float* p, float* s) {
+    const Floats small = exponential(a < 0.0f ? a : -a), larger = 1.0f / (1.0f + small), smaller = small * larger;
+    store(a < 0.0f ? larger : smaller, p);
+    store(a < 0.0f ? smaller : larger, s);
+    return small;
+}
+
+constexpr float NOTHING = -1e30f;  // the logit where there is no pixel: its sigmoid is 0, its softplus too
+
+// v = exp(W - c) and 1 / v for the k values of a row, with c the middle of the values at each pixel: v enters only as v_j / v_z, and so the
+// exponentials stay in range.
+void exponentials(const float* row, int64_t k, int64_t width, float* v, float* inverse) {
+    for (int64_t d = 0; d < width; d += LANES) {
+        Floats least = load(row + d), most = least;
+        for (int64_t value = 1; value < k; ++value) {
+            const Floats weight = load(row + value * width + d);
+            least = weight < least ? weight : least;
+            most = weight > most ? weight : most;
+        }
+        const Floats middle = (least + most) * 0.5f;
+        for (int64_t value = 0; value < k; ++value) {
+            const Floats x = load(row + value * width + d) - middle;
+            store(exponential(x), v + value * width + d);
+            store(exponential(-x), inverse + value * width + d);
+        }
+    }
+}
+
+// Not a number, if one of the two is none.
+inline float larger_of(float one, float other) { return one != one || other <= one ? one : other; }
+
+// The value of a one-hot row, or -1.
+int32_t value_of(const float* row, int64_t k) {
+    int32_t found = -1, others = 0;
+    for (int64_t value = 0; value < k; ++value) {
+        if (row[value] == 1.0f)
+            found = found < 0 ? static_cast<int32_t>(value) : static_cast<int32_t>(k);
+        else
+            others += row[value] != 0.0f;
+    }
+    return found < k && others == 0 ? found : -1;
+}
+
+// Runs work(first, last) on parts of 0..count. Torch's own OpenMP threads: others would compete with them, which go on spinning after
+// torch's last operation.
+template <typename Work>
+void in_parallel(int64_t count, int64_t threads, const Work& work) {
+    const int64_t parts = std::max<int64_t>(1, std::min(threads, count));
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+    for (int64_t part = 0; part < parts; ++part) work(count * part / parts, count * (part + 1) / parts);
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t dgrad_width(int64_t pixels) { return (pixels + LANES - 1) / LANES * LANES; }
+
+// own[c] = the values of one-hot codes [count, k]. Returns whether they are one-hot.
+bool dgrad_values(const float* codes, int32_t* own, int64_t count, int64_t k) {
+    bool fine = true;
+    for (int64_t row = 0; row < count; ++row) {
+        own[row] = value_of(codes + row * k, k);
+        fine = fine && own[row] >= 0;
+    }
+    return fine;
+}
+
+// rows [n, k, width] = the weight [pixels, n*k], transposed. Returns how far two values of a row lie apart at most, at one pixel; not a
+// number where a weight is none.
+float dgrad_rows(const float* weight, float* rows, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
+    const int64_t width = dgrad_width(pixels), columns = n * k;
+    std::vector<float> spreads(n);
+    in_parallel(n, threads, [=, &spreads](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) {
+            float *to = rows + row * k * width, spread = 0;
+            for (int64_t d = 0; d < pixels; ++d)
+                for (int64_t value = 0; value < k; ++value) to[value * width + d] = weight[d * columns + row * k + value];
+            for (int64_t value = 0; value < k; ++value) std::fill(to + value * width + pixels, to + (value + 1) * width, 0.0f);
+            Floats widest{}, wrong{};  // wrong: 0, or not a number where a weight is none or infinite
+            for (int64_t d = 0; d < width; d += LANES) {
+                Floats least = load(to + d), most = least;
+                wrong += least * 0.0f;
+                for (int64_t value = 1; value < k; ++value) {
+                    const Floats x = load(to + value * width + d);
+                    least = x < least ? x : least;
+                    most = x > most ? x : most;
+                    wrong += x * 0.0f;
+                }
+                widest = most - least > widest ? most - least : widest;
+            }
+            widest += wrong;
+            float lanes[LANES];
+            std::memcpy(lanes, &widest, sizeof lanes);
+            for (float lane : lanes) spread = larger_of(spread, lane);
+            spreads[row] = spread;
+        }
+    });
+    float result = 0;
+    for (float spread : spreads) result = larger_of(result, spread);
+    return result;
+}
+
+// loss[e] = sum_d softplus(a_d) - x_d a_d for a = bias + sum_i rows[i, own[e, i]], with the sigmoids of -a and a, [examples, width].
+// Example e is of image e % batch.
+void dgrad_loss(const int32_t* own, const float* rows, const float* bias, const float* images, float* p, float* s, float* loss,
+                int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
+    const int64_t width = dgrad_width(pixels);
+    in_parallel(examples, threads, [=](int64_t first, int64_t last) {
+        Array logits_array(width), image_array(width);
+        float *a = logits_array.data(), *x = image_array.data();
+        for (int64_t example = first; example < last; ++example) {
+            std::copy(bias, bias + pixels, a);
+            for (int64_t row = 0; row < n; ++row) {
+                const float* from = rows + (row * k + own[example * n + row]) * width;
+                for (int64_t d = 0; d < pixels; ++d) a[d] += from[d];
+            }
+            std::fill(a + pixels, a + width, NOTHING);
+            std::copy_n(images + example % batch * pixels, pixels, x);
+            Floats total{}, mantissa = Floats{} + 1.0f;
+            Integers exponent{};
+            for (int64_t d = 0; d < width; d += LANES) {
+                const Floats logit = load(a + d);
+                const Floats small = sigmoids(logit, p + example * width + d, s + example * width + d);
+                total += (logit > 0.0f ? logit : Floats{}) - load(x + d) * logit;
+                mantissa *= 1.0f + small;  // softplus(a) = max(a, 0) + log(1 + exp(-|a|))
+                if (d / LANES % 64 == 63) normalise(mantissa, exponent);
+            }
+            loss[example] = sum_of(total + logarithm(mantissa, exponent));
+        }
+    });
+}
+
+// The gradients of sum_e scale[e] loss[e] in the weight [pixels, n*k] and the bias.
+void dgrad_gradient(const int32_t* own, const float* s, const float* images, const float* scale, float* weight_gradient,
+                    float* bias_gradient, int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
+    const int64_t width = dgrad_width(pixels), columns = n * k;
+    Array errors_array(examples * width);
+    float* errors = errors_array.data();
+    in_parallel(examples, threads, [=](int64_t first, int64_t last) {
+        for (int64_t example = first; example < last; ++example) {
+            const float *sigmoid = s + example * width, *image = images + example % batch * pixels;
+            for (int64_t d = 0; d < pixels; ++d) errors[example * width + d] = scale[example] * (sigmoid[d] - image[d]);
+        }
+    });
+    std::fill(bias_gradient, bias_gradient + pixels, 0.0f);
+    for (int64_t example = 0; example < examples; ++example)
+        for (int64_t d = 0; d < pixels; ++d) bias_gradient[d] += errors[example * width + d];
+    in_parallel(n, threads, [=](int64_t first, int64_t last) {
+        std::vector<float> sums(k * width);
+        for (int64_t row = first; row < last; ++row) {
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            for (int64_t example = 0; example < examples; ++example) {
+                float* to = sums.data() + own[example * n + row] * width;
+                for (int64_t d = 0; d < pixels; ++d) to[d] += errors[example * width + d];
+            }
+            for (int64_t d = 0; d < pixels; ++d)
+                for (int64_t value = 0; value < k; ++value) weight_gradient[d * columns + row * k + value] = sums[value * width + d];
+        }
+    });
+}
+
+// The sigmoids of -logits and logits [examples, pixels], as dgrad_loss leaves them.
+void dgrad_sigmoids(const float* logits, float* p, float* s, int64_t examples, int64_t pixels, int64_t threads) {
+    const int64_t width = dgrad_width(pixels);
+    in_parallel(examples, threads, [=](int64_t first, int64_t last) {
+        Array array(width);
+        float* a = array.data();
+        for (int64_t example = first; example < last; ++example) {
+            std::copy_n(logits + example * pixels, pixels, a);
+            std::fill(a + pixels, a + width, NOTHING);
+            for (int64_t d = 0; d < width; d += LANES) sigmoids(load(a + d), p + example * width + d, s + example * width + d);
+        }
+    });
+}
+
+// table[e, i, j] = the loss with row i of example e's code changed to j; the code's own loss where it is j already.
+//
+// p, s: the sigmoids [examples, width]; linear [batch, n*k]: the images times the weight; rows: no two values of a row further apart than 60 at any pixel; together: how many factors may be
+// multiplied before they are normalised.
+void dgrad_sweep(const int32_t* own, const float* rows, const float* linear, const float* p, const float* s, const float* loss,
+                 float* table, int64_t together, int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels,
+                 int64_t threads) {
+    const int64_t width = dgrad_width(pixels), columns = n * k;
+    in_parallel(examples, threads, [=](int64_t first, int64_t last) {
+        Array v_array(k * width), inverse_array(k * width), q_array(width);
+        float *v = v_array.data(), *inverse = inverse_array.data(), *q = q_array.data();
+        std::vector<float> changes(k);
+        std::vector<const float*> others(k);
+        std::vector<int64_t> values(k);
+        for (int64_t start = first; start < last; start += EXAMPLES_AT_ONCE) {
+            const int64_t count = std::min(EXAMPLES_AT_ONCE, last - start);
+            for (int64_t row = 0; row < n; ++row) {  // before the examples, so that a row of v stays in the cache
+                exponentials(rows + row * k * width, k, width, v, inverse);
+                for (int64_t example = 0; example < count; ++example) {
+                    const int64_t at = start + example, z = own[at * n + row];
+                    const float *own_inverse = inverse + z * width, *own_p = p + at * width, *own_s = s + at * width;
+                    for (int64_t d = 0; d < width; ++d) q[d] = own_s[d] * own_inverse[d];
+                    int64_t left = 0;
+                    for (int64_t value = 0; value < k; ++value)
+                        if (value != z) {
+                            values[left] = value;
+                            others[left++] = v + value * width;
+                        }
+                    const int64_t blocks = (left + MOST_VALUES - 1) / MOST_VALUES, size = blocks ? (left + blocks - 1) / blocks : 1;
+                    for (int64_t begin = 0; begin < left; begin += size)
+                        log_products_of(std::min(size, left - begin), own_p, q, others.data() + begin, width, together, changes.data() + begin);
+                    float* result = table + (at * n + row) * k;
+                    const float* slope = linear + at % batch * columns + row * k;
+                    for (int64_t other = 0; other < left; ++other)
+                        result[values[other]] = loss[at] + (changes[other] - (slope[values[other]] - slope[z]));
+                    result[z] = loss[at];
+                }
+            }
+        }
+    });
+}
+
+}  // extern "C"
