@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from dgrad.data import Split, unit
 from dgrad.errors import InputError
+from dgrad.evaluation import evaluating
 from dgrad.files import replacing
 from dgrad.networks import DiscreteVAE
 from dgrad.variants import number
@@ -61,16 +62,18 @@ def save_grid(path: Path, images: Tensor, *, pairs: bool = False) -> None:
 
 @torch.no_grad()
 def prior_samples(model: DiscreteVAE, count: int, *, generator: Generator) -> Tensor:
-    """`[count, C, H, W]` expected images of codes drawn from the uniform prior."""
+    """`[count, C, H, W]` expected images of codes, and Gaussian variables, drawn from their prior."""
     logits = torch.zeros(1, *model.layer.shape, device=generator.device)
     codes = model.layer.sample(logits, count, generator=generator).squeeze(1)
-    return model.decode(codes)
+    return model.decode(codes, model.prior_gaussian(count, generator=generator))
 
 
 @torch.no_grad()
 def reconstructions(model: DiscreteVAE, images: Tensor) -> Tensor:
-    """`[N, C, H, W]` expected images of the most probable code of each image."""
-    return model.decode(model.layer.argmax(model.encoder(images)))
+    """`[N, C, H, W]` expected images of the most probable code of each image, and the mean of its Gaussian variables."""
+    with evaluating(model):
+        posterior = model.posterior(images)
+    return model.decode(model.layer.argmax(posterior.logits), posterior.mean)
 
 
 def save_samples(path: Path, model: DiscreteVAE, *, generator: Generator, rows: int = 8, columns: int = 12) -> None:

@@ -82,6 +82,7 @@ class Trainer:
             dynamic=config.binarize == "dynamic",
         )
         self.noise = Generator(self.device).manual_seed(config.seed + 2**41)
+        self.model.set_generator(self.noise)
         self.total_steps = config.steps if config.steps is not None else config.epochs * self.batches.steps_per_epoch
         self.estimator.set_run_length(self.total_steps)
         self.model.compiled_sweep = config.compile == "on" or (
@@ -198,6 +199,7 @@ class Trainer:
             "valid_bound": bound.bound,
             "valid_reconstruction": bound.reconstruction,
             "valid_kl": bound.kl,
+            **({} if bound.gaussian_kl is None else {"valid_gaussian_kl": bound.gaussian_kl}),
             "lr": self.lr(self.step - 1),
             **{name: value(self.step - 1) for name, value in self.estimator.schedules.items()},
             "seconds": self.seconds,
@@ -239,7 +241,7 @@ class Trainer:
             samples=self.config.eval_samples,
             generator=evaluation_generator(self.device, self.config.seed),
         )
-        figures = {f"test_{name}": value for name, value in asdict(bound).items()}
+        figures = {f"test_{name}": value for name, value in asdict(bound).items() if value is not None}
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
     # State
@@ -289,7 +291,8 @@ class Trainer:
         tensors, state = load_checkpoint(run.checkpoint_file)
         ours, theirs = self._what_decides(), state["config"]
         if isinstance(theirs, dict):
-            theirs = {"compile": TrainConfig.compile, **theirs}  # older checkpoints do not have it
+            defaults = {name: value for name, value in json.loads(TrainConfig().to_json()).items() if name in ours}
+            theirs = {**defaults, **theirs}  # older checkpoints do not have all of them
         if ours != theirs:
             changed = sorted(name for name in ours if not isinstance(theirs, dict) or ours[name] != theirs.get(name))
             raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
@@ -11,6 +10,7 @@ from dgrad.config import TrainConfig
 from dgrad.data import Batch
 from dgrad.gradient_estimator import GradientEstimator
 from dgrad.networks import DiscreteVAE
+from dgrad.noise import drop
 from dgrad.objectives import FunctionObjective, KLObjective
 
 
@@ -30,8 +30,9 @@ class TrainingLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         config, layer = self.config, self.model.layer
-        logits = self.model.encoder(self._drop_input(batch.images))  # [B, *code]
-        objective = self.model.reconstruction(batch.images)
+        posterior = self.model.posterior(drop(batch.images, config.input_dropout, generator=self.noise))
+        logits = posterior.logits  # [B, *code]
+        objective = self.model.reconstruction(batch.images, posterior.draw(generator=self.noise))
         if config.kl == "inside" and config.kl_weight > 0:
             objective = objective + config.kl_weight * KLObjective(layer, logits)
         if self.has_code_losses:
@@ -41,11 +42,6 @@ class TrainingLoss(nn.Module):
         loss = estimate.loss.mean()
         if config.kl == "outside" and config.kl_weight > 0:
             loss = loss + config.kl_weight * layer.kl(logits).mean()
+        if posterior.gaussian is not None:
+            loss = loss + posterior.gaussian.kl().mean()
         return loss
-
-    def _drop_input(self, images: Tensor) -> Tensor:
-        rate = self.config.input_dropout
-        if rate == 0:
-            return images
-        kept = torch.empty_like(images).bernoulli_(1 - rate, generator=self.noise)
-        return images * kept / (1 - rate)

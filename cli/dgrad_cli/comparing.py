@@ -25,6 +25,7 @@ from dgrad_cli.settings import (
     EpochsOption,
     EvalEveryOption,
     EvalSamplesOption,
+    GaussianOption,
     HiddenOption,
     InputDropoutOption,
     KLWeightOption,
@@ -87,6 +88,7 @@ def diagnose(
     binarize: BinarizeOption = None,
     model: ModelOption = None,
     hidden: HiddenOption = None,
+    gaussian: GaussianOption = None,
     likelihood: LikelihoodOption = None,
     device: DeviceOption = None,
     plugin: PluginOption = None,
@@ -114,7 +116,14 @@ def diagnose(
 
     out = out or run or Path("diagnosis")
     _check_directory(out)
-    of_the_model = {"latent": latent, "binarize": binarize, "model": model, "hidden": hidden, "likelihood": likelihood}
+    of_the_model = {
+        "latent": latent,
+        "binarize": binarize,
+        "model": model,
+        "hidden": hidden,
+        "gaussian": gaussian,
+        "likelihood": likelihood,
+    }
     network: DiscreteVAE
     split: Split
     if run is not None:
@@ -223,6 +232,7 @@ def compare(
     binarize: BinarizeOption = None,
     model: ModelOption = None,
     hidden: HiddenOption = None,
+    gaussian: GaussianOption = None,
     input_dropout: InputDropoutOption = None,
     likelihood: LikelihoodOption = None,
     kl: Annotated[
@@ -261,7 +271,7 @@ def compare(
     load_plugins(plugin)
     variants = read_variants(estimators, set_ or ())
     given = {
-        "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden,
+        "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
         "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "epochs": epochs, "steps": steps,
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,

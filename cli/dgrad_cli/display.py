@@ -37,11 +37,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
-    """`21.37 nats (reconstruction 15.20, KL 6.17)`."""
-    return (
-        f"{metrics[f'{prefix}_bound']:.2f} {unit} (reconstruction {metrics[f'{prefix}_reconstruction']:.2f}, "
-        f"KL {metrics[f'{prefix}_kl']:.2f})"
-    )
+    """`21.37 nats (reconstruction 15.20, KL 6.17)`, and the KL of Gaussian variables where there are some."""
+    parts = [
+        f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}",
+        f"KL {metrics[f'{prefix}_kl']:.2f}",
+    ]
+    if f"{prefix}_gaussian_kl" in metrics:
+        parts.append(f"Gaussian KL {metrics[f'{prefix}_gaussian_kl']:.2f}")
+    return f"{metrics[f'{prefix}_bound']:.2f} {unit} ({', '.join(parts)})"
 
 
 class Watcher(Listener):

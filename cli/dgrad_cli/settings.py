@@ -41,9 +41,10 @@ BinarizeOption = Annotated[
     str | None,
     setting("threshold (round at 0.5), static (one draw), dynamic (a new draw each time), none (grey).", "binarize"),
 ]
-ModelOption = Annotated[str | None, setting("linear or mlp.", "model")]
-HiddenOption = Annotated[
-    str | None, setting("Widths of hidden layers of mlp, from the image to the code: 400,200.", "hidden")
+ModelOption = Annotated[str | None, setting("linear, mlp, or mixture (Gaussian variables beside the code).", "model")]
+HiddenOption = Annotated[str | None, setting("Widths of hidden layers, from the image to the code: 400,200.", "hidden")]
+GaussianOption = Annotated[
+    str | None, setting("Gaussian variables beside the code, in the mixture model. (default: 20)", "gaussian")
 ]
 InputDropoutOption = Annotated[
     str | None, setting("Share of pixels hidden from the encoder in a step.", "input_dropout")

@@ -60,6 +60,8 @@ def evaluate(
         "standard_error": None if bound.standard_error != bound.standard_error else bound.standard_error,
         "unit": model.likelihood.unit,
     }  # fmt: skip
+    if bound.gaussian_kl is not None:
+        result["gaussian_kl"] = bound.gaussian_kl
     if importance_samples is not None:
         generator = evaluation_generator(target, seed)
         result["importance_samples"] = importance_samples
@@ -69,7 +71,7 @@ def evaluate(
     if json:
         print_json(result)
         return
-    values = {f"test_{name}": result[name] for name in ("bound", "reconstruction", "kl")}
+    values = {f"test_{name}": value for name, value in result.items()}
     print(
         f"{split} bound  {figures(values, 'test', result['unit'])}, {len(images)} images, weights of epoch {state['epoch']:g} ({state['weights']})"
     )

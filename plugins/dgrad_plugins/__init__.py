@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dgrad
+from dgrad.mixture import mixture_vae
 from dgrad.networks import linear_vae, mlp_vae
 from dgrad_plugins.datasets import DATASETS
 from dgrad_plugins.estimators import ESTIMATORS
@@ -38,3 +39,4 @@ def dgrad_register_datasets(register: Register) -> None:
 def dgrad_register_models(register: Register) -> None:
     register("linear", linear_vae)
     register("mlp", mlp_vae)
+    register("mixture", mixture_vae)
