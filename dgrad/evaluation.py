@@ -45,6 +45,15 @@ def evaluation_generator(device: torch.device, seed: int) -> Generator:
     return Generator(device).manual_seed(seed + 2**40)
 
 
+@torch.no_grad()
+def evaluate_accuracy(model: DiscreteVAE, split: Split) -> float:
+    """The share of labels of a split that are the most probable values of the code's variables, in [0, 1]."""
+    assert split.labels is not None
+    values = [posterior.logits.argmax(-1) for _, posterior in _encoded(model, split, 1)]  # [B, n] each
+    right = torch.cat(values) == split.labels.reshape(len(split), -1)
+    return int(right.sum()) / right.numel()
+
+
 @contextmanager
 def evaluating(model: DiscreteVAE) -> Iterator[None]:
     """The model without what its networks do in training only, such as dropout; afterwards it is as it was."""

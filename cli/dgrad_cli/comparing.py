@@ -16,6 +16,8 @@ from dgrad.errors import InputError, RunError
 from dgrad_cli.display import Watcher, duration, print_json, print_table
 from dgrad_cli.inspecting import load_plugins
 from dgrad_cli.settings import (
+    AugmentOption,
+    BalanceWeightOption,
     BatchSizeOption,
     BinarizeOption,
     CompileOption,
@@ -29,6 +31,10 @@ from dgrad_cli.settings import (
     HiddenOption,
     InputDropoutOption,
     KLWeightOption,
+    LabelledBatchOption,
+    LabelLossOption,
+    LabelsOption,
+    LabelWeightOption,
     LatentOption,
     LikelihoodOption,
     ModelOption,
@@ -243,6 +249,12 @@ def compare(
         ),
     ] = None,
     kl_weight: KLWeightOption = None,
+    labels: LabelsOption = None,
+    labelled_batch: LabelledBatchOption = None,
+    label_loss: LabelLossOption = None,
+    label_weight: LabelWeightOption = None,
+    balance_weight: BalanceWeightOption = None,
+    augment: AugmentOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
     batch_size: BatchSizeOption = None,
@@ -272,7 +284,8 @@ def compare(
     variants = read_variants(estimators, set_ or ())
     given = {
         "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
-        "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "epochs": epochs, "steps": steps,
+        "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
+        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "augment": augment, "epochs": epochs, "steps": steps,
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,
     }  # fmt: skip

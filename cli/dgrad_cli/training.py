@@ -14,6 +14,8 @@ from dgrad.config import TrainConfig, configure, read_toml
 from dgrad.errors import InputError
 from dgrad_cli.display import Watcher, duration, figures, print_json
 from dgrad_cli.settings import (
+    AugmentOption,
+    BalanceWeightOption,
     BatchSizeOption,
     BinarizeOption,
     CompileOption,
@@ -29,6 +31,10 @@ from dgrad_cli.settings import (
     InputDropoutOption,
     KLOption,
     KLWeightOption,
+    LabelledBatchOption,
+    LabelLossOption,
+    LabelsOption,
+    LabelWeightOption,
     LatentOption,
     LikelihoodOption,
     ModelOption,
@@ -59,6 +65,12 @@ def train(
     likelihood: LikelihoodOption = None,
     kl: KLOption = None,
     kl_weight: KLWeightOption = None,
+    labels: LabelsOption = None,
+    labelled_batch: LabelledBatchOption = None,
+    label_loss: LabelLossOption = None,
+    label_weight: LabelWeightOption = None,
+    balance_weight: BalanceWeightOption = None,
+    augment: AugmentOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
     batch_size: BatchSizeOption = None,
@@ -95,7 +107,8 @@ def train(
     given: dict[str, Any] = {
         "estimator": estimator, "set": None if set_ is None else dict(map(name_and_value, set_)), "latent": latent, "dataset": dataset,
         "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "input-dropout": input_dropout,
-        "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
+        "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
+        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
         "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "eval-every": eval_every, "eval-samples": eval_samples,
         "plugin": plugin,
     }  # fmt: skip

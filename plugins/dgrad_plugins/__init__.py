@@ -1,4 +1,4 @@
-"""The built-in plugin: estimators, latents, data sets and models, registered through the same hooks as anybody's.
+"""The built-in plugin: estimators, latents, data sets, models and the loss of labels, registered through the same hooks as anybody's.
 
 May import dgrad; never dgrad_cli or dgrad_export.
 """
@@ -13,7 +13,16 @@ from dgrad.mixture import mixture_vae
 from dgrad.networks import linear_vae, mlp_vae
 from dgrad_plugins.datasets import DATASETS
 from dgrad_plugins.estimators import ESTIMATORS
+from dgrad_plugins.labels import dgrad_code_losses
 from dgrad_plugins.latents import Categorical
+
+__all__ = [
+    "dgrad_code_losses",
+    "dgrad_register_datasets",
+    "dgrad_register_estimators",
+    "dgrad_register_latents",
+    "dgrad_register_models",
+]
 
 Register = Callable[[str, Callable[..., Any]], None]
 
