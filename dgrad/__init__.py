@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.gradient_estimator import Estimate, GradientEstimator, Limit, Traits, add_gradient, replace_gradient
-    from dgrad.hookspecs import hookimpl
+    from dgrad.hookspecs import hookimpl, recordable
     from dgrad.latent_layer import LatentLayer
     from dgrad.objectives import FunctionObjective, KLObjective, Objective
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
     "gradient_estimator": ["Estimate", "GradientEstimator", "Limit", "Traits", "add_gradient", "replace_gradient"],
-    "hookspecs": ["hookimpl"],
+    "hookspecs": ["hookimpl", "recordable"],
     "latent_layer": ["LatentLayer"],
     "objectives": ["FunctionObjective", "KLObjective", "Objective"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
@@ -59,6 +59,7 @@ __all__ = [
     "latents",
     "load_plugin",
     "models",
+    "recordable",
     "replace_gradient",
     "schedule",
 ]

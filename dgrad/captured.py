@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from dgrad.data import Batch, Batches
+from dgrad.data import Batch, Batches, SemiSupervisedBatches
 from dgrad.schedules import Schedule
 
 WARM_UP = 3
@@ -37,7 +37,7 @@ class DeviceStep:
 
     def __init__(
         self,
-        batches: Batches,
+        batches: Batches | SemiSupervisedBatches,
         schedules: Sequence[tuple[Schedule, list[Tensor]]],
         update: Callable[[Batch], None],
         steps: int,

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from dgrad.errors import InputError, unknown_name
-from dgrad.schedules import schedule
+from dgrad.schedules import Schedule, schedule
 
 BINARIZATIONS = ("threshold", "static", "dynamic", "none")
 KL_PLACES = ("outside", "inside")
+LABEL_LOSSES = ("cross-entropy", "code")
 COMPILE_MODES = ("auto", "on", "off")
+LEAST = {
+    "epochs": 1, "batch_size": 1, "eval_every": 1, "eval_samples": 1, "seed": 0, "labels": 0, "labelled_batch": 1,
+}  # fmt: skip
+"""The least values of whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,17 @@ class TrainConfig:
         binarize: what becomes of grey pixels: rounded at 0.5, drawn once, drawn anew each time, or left grey.
         model: the registered name of the model.
         hidden: widths of its hidden layers, from the image to the code.
+        gaussian: how many Gaussian variables it has beside the code; None for as many as suit the model.
         input_dropout: the share of pixels that the encoder does not see in a training step.
         likelihood: bernoulli or squared-error.
         kl: where the KL is trained: outside (exact, beside the estimate) or inside the objective; None for what suits the estimator.
-        kl_weight: its weight in training; at 0 it is reported and not trained.
+        kl_weight: its weight in training, a schedule as text; at 0 it is reported and not trained. That of Gaussian variables has weight 1.
+        labels: how many training images show their label, balanced over the classes; 0 for training without labels.
+        labelled_batch: how many of these are drawn, with replacement, in each step, beside `batch_size` others.
+        label_loss: what teaches the encoder the labels: the cross-entropy of its logits, or a loss of the code, which the estimator carries back.
+        label_weight: of that loss.
+        balance_weight: of `sum m log m`, m how frequent each class is in the code of unlabelled images; with labels only.
+        augment: whether labelled images are redrawn by small random affine maps.
         epochs: passes over the training images.
         steps: the number of steps instead, where it is not None.
         batch_size: images in a step.
@@ -59,10 +71,17 @@ class TrainConfig:
     binarize: str = "threshold"
     model: str = "linear"
     hidden: tuple[int, ...] = ()
+    gaussian: int | None = None
     input_dropout: float = 0.0
     likelihood: str = "bernoulli"
     kl: str | None = None
-    kl_weight: float = 1.0
+    kl_weight: str = "1"
+    labels: int = 0
+    labelled_batch: int = 50
+    label_loss: str = "cross-entropy"
+    label_weight: float = 50.0
+    balance_weight: float = 30.0
+    augment: bool = False
     epochs: int = 100
     steps: int | None = None
     batch_size: int = 100
@@ -76,35 +95,49 @@ class TrainConfig:
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 1), ("eval_samples", 1), ("seed", 0)):
+        for name, least in LEAST.items():
             _check(name, getattr(self, name) >= least, getattr(self, name), f"a whole number of at least {least}")
             _check(name, getattr(self, name) < 2**62, getattr(self, name), "a number below 2**62")
         for name in ("estimator", "latent", "dataset", "model"):
             _check(name, bool(getattr(self, name).strip()), repr(getattr(self, name)), "a name")
         _check("steps", self.steps is None or self.steps >= 1, self.steps, "a whole number of at least 1")
+        _check("gaussian", self.gaussian is None or self.gaussian >= 1, self.gaussian, "a whole number of at least 1")
         _check("input_dropout", 0 <= self.input_dropout < 1, self.input_dropout, "a share of at least 0 and below 1")
-        for name in ("kl_weight", "weight_decay"):
+        for name in ("label_weight", "balance_weight", "weight_decay"):
             _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "a finite number of at least 0")
         _check("binarize", self.binarize in BINARIZATIONS, self.binarize, f"one of {', '.join(BINARIZATIONS)}")
         _check("kl", self.kl is None or self.kl in KL_PLACES, self.kl, f"one of {', '.join(KL_PLACES)}")
+        _check("label_loss", self.label_loss in LABEL_LOSSES, self.label_loss, f"one of {', '.join(LABEL_LOSSES)}")
+        _check(
+            "augment",
+            not self.augment or self.labels > 0,
+            "it without --labels",
+            "given with --labels, whose images it redraws",
+        )
         _check("compile", self.compile in COMPILE_MODES, self.compile, f"one of {', '.join(COMPILE_MODES)}")
         _check(
             "hidden", all(width >= 1 for width in self.hidden), self.hidden, "widths of at least 1, for example 400,200"
         )
-        try:
-            rate = schedule(self.lr)
-        except InputError as error:
-            raise InputError(f"--lr: {error}") from None
+        rate = _schedule("lr", self.lr)
         _check(
             "lr",
             rate.lowest >= 0 and rate.over(1)(0) > 0,
             self.lr,
             "a positive number or a schedule such as cosine:0.01:0",
         )
+        lowest = _schedule("kl_weight", self.kl_weight).lowest
+        _check("kl_weight", lowest >= 0, self.kl_weight, "a number of at least 0 or a schedule such as geometric:10:1")
 
     def to_json(self) -> str:
         """The text of `config.json`, from which the run can be repeated."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def _schedule(name: str, text: str) -> Schedule:
+    try:
+        return schedule(text)
+    except InputError as error:
+        raise InputError(f"{option(name)}: {error}") from None
 
 
 def option(name: str) -> str:
@@ -153,20 +186,23 @@ def _read(name: str, kind: str, value: Any) -> Any:
             if isinstance(value, bool):
                 raise ValueError
             return float(value)
+        if kind == "bool":
+            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
         if kind == "str":
             if isinstance(value, (list, tuple, dict)):
                 raise TypeError
-            return str(value)
+            return f"{value:.12g}" if isinstance(value, float) else str(value)
         if kind == "dict[str, str]":
             return {str(key): str(entry) for key, entry in dict(value).items()}
         items = [item for item in value.split(",") if item] if isinstance(value, str) else list(value)
         if "int" in kind and any(isinstance(item, float) for item in items):
             raise ValueError
         return tuple(int(item) for item in items) if "int" in kind else tuple(str(item) for item in items)
-    except (TypeError, ValueError, AttributeError, OverflowError):
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError):
         expected = {
             "int": "a whole number",
             "float": "a number",
+            "bool": "true or false",
             "str": "a text",
             "dict[str, str]": "a table of names and values",
         }

@@ -1,7 +1,7 @@
 """Bias, variance and cost of estimators at one model and a few images, against the exact gradient. May import torch and the core.
 
 What is measured is the gradient of each image's expected reconstruction loss for that image's logits, as in figure 1 of Lorberbom et
-al. 2019; the KL has no part in it. A mean over draws misses the truth by chance even where there is no bias. How much of what is seen is
+al. 2019; the KL has no part in it, and Gaussian variables beside the code are drawn once for each image and held. A mean over draws misses the truth by chance even where there is no bias. How much of what is seen is
 chance is told by squares, whose means are right whatever the distribution (direct's gradient is 0 in most draws and 1 / epsilon in
 the others): with `e` the error of the mean of D draws and `s` their deviation, `E[e^2] = bias^2 + s^2 / D` for each coordinate.
 """
@@ -26,6 +26,7 @@ from dgrad.errors import DgradError, InputError
 from dgrad.gradient_estimator import GradientEstimator
 from dgrad.latent_layer import LatentLayer
 from dgrad.networks import DiscreteVAE
+from dgrad.posterior import Posterior
 from dgrad.runs import build_dataset, build_model, evaluation_data
 from dgrad.schedules import Constant
 from dgrad.variants import Variant
@@ -158,8 +159,9 @@ def diagnose(
         raise InputError(f"none of the estimators works with latent {layer}: {reasons}")
     model.eval()
     with torch.no_grad():
-        logits = model.encoder(images)  # [B, *code]
-    measurement = _Measurement(model, images, logits, seed)
+        posterior = model.posterior(images)
+    logits = posterior.logits  # [B, *code]
+    measurement = _Measurement(model, images, posterior, seed)
     name = _reference_for(layer)
     progress(f"reference ({name})")
     reference_draws = 1 if name == "exact" else REFERENCE_FACTOR * draws
@@ -254,11 +256,12 @@ class _Moments:
 
 
 class _Measurement:
-    def __init__(self, model: DiscreteVAE, images: Tensor, logits: Tensor, seed: int) -> None:
+    def __init__(self, model: DiscreteVAE, images: Tensor, posterior: Posterior, seed: int) -> None:
         self.model = model
         self.images = images
-        self.logits = logits
+        self.logits = posterior.logits
         self.seed = seed
+        self.gaussian = posterior.draw(generator=self._generator(2**43))  # [B, c] or None
 
     def figures(self, estimator: GradientEstimator, draws: int, truth: _Truth, warm_up: int) -> dict[str, Any]:
         learns = bool(estimator.state_dict())
@@ -336,10 +339,14 @@ class _Measurement:
             images_at_once, draws_at_once = min(count, rows), max(1, min(draws, rows // count))
         parts = []
         state = {name: tensor.clone() for name, tensor in estimator.state_dict().items()}
-        for logits, images in zip(self.logits.split(images_at_once), self.images.split(images_at_once), strict=True):
+        for part in torch.arange(count).split(images_at_once):
+            chosen = slice(int(part[0]), int(part[-1]) + 1)
+            logits = self.logits[chosen]
             repeated = logits.repeat(draws_at_once, *[1] * (logits.ndim - 1)).requires_grad_()  # [D*b, *code]
-            pixels = images.repeat(draws_at_once, 1, 1, 1)
-            estimate = estimator(self.model.layer, repeated, self.model.reconstruction(pixels), generator=generator)
+            pixels = self.images[chosen].repeat(draws_at_once, 1, 1, 1)
+            gaussian = None if self.gaussian is None else self.gaussian[chosen].repeat(draws_at_once, 1)
+            objective = self.model.reconstruction(pixels, gaussian)
+            estimate = estimator(self.model.layer, repeated, objective, generator=generator)
             (gradient,) = torch.autograd.grad(estimate.loss.sum(), repeated)
             parts.append(gradient.reshape(draws_at_once, len(logits), -1))
             if state:
@@ -352,7 +359,7 @@ class _Measurement:
         optimizer = torch.optim.Adam(parameters, lr=WARM_UP_LR) if parameters else None
         for _ in range(calls):
             logits = self.logits.clone().requires_grad_()
-            objective = self.model.reconstruction(self.images)
+            objective = self.model.reconstruction(self.images, self.gaussian)
             loss = estimator(self.model.layer, logits, objective, generator=generator).loss.mean()
             if optimizer is not None:
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from dgrad.data import Split, unit
+from dgrad.latent_layer import LatentLayer
 from dgrad.networks import DiscreteVAE
+from dgrad.objectives import Objective
+from dgrad.posterior import Posterior
 
 EXACT_SUPPORT = 256
 """Up to this many codes the expectation is a sum over all of them, not a mean over samples."""
@@ -22,16 +26,18 @@ class Bound:
     """The negative evidence bound of a split, the mean over its images, in the likelihood's unit (nats).
 
     Attributes:
-        bound: `E_q[-log p(x | z)] + KL(q || p)`.
+        bound: `E_q[-log p(x | z)] + KL(q || p)`, with Gaussian variables in both where there are some.
         reconstruction: the first term.
-        kl: the second.
+        kl: the second, of the code.
         standard_error: of `bound`, from drawing codes; 0 where the expectation is exact, nan with a single sample.
+        gaussian_kl: that of the Gaussian variables, part of `bound` too; None for a model without them.
     """
 
     bound: float
     reconstruction: float
     kl: float
     standard_error: float
+    gaussian_kl: float | None = None
 
 
 def evaluation_generator(device: torch.device, seed: int) -> Generator:
@@ -40,54 +46,104 @@ def evaluation_generator(device: torch.device, seed: int) -> Generator:
 
 
 @torch.no_grad()
+def evaluate_accuracy(model: DiscreteVAE, split: Split) -> float:
+    """The share of labels of a split that are the most probable values of the code's variables, in [0, 1]."""
+    assert split.labels is not None
+    values = [posterior.logits.argmax(-1) for _, posterior in _encoded(model, split, 1)]  # [B, n] each
+    right = torch.cat(values) == split.labels.reshape(len(split), -1)
+    return int(right.sum()) / right.numel()
+
+
+@contextmanager
+def evaluating(model: DiscreteVAE) -> Iterator[None]:
+    """The model without what its networks do in training only, such as dropout; afterwards it is as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
 def evaluate_bound(model: DiscreteVAE, split: Split, *, samples: int, generator: Generator) -> Bound:
-    """The bound of a split; exact where the support has at most 256 codes, else from `samples` codes for each image."""
+    """The bound of a split, from `samples` draws for each image.
+
+    Over a support of at most 256 codes the expectation is exact, and only Gaussian variables, where there are some, are drawn.
+    """
     exact = model.layer.support_size <= EXACT_SUPPORT
-    totals = torch.zeros(3, dtype=torch.float64, device=generator.device if generator.device.type != "mps" else "cpu")
-    for images, logits in _encoded(model, split, model.layer.support_size if exact else samples):
-        objective = model.reconstruction(images)
-        if exact:
-            support = model.layer.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
-            weights = model.layer.log_prob(logits, support).exp()  # [K, B]
-            reconstruction = (weights * objective(support)).sum(0)  # [B]
+    totals = torch.zeros(4, dtype=torch.float64, device=generator.device if generator.device.type != "mps" else "cpu")
+    for images, posterior in _encoded(model, split, model.layer.support_size if exact else samples):
+        if exact and not model.gaussian:
+            reconstruction = _expected_loss(model.layer, posterior.logits, model.reconstruction(images))  # [B]
             variance = torch.zeros_like(reconstruction)
         else:
-            losses = objective(model.layer.sample(logits, samples, generator=generator))  # [S, B]
+            losses = _drawn_losses(model, images, posterior, samples, exact, generator)  # [S, B]
             reconstruction = losses.mean(0)  # [B]
             variance = losses.var(0) / samples if samples > 1 else torch.full_like(reconstruction, math.nan)
-        sums = torch.stack([reconstruction.sum(), model.layer.kl(logits).sum(), variance.sum()])
+        kl = model.layer.kl(posterior.logits)
+        gaussian_kl = torch.zeros_like(kl) if posterior.gaussian is None else posterior.gaussian.kl()
+        sums = torch.stack([reconstruction.sum(), kl.sum(), gaussian_kl.sum(), variance.sum()])
         totals += sums.to(totals.device, totals.dtype)
-    reconstruction_sum, kl_sum, variance_sum = totals.tolist()
     count = len(split)
+    reconstruction_mean, kl_mean, gaussian_kl_mean = (totals[:3] / count).tolist()
     return Bound(
-        bound=(reconstruction_sum + kl_sum) / count,
-        reconstruction=reconstruction_sum / count,
-        kl=kl_sum / count,
-        standard_error=math.sqrt(variance_sum) / count,
+        bound=reconstruction_mean + kl_mean + gaussian_kl_mean,
+        reconstruction=reconstruction_mean,
+        kl=kl_mean,
+        standard_error=math.sqrt(float(totals[3])) / count,
+        gaussian_kl=gaussian_kl_mean if model.gaussian else None,
     )
+
+
+def _expected_loss(layer: LatentLayer, logits: Tensor, objective: Objective) -> Tensor:
+    """`E_q[f(z)]`, `[B]`, summed over all codes."""
+    support = layer.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
+    return (layer.log_prob(logits, support).exp() * objective(support)).sum(0)
+
+
+def _drawn_losses(
+    model: DiscreteVAE, images: Tensor, posterior: Posterior, samples: int, exact: bool, generator: Generator
+) -> Tensor:
+    """Estimates of each image's expected loss, `[S, B]`: of draws of the code, of the Gaussian variables, or of both."""
+    layer, logits = model.layer, posterior.logits
+    if not model.gaussian:
+        return model.reconstruction(images)(layer.sample(logits, samples, generator=generator))
+    losses = []
+    for _ in range(samples):
+        objective = model.reconstruction(images, posterior.draw(generator=generator))
+        if exact:
+            losses.append(_expected_loss(layer, logits, objective))
+        else:
+            losses.append(objective(layer.sample(logits, generator=generator)).squeeze(0))
+    return torch.stack(losses)
 
 
 @torch.no_grad()
 def importance_weighted_bound(model: DiscreteVAE, split: Split, *, samples: int, generator: Generator) -> float:
     """The importance-weighted bound on `-log p(x)`, the mean over the split (Burda, Grosse & Salakhutdinov 2015).
 
-    `-log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x)`; it falls towards `-log p(x)` as S grows.
+    `-log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x)`; it falls towards `-log p(x)` as S grows. Gaussian variables are drawn with z.
     """
     total = 0.0
-    for images, logits in _encoded(model, split, min(samples, 100)):
-        objective = model.reconstruction(images)
+    at_once = 1 if model.gaussian else 100
+    for images, posterior in _encoded(model, split, min(samples, at_once)):
+        logits = posterior.logits
         log_mean = torch.full((len(images),), -math.inf, dtype=logits.dtype, device=logits.device)
-        for start in range(0, samples, 100):
-            codes = model.layer.sample(logits, min(100, samples - start), generator=generator)  # [s, B, *code]
+        for start in range(0, samples, at_once):
+            gaussian = posterior.draw(generator=generator)
+            objective = model.reconstruction(images, gaussian)
+            codes = model.layer.sample(logits, min(at_once, samples - start), generator=generator)  # [s, B, *code]
             log_weights = model.layer.log_prior - objective(codes) - model.layer.log_prob(logits, codes)
+            if posterior.gaussian is not None and gaussian is not None:
+                log_weights = log_weights - posterior.gaussian.log_ratio(gaussian)
             log_mean = torch.logaddexp(log_mean, log_weights.logsumexp(0))
         total += float((math.log(samples) - log_mean).sum())
     return total / len(split)
 
 
-def _encoded(model: DiscreteVAE, split: Split, codes_per_image: int) -> Iterator[tuple[Tensor, Tensor]]:
-    model.eval()
-    for images in split.images.split(max(1, min(1000, CODES_AT_ONCE // codes_per_image))):
-        images = unit(images)
-        yield images, model.encoder(images)
-    model.train()
+def _encoded(model: DiscreteVAE, split: Split, codes_per_image: int) -> Iterator[tuple[Tensor, Posterior]]:
+    with evaluating(model):
+        for images in split.images.split(max(1, min(1000, CODES_AT_ONCE // codes_per_image))):
+            images = unit(images)
+            yield images, model.posterior(images)

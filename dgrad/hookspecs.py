@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("dgrad")
 hookimpl = pluggy.HookimplMarker("dgrad")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def recordable(function: Function) -> Function:
+    """Mark a hook whose result a GPU may record and replay: see `dgrad_code_losses`."""
+    function.recordable = True  # type: ignore[attr-defined]
+    return function
 
 
 @hookspec
@@ -41,12 +49,16 @@ def dgrad_register_datasets(register: Callable[[str, Callable[[Path], Dataset]],
 
 @hookspec
 def dgrad_register_models(register: Callable[[str, Callable[..., DiscreteVAE]], None]) -> None:
-    """Call `register(name, factory)` for each model: `factory(layer, image_shape, likelihood, hidden)`."""
+    """Call `register(name, factory)` for each model: `factory(layer, image_shape, likelihood, hidden[, gaussian])`."""
 
 
 @hookspec
 def dgrad_code_losses(batch: Batch, config: TrainConfig) -> CodeLoss | None:
-    """A loss of the codes of this batch, `[S, B, *code] -> [S, B]`, to add to the objective; or None."""
+    """A loss of the codes of this batch, `[S, B, *code] -> [S, B]`, to add to the objective; or None.
+
+    Marked `@dgrad.recordable` it says that the loss depends on the batch and the configuration alone; then a GPU may record the step
+    once and replay it, without calling this again.
+    """
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""The discrete variational auto-encoder and the networks it is made of. May import torch, latents, likelihoods and objectives."""
+"""The discrete variational auto-encoder and the networks it is made of. May import torch, latents, likelihoods, posteriors and objectives."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from dgrad.errors import InputError
 from dgrad.kernels import cpu
 from dgrad.latent_layer import LatentLayer
 from dgrad.likelihoods import Bernoulli, Likelihood
+from dgrad.noise import Dropout
 from dgrad.objectives import FunctionObjective, Objective
+from dgrad.posterior import Gaussian, Posterior
 from dgrad.sweeps import bernoulli_linear_sweep, difference_sweep
 
 
@@ -32,24 +34,33 @@ class Encoder(nn.Module):
         Raises:
             InputError: the images have another size than the encoder was built for.
         """
-        if images.shape[1:] != self.image_shape:
-            raise InputError(
-                f"images of shape {list(images.shape[1:])}; this model takes {list(self.image_shape)} (channels, height, width)"
-            )
+        check_image_shape(images, self.image_shape)
         return self.body(images.flatten(1)).view(-1, *self.code_shape)
+
+
+def check_image_shape(images: Tensor, expected: tuple[int, ...]) -> None:
+    """Make sure that the images have the size that a model was built for.
+
+    Raises:
+        InputError: they have another.
+    """
+    if images.shape[1:] != expected:
+        raise InputError(
+            f"images of shape {list(images.shape[1:])}; this model takes {list(expected)} (channels, height, width)"
+        )
 
 
 class Decoder(nn.Module):
     """A network from codes to outputs, whose first layer is linear in the code.
 
     That lets the sweep change a coordinate after the first layer, as the difference of two columns of its weight, instead of
-    before it.
+    before it. With Gaussian variables the inputs are `[..., *code, c]`: each coordinate of the code times all of the variables.
     """
 
-    def __init__(self, layer: LatentLayer, widths: list[int]) -> None:
+    def __init__(self, layer: LatentLayer, widths: list[int], gaussian: int = 0) -> None:
         super().__init__()
-        self.code_axes = len(layer.shape)
-        self.first = nn.Linear(math.prod(layer.shape), widths[0])
+        self.code_axes = len(layer.shape) + (gaussian > 0)
+        self.first = nn.Linear(math.prod(layer.shape) * max(gaussian, 1), widths[0])
         self.rest = nn.Sequential(*[module for wide in pairwise(widths) for module in (nn.ReLU(), nn.Linear(*wide))])
 
     def forward(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*outputs"]:
@@ -57,12 +68,15 @@ class Decoder(nn.Module):
 
 
 class DiscreteVAE(nn.Module):
-    """An encoder, a discrete code and a decoder.
+    """An encoder, a discrete code and a decoder; in a mixed model Gaussian variables beside the code.
 
     A model of one's own is an instance with other networks: any `encoder` from images `[B, C, H, W]` to logits
-    `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.shape]` to outputs `[..., C*H*W]`.
+    `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.shape]` to outputs `[..., C*H*W]`. With `gaussian` variables c, the
+    encoder gives a pair, the logits and `[B, 2 gaussian]` means and log-variances, and the decoder takes `[..., *layer.shape, gaussian]`,
+    zero but where the code is one; there it holds the variables (Lorberbom et al. 2019, section 5.1).
 
     Attributes:
+        gaussian: how many Gaussian variables there are.
         compiled_kernels: whether compiled kernels may be used where there are some; the first use may take seconds to compile them.
     """
 
@@ -73,6 +87,7 @@ class DiscreteVAE(nn.Module):
         likelihood: Likelihood,
         encoder: nn.Module,
         decoder: nn.Module,
+        gaussian: int = 0,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -80,37 +95,84 @@ class DiscreteVAE(nn.Module):
         self.likelihood = likelihood
         self.encoder = encoder
         self.decoder = decoder
+        self.gaussian = gaussian
         self.compiled_kernels = False
 
-    def reconstruction(self, images: Float[Tensor, "batch c h w"]) -> Objective:
-        """`-log p(image | code)` of these images, as an objective of their codes."""
-        pixels = images.flatten(1)
-        kind = CompiledReconstruction if CompiledReconstruction.serves(self, pixels) else Reconstruction
-        return kind(self, pixels)
+    def posterior(self, images: Float[Tensor, "batch c h w"]) -> Posterior:
+        """`q(z, c | image)` of these images."""
+        if not self.gaussian:
+            return Posterior(self.encoder(images))
+        logits, parameters = self.encoder(images)
+        mean, log_variance = parameters.chunk(2, dim=-1)
+        return Posterior(logits, Gaussian(mean, log_variance))
 
-    def decode(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*lead c h w"]:
-        """The expected images of codes, in [0, 1]."""
-        mean = self.likelihood.mean(self.decoder(codes))
+    def reconstruction(
+        self, images: Float[Tensor, "batch c h w"], gaussian: Float[Tensor, "batch g"] | None = None
+    ) -> Objective:
+        """`-log p(image | code)` of these images, as an objective of their codes.
+
+        Args:
+            gaussian: a draw of the Gaussian variables for each image, in a model that has some; the objective is for these.
+        """
+        pixels = images.flatten(1)
+        if CompiledReconstruction.serves(self, pixels):
+            return CompiledReconstruction(self, pixels)
+        return Reconstruction(self, pixels, gaussian)
+
+    def decode(
+        self, codes: Float[Tensor, "*codes"], gaussian: Float[Tensor, "*lead g"] | None = None
+    ) -> Float[Tensor, "*lead c h w"]:
+        """The expected images, in [0, 1], of codes and, in a model that has them, Gaussian variables."""
+        mean = self.likelihood.mean(self.decoder(self.decoder_inputs(codes, gaussian)))
         return mean.unflatten(-1, self.image_shape)
+
+    def decoder_inputs(
+        self, codes: Float[Tensor, "*codes"], gaussian: Float[Tensor, "*lead g"] | None
+    ) -> Float[Tensor, "*inputs"]:
+        """The codes; with Gaussian variables, each coordinate of the code times all of them, `[..., *code, g]`."""
+        if gaussian is None:
+            return codes
+        beside_code = (..., *[None] * len(self.layer.shape), slice(None))
+        return codes.unsqueeze(-1) * gaussian[beside_code]
+
+    def prior_gaussian(self, count: int, *, generator: Generator) -> Float[Tensor, "count g"] | None:
+        """Draws of the Gaussian variables from their prior, N(0, I), on the generator's device; None where there are none."""
+        if not self.gaussian:
+            return None
+        return torch.randn(count, self.gaussian, generator=generator, device=generator.device)
+
+    def set_generator(self, generator: Generator) -> None:
+        """Let the networks draw their training noise (`dgrad.noise.Dropout`) from this generator."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
 
 
 class Reconstruction(Objective):
     """`-log p(image | code)`, with the fastest sweep that the decoder allows."""
 
-    def __init__(self, model: DiscreteVAE, pixels: Float[Tensor, "batch d"]) -> None:
+    def __init__(
+        self,
+        model: DiscreteVAE,
+        pixels: Float[Tensor, "batch d"],
+        gaussian: Float[Tensor, "batch g"] | None = None,
+    ) -> None:
         self.decoder = model.decoder
+        self.decoder_inputs = model.decoder_inputs
         self.likelihood = model.likelihood
         self.compiled = model.compiled_kernels
         self.pixels = pixels
+        self.gaussian = gaussian
         self._hidden: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
         return self._evaluate(codes)
 
     def _evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
+        inputs = self.decoder_inputs(codes, self.gaussian)
         if not isinstance(self.decoder, Decoder):
-            return self.likelihood.loss(self.decoder(codes), self.pixels)
-        hidden = self.decoder.first(codes.flatten(2))
+            return self.likelihood.loss(self.decoder(inputs), self.pixels)
+        hidden = self.decoder.first(inputs.flatten(2))
         self._hidden = (codes, hidden.detach())  # an estimator sweeps the codes that it has just evaluated
         return self._rest_loss(hidden)
 
@@ -124,9 +186,18 @@ class Reconstruction(Objective):
             loss = self._evaluate(codes)
         assert self._hidden is not None
         weight, hidden = self.decoder.first.weight, self._hidden[1]
+        if self.gaussian is not None:
+            return difference_sweep(codes, self._weight_of_each(self.gaussian), hidden, self._rest_loss, loss)
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
             return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
         return difference_sweep(codes, weight, hidden, self._rest_loss, loss)
+
+    def _weight_of_each(self, gaussian: Float[Tensor, "batch g"]) -> Float[Tensor, "batch width coordinates"]:
+        """The first layer's weight for the code, with each example's Gaussian variables held: `sum_g W[:, (i, j, g)] c_g`."""
+        assert isinstance(self.decoder, Decoder)
+        weight = self.decoder.first.weight
+        weight = weight.view(len(weight), -1, gaussian.shape[-1])  # [width, n*k, g]
+        return torch.einsum("wxg,bg->bxw", weight, gaussian).mT  # in the order of memory that the sweep needs
 
     def _rest_loss(self, hidden: Tensor) -> Tensor:
         """The loss as a function of the outputs of the decoder's first layer."""
@@ -148,6 +219,7 @@ class CompiledReconstruction(Reconstruction):
         """Whether there is such a kernel for this model and these images; it may be compiled now."""
         return (
             model.compiled_kernels
+            and not model.gaussian
             and model.layer.independent_rows
             and isinstance(model.decoder, Decoder)
             and len(model.decoder.rest) == 0

@@ -1,10 +1,10 @@
-"""Draws that layers and estimators share. May import torch only."""
+"""Draws that layers, estimators and networks share. May import torch only."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 
 def gumbel(
@@ -15,3 +15,23 @@ def gumbel(
     uniform = torch.rand((samples, *like.shape), dtype=dtype, device=like.device, generator=generator)
     # -log(-log U); a draw of exactly 0 would be an infinite potential. (`exponential_` takes almost three times as long on a CPU.)
     return uniform.clamp_min_(torch.finfo(dtype).tiny).log_().neg_().log_().neg_()
+
+
+def drop(x: Tensor, rate: float, *, generator: Generator | None = None) -> Tensor:
+    """`x` with each number made 0 with probability `rate`, and the others scaled so that the mean stays."""
+    if rate == 0:
+        return x
+    kept = torch.empty_like(x).bernoulli_(1 - rate, generator=generator)
+    return x * kept / (1 - rate)
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from a generator of its owner's instead of the global one (see `DiscreteVAE.set_generator`)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.generator: Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop(x, self.rate, generator=self.generator) if self.training else x

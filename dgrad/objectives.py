@@ -44,7 +44,7 @@ class Objective(ABC):
     def __add__(self, other: Objective) -> Objective:
         return _Sum(self, other)
 
-    def __rmul__(self, weight: float) -> Objective:
+    def __rmul__(self, weight: float | Tensor) -> Objective:
         return _Scaled(weight, self)
 
 
@@ -134,16 +134,19 @@ class _Sum(Objective):
 
 
 class _Scaled(Objective):
-    def __init__(self, weight: float, part: Objective) -> None:
+    def __init__(self, weight: float | Tensor, part: Objective) -> None:
         self.weight = weight
         self.part = part
+        self._loss: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, codes: Tensor) -> Tensor:
-        return self.weight * self.part(codes)
+        loss = self.part(codes)
+        self._loss = (codes, loss.detach())  # an estimator sweeps the codes that it has just evaluated
+        return self.weight * loss
 
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
-        own = None if loss is None or self.weight == 0 else loss / self.weight
-        return self.weight * self.part.sweep(codes, own)
+        known = self._loss[1] if self._loss is not None and self._loss[0] is codes else None
+        return self.weight * self.part.sweep(codes, known)
 
 
 class _InDtype(Objective):

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from dgrad.data import Split, unit
 from dgrad.errors import InputError
+from dgrad.evaluation import evaluating
 from dgrad.files import replacing
 from dgrad.networks import DiscreteVAE
 from dgrad.variants import number
@@ -61,21 +62,51 @@ def save_grid(path: Path, images: Tensor, *, pairs: bool = False) -> None:
 
 @torch.no_grad()
 def prior_samples(model: DiscreteVAE, count: int, *, generator: Generator) -> Tensor:
-    """`[count, C, H, W]` expected images of codes drawn from the uniform prior."""
+    """`[count, C, H, W]` expected images of codes, and Gaussian variables, drawn from their prior."""
     logits = torch.zeros(1, *model.layer.shape, device=generator.device)
     codes = model.layer.sample(logits, count, generator=generator).squeeze(1)
-    return model.decode(codes)
+    return model.decode(codes, model.prior_gaussian(count, generator=generator))
+
+
+@torch.no_grad()
+def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator) -> Tensor:
+    """`[rows, k, C, H, W]` expected images: a column for each value of the code's first variable, a row for each style.
+
+    A style is all the rest, drawn from its prior: the other variables and the Gaussian ones. Where there is no rest, there is one row.
+
+    Raises:
+        InputError: the code is no stack of independent variables.
+    """
+    layer = model.layer
+    if not layer.independent_rows:
+        raise InputError(
+            f"--grid needs a code of independent categorical variables, such as 1x10; got {layer}: leave --grid out"
+        )
+    n, k = layer.shape
+    rows = rows if n > 1 or model.gaussian else 1
+    uniform = torch.zeros(1, n, k, device=generator.device)
+    codes = layer.sample(uniform, rows, generator=generator).repeat(1, k, 1, 1)  # [rows, k, n, k]
+    codes[:, :, 0] = torch.eye(k, device=codes.device)
+    gaussian = model.prior_gaussian(rows, generator=generator)
+    return model.decode(codes, None if gaussian is None else gaussian.unsqueeze(1).expand(-1, k, -1))
 
 
 @torch.no_grad()
 def reconstructions(model: DiscreteVAE, images: Tensor) -> Tensor:
-    """`[N, C, H, W]` expected images of the most probable code of each image."""
-    return model.decode(model.layer.argmax(model.encoder(images)))
+    """`[N, C, H, W]` expected images of the most probable code of each image, and the mean of its Gaussian variables."""
+    with evaluating(model):
+        posterior = model.posterior(images)
+    return model.decode(model.layer.argmax(posterior.logits), posterior.mean)
 
 
 def save_samples(path: Path, model: DiscreteVAE, *, generator: Generator, rows: int = 8, columns: int = 12) -> None:
     """Write a grid of prior samples."""
     save_grid(path, prior_samples(model, rows * columns, generator=generator).unflatten(0, (rows, columns)).cpu())
+
+
+def save_class_grid(path: Path, model: DiscreteVAE, *, generator: Generator, rows: int = 8) -> None:
+    """Write a column for each value of the code's first variable and a row for each style (figure 7 of the paper)."""
+    save_grid(path, class_grid(model, rows, generator=generator).cpu())
 
 
 def save_reconstructions(path: Path, model: DiscreteVAE, split: Split, *, rows: int = 4, columns: int = 12) -> None:

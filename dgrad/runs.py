@@ -17,6 +17,7 @@ from dgrad.config import TrainConfig, read_config
 from dgrad.data import Dataset, binarize, default_data_root, load_dataset
 from dgrad.errors import InputError
 from dgrad.files import damaged, load_checkpoint, umask, write_text
+from dgrad.hyperparameters import hyperparameters_of
 from dgrad.likelihoods import likelihood
 from dgrad.networks import DiscreteVAE
 
@@ -196,7 +197,13 @@ def build_model(config: TrainConfig, image_shape: tuple[int, int, int]) -> Discr
     """
     layer = registry.latent(config.latent)
     arguments = (layer, image_shape, likelihood(config.likelihood), config.hidden)
-    return registry.build("models", config.model, DiscreteVAE, *arguments)
+    if config.gaussian is None:
+        return registry.build("models", config.model, DiscreteVAE, *arguments)
+    if "gaussian" not in hyperparameters_of(registry.registry().factory("models", config.model)):
+        raise InputError(
+            f"--gaussian {config.gaussian}: the model {config.model} has no Gaussian variables; leave --gaussian out, or take --model mixture"
+        )
+    return registry.build("models", config.model, DiscreteVAE, *arguments, gaussian=config.gaussian)
 
 
 def build_dataset(config: TrainConfig) -> Dataset:

@@ -27,7 +27,7 @@ NUMBERS_AT_ONCE = 2**20
 @torch.no_grad()
 def difference_sweep(
     codes: Float[Tensor, "samples batch n k"],
-    weight: Float[Tensor, "width n*k"],
+    weight: Float[Tensor, "*each width n*k"],
     hidden: Float[Tensor, "samples batch width"],
     rest_loss: Callable[[Tensor], Tensor],
     loss: Float[Tensor, "samples batch"],
@@ -38,7 +38,7 @@ def difference_sweep(
 
     Args:
         codes: one-hot rows.
-        weight: of the first layer.
+        weight: of the first layer; `[B, width, n*k]` where each example has one of its own.
         hidden: the first layer's outputs for `codes`.
         rest_loss: the loss as a function of the first layer's outputs, `[R, B, width] -> [R, B]` for any R.
         loss: the loss of `codes`.
@@ -50,7 +50,10 @@ def difference_sweep(
     row_start = k * torch.arange(n, device=own.device)[:, None]  # [n, 1]
     new = (row_start + others).flatten(-2).movedim(-1, 0)  # [C, S, B], C = n(k-1) changes
     old = (row_start + own).expand_as(others).flatten(-2).movedim(-1, 0)  # [C, S, B]
-    columns = weight.T.contiguous()  # [n*k, width]
+    columns = weight.mT.reshape(-1, weight.shape[-2])  # [n*k, width], or those of all examples one after the other
+    if weight.ndim == 3:
+        own_columns = n * k * torch.arange(batch, device=own.device)  # [B]
+        new, old = new + own_columns, old + own_columns
     per_call = max(1, codes_per_call // (samples * batch))
     losses = [
         # f(a + W[:, new] - W[:, old])

@@ -11,7 +11,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,17 @@ from torch import Generator, Tensor
 import dgrad
 from dgrad import registry
 from dgrad.captured import CapturedSteps, DeviceStep, NotCapturable
-from dgrad.config import TrainConfig
-from dgrad.data import Batch, Batches, binarize
+from dgrad.config import TrainConfig, configure
+from dgrad.data import Batch
 from dgrad.devices import choose_device, describe_device
 from dgrad.errors import CompilerWarning, InputError, RunError
-from dgrad.evaluation import evaluate_bound, evaluation_generator
+from dgrad.evaluation import evaluate_accuracy, evaluate_bound, evaluation_generator
 from dgrad.files import damaged, load_checkpoint, save_checkpoint, write_text
-from dgrad.gradient_estimator import GradientEstimator
 from dgrad.listener import Listener
 from dgrad.networks import DiscreteVAE
 from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_state, resolve
 from dgrad.schedules import Constant, schedule
+from dgrad.training_data import training_batches
 from dgrad.training_loss import TrainingLoss
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
@@ -79,22 +79,18 @@ class Trainer:
         self.model.to(self.device)
         self.estimator.to(self.device)
 
-        self.batches = Batches(
-            binarize(dataset, config.binarize, seed=config.seed).train.to(self.device),
-            config.batch_size,
-            generator=Generator(self.device).manual_seed(config.seed),
-            dynamic=config.binarize == "dynamic",
-        )
+        self.batches = training_batches(config, dataset, layer, self.device)
         self.noise = Generator(self.device).manual_seed(config.seed + 2**41)
+        self.model.set_generator(self.noise)
         self.total_steps = config.steps if config.steps is not None else config.epochs * self.batches.steps_per_epoch
-        self.estimator.set_run_length(self.total_steps)
         self._worth_compiling = config.compile == "on" or (
             config.compile == "auto" and self.total_steps >= STEPS_WORTH_COMPILING
         )
         self.model.compiled_kernels = self._worth_compiling
         self.lr = schedule(config.lr).over(self.total_steps)
-        self.loss = TrainingLoss(self.model, self.estimator, config, self.noise)
-        self.captures = self.device.type == "cuda" and self._worth_compiling and self._is_the_same_every_step()
+        self.loss = TrainingLoss(self.model, self.estimator, config, self.noise).to(self.device)
+        self.loss.set_run_length(self.total_steps)
+        self.captures = self.device.type == "cuda" and self._worth_compiling and self.loss.recordable
         self.optimizer = self._make_optimizer()
         self.step = 0
         self.seconds = 0.0
@@ -140,16 +136,10 @@ class Trainer:
         self.losses_summed += 1
         self.step += 1
 
-    def _is_the_same_every_step(self) -> bool:
-        """Whether nothing in a step is decided by Python code of others that a recorded step would not run again."""
-        own_steps = type(self.estimator).set_step is not GradientEstimator.set_step
-        return not own_steps and not self.loss.has_code_losses
-
     def _capture(self) -> None:
         self.device_step = self._make_device_step()
         try:
-            generators = [self.noise, self.batches.generator]
-            self.captured = CapturedSteps([self.device_step], self._state, generators)
+            self.captured = CapturedSteps([self.device_step], self._state, [self.noise, *self.batches.generators])
         except NotCapturable as error:
             self.captures, self.device_step = False, None
             warnings.warn(
@@ -161,8 +151,8 @@ class Trainer:
 
     def _make_device_step(self) -> DeviceStep:
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        tensors = [(value, [getattr(self.estimator, name)]) for name, value in self.estimator.schedules.items()]
-        moving = [pair for pair in [(self.lr, rates), *tensors] if not isinstance(pair[0], Constant)]
+        scheduled = [(self.lr, rates), *((value, [tensor]) for value, tensor in self.loss.scheduled())]
+        moving = [pair for pair in scheduled if not isinstance(pair[0], Constant)]
         device_step = DeviceStep(self.batches, moving, self._update, self.total_steps)
         device_step.at(self.step)
         return device_step
@@ -177,7 +167,7 @@ class Trainer:
         yield from (self.loss_sum, self.device_step.step, *self.device_step.scheduled)
 
     def _set_schedules(self) -> None:
-        self.estimator.set_step(self.step)
+        self.loss.set_step(self.step)
         if self.device_step is not None:
             self.device_step.at(self.step + 1)
         if not isinstance(self.lr, Constant):
@@ -259,12 +249,24 @@ class Trainer:
             "valid_bound": bound.bound,
             "valid_reconstruction": bound.reconstruction,
             "valid_kl": bound.kl,
+            **({} if bound.gaussian_kl is None else {"valid_gaussian_kl": bound.gaussian_kl}),
+            **(
+                {"valid_accuracy": evaluate_accuracy(self.model, self.evaluation_data.valid)}
+                if self.config.labels
+                else {}
+            ),
             "lr": self.lr(self.step - 1),
+            **(
+                {}
+                if isinstance(self.loss.kl_schedule, Constant)
+                else {"kl_weight": self.loss.kl_schedule(self.step - 1)}
+            ),
             **{name: value(self.step - 1) for name, value in self.estimator.schedules.items()},
             "seconds": self.seconds,
         }
-        if bound.bound < self.best["valid_bound"]:
-            self.best = {"epoch": self.epoch, "step": self.step, "valid_bound": bound.bound}
+        if not self.best_weights or _merit(metrics) > _merit(self.best):
+            chosen_by = ("epoch", "step", "valid_bound", "valid_accuracy")
+            self.best = {name: metrics[name] for name in chosen_by if name in metrics}
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         return metrics
 
@@ -275,6 +277,7 @@ class Trainer:
         best = {**self.best, **self._test()}
         return {
             "test_bound": best["test_bound"],
+            **({"accuracy": best["test_accuracy"]} if self.config.labels else {}),
             "unit": self.model.likelihood.unit,
             "best": best,
             "final": final,
@@ -300,7 +303,9 @@ class Trainer:
             samples=self.config.eval_samples,
             generator=evaluation_generator(self.device, self.config.seed),
         )
-        figures = {f"test_{name}": value for name, value in asdict(bound).items()}
+        figures = {f"test_{name}": value for name, value in asdict(bound).items() if value is not None}
+        if self.config.labels:
+            figures["test_accuracy"] = evaluate_accuracy(self.model, self.evaluation_data.test)
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
     # State
@@ -317,6 +322,7 @@ class Trainer:
                 for index, entry in optimizer.items()
                 for name, tensor in entry.items()
             },
+            **{f"supervision.{name}": tensor for name, tensor in self._supervision_state().items()},
             **{f"batches.{name}": tensor for name, tensor in self.batches.state_dict().items()},
             "noise": self.noise.get_state(),
             "loss_sum": self.loss_sum,
@@ -328,16 +334,13 @@ class Trainer:
             "losses_summed": self.losses_summed,
             "best": self.best if self.best_weights else None,
             "image_shape": self.model.image_shape,
-            "config": self._what_decides(),
+            "config": _what_decides(self.config),
         }
         save_checkpoint(run.checkpoint_file, tensors, state)
         self._saved_at = self.seconds
 
-    def _what_decides(self) -> dict[str, Any]:
-        """The settings that decide a run's figures, as JSON has them."""
-        settings: dict[str, Any] = json.loads(self.config.to_json())
-        del settings["device"]
-        return settings
+    def _supervision_state(self) -> dict[str, Tensor]:
+        return {} if self.loss.supervision is None else self.loss.supervision.state_dict()
 
     def restore(self, run: Run) -> None:
         """Go on from the run's checkpoint; metrics of later steps are dropped, they will be measured again.
@@ -348,9 +351,7 @@ class Trainer:
         if not run.checkpoint_file.exists() and not run.metrics():
             return  # killed before its first step: it starts anew
         tensors, state = load_checkpoint(run.checkpoint_file)
-        ours, theirs = self._what_decides(), state["config"]
-        if isinstance(theirs, dict):
-            theirs = {"compile": TrainConfig.compile, **theirs}  # older checkpoints do not have it
+        ours, theirs = _what_decides(self.config), _as_written_now(state["config"])
         if ours != theirs:
             changed = sorted(name for name in ours if not isinstance(theirs, dict) or ours[name] != theirs.get(name))
             raise InputError(
@@ -364,6 +365,8 @@ class Trainer:
     def _restore(self, run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         load_state(self.model, tensors, "model.", run.checkpoint_file)
         load_state(self.estimator, tensors, "estimator.", run.checkpoint_file)
+        if self.loss.supervision is not None:
+            load_state(self.loss.supervision, tensors, "supervision.", run.checkpoint_file)
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -385,6 +388,26 @@ class Trainer:
         self._saved_at = self.seconds
         kept = [line for line in run.metrics() if line["step"] <= self.step]
         write_text(run.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _what_decides(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide a run's figures, as JSON has them."""
+    settings: dict[str, Any] = json.loads(config.to_json())
+    del settings["device"]
+    return settings
+
+
+def _as_written_now(settings: Any) -> Any:
+    """The settings of a checkpoint, which may be older than some of them; as they are where they are no settings."""
+    try:
+        return _what_decides(configure(settings))
+    except (InputError, TypeError, AttributeError):
+        return settings
+
+
+def _merit(figures: Mapping[str, Any]) -> tuple[float, float]:
+    """What the best weights have most of, by validation: accuracy where there are labels, then the bound, which is to be low."""
+    return figures.get("valid_accuracy", 0.0), -figures["valid_bound"]
 
 
 def resume(path: Path, listener: Listener | None = None, **changes: Any) -> tuple[Trainer, Run]:

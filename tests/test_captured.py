@@ -30,6 +30,14 @@ CASES = {
     "a learned control variate": {"estimator": "relax"},
     "a moving average": {"estimator": "reinforce"},
     "pixels drawn anew": {"estimator": "leg", "binarize": "dynamic"},
+    "labels and a scheduled KL": {
+        "estimator": "direct",
+        "latent": "1x10",
+        "labels": "40",
+        "kl-weight": "geometric:10:1",
+        "label-loss": "code",
+        "augment": "true",
+    },
     "the KL inside": {"estimator": "gumbel-softmax", "kl": "inside", "set": {"temperature": "linear:1:0.3"}},
 }
 
@@ -59,7 +67,7 @@ def with_device_step(trainer: Trainer) -> Trainer:
 def test_the_step_that_is_recorded_trains_as_the_ordinary_one(case: str) -> None:
     config = configure({**SETTINGS, **CASES[case]})
     ordinary, device = Trainer(config), with_device_step(Trainer(config))
-    short = len(ordinary.batches.split) % config.batch_size
+    short = len(ordinary.batches.order) % config.batch_size
     assert short, "the last batch of an epoch should be short, so that it takes the ordinary way"
     for step in range(60):  # over two ends of an epoch
         ordinary.train_step()

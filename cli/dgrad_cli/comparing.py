@@ -16,6 +16,8 @@ from dgrad.errors import InputError, RunError
 from dgrad_cli.display import Watcher, duration, print_json, print_table
 from dgrad_cli.inspecting import load_plugins
 from dgrad_cli.settings import (
+    AugmentOption,
+    BalanceWeightOption,
     BatchSizeOption,
     BinarizeOption,
     CompileOption,
@@ -25,9 +27,14 @@ from dgrad_cli.settings import (
     EpochsOption,
     EvalEveryOption,
     EvalSamplesOption,
+    GaussianOption,
     HiddenOption,
     InputDropoutOption,
     KLWeightOption,
+    LabelledBatchOption,
+    LabelLossOption,
+    LabelsOption,
+    LabelWeightOption,
     LatentOption,
     LikelihoodOption,
     ModelOption,
@@ -87,6 +94,7 @@ def diagnose(
     binarize: BinarizeOption = None,
     model: ModelOption = None,
     hidden: HiddenOption = None,
+    gaussian: GaussianOption = None,
     likelihood: LikelihoodOption = None,
     device: DeviceOption = None,
     plugin: PluginOption = None,
@@ -114,7 +122,14 @@ def diagnose(
 
     out = out or run or Path("diagnosis")
     _check_directory(out)
-    of_the_model = {"latent": latent, "binarize": binarize, "model": model, "hidden": hidden, "likelihood": likelihood}
+    of_the_model = {
+        "latent": latent,
+        "binarize": binarize,
+        "model": model,
+        "hidden": hidden,
+        "gaussian": gaussian,
+        "likelihood": likelihood,
+    }
     network: DiscreteVAE
     split: Split
     if run is not None:
@@ -223,6 +238,7 @@ def compare(
     binarize: BinarizeOption = None,
     model: ModelOption = None,
     hidden: HiddenOption = None,
+    gaussian: GaussianOption = None,
     input_dropout: InputDropoutOption = None,
     likelihood: LikelihoodOption = None,
     kl: Annotated[
@@ -233,6 +249,12 @@ def compare(
         ),
     ] = None,
     kl_weight: KLWeightOption = None,
+    labels: LabelsOption = None,
+    labelled_batch: LabelledBatchOption = None,
+    label_loss: LabelLossOption = None,
+    label_weight: LabelWeightOption = None,
+    balance_weight: BalanceWeightOption = None,
+    augment: AugmentOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
     batch_size: BatchSizeOption = None,
@@ -261,8 +283,9 @@ def compare(
     load_plugins(plugin)
     variants = read_variants(estimators, set_ or ())
     given = {
-        "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden,
-        "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "epochs": epochs, "steps": steps,
+        "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
+        "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
+        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "augment": augment, "epochs": epochs, "steps": steps,
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,
     }  # fmt: skip

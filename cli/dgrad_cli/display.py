@@ -37,11 +37,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
-    """`21.37 nats (reconstruction 15.20, KL 6.17)`."""
-    return (
-        f"{metrics[f'{prefix}_bound']:.2f} {unit} (reconstruction {metrics[f'{prefix}_reconstruction']:.2f}, "
-        f"KL {metrics[f'{prefix}_kl']:.2f})"
-    )
+    """`21.37 nats (reconstruction 15.20, KL 6.17)`, with the KL of Gaussian variables and the accuracy where there are such."""
+    parts = [
+        f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}",
+        f"KL {metrics[f'{prefix}_kl']:.2f}",
+    ]
+    if f"{prefix}_gaussian_kl" in metrics:
+        parts.append(f"Gaussian KL {metrics[f'{prefix}_gaussian_kl']:.2f}")
+    accuracy = f", accuracy {100 * metrics[f'{prefix}_accuracy']:.2f} %" if f"{prefix}_accuracy" in metrics else ""
+    return f"{metrics[f'{prefix}_bound']:.2f} {unit} ({', '.join(parts)}){accuracy}"
 
 
 class Watcher(Listener):
@@ -100,6 +104,8 @@ class Watcher(Listener):
         """Show the figures of an evaluation."""
         if self.progress is not None:
             bound = f"{metrics['valid_bound']:.2f}"
+            if "valid_accuracy" in metrics:
+                bound += f", accuracy {100 * metrics['valid_accuracy']:.2f} %"
             self.progress.update(self.progress.task_ids[0], epoch=f"{metrics['epoch']:g}", bound=bound)
         elif not self.quiet and (
             time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or trainer.step == trainer.total_steps

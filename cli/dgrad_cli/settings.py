@@ -41,9 +41,10 @@ BinarizeOption = Annotated[
     str | None,
     setting("threshold (round at 0.5), static (one draw), dynamic (a new draw each time), none (grey).", "binarize"),
 ]
-ModelOption = Annotated[str | None, setting("linear or mlp.", "model")]
-HiddenOption = Annotated[
-    str | None, setting("Widths of hidden layers of mlp, from the image to the code: 400,200.", "hidden")
+ModelOption = Annotated[str | None, setting("linear, mlp, or mixture (Gaussian variables beside the code).", "model")]
+HiddenOption = Annotated[str | None, setting("Widths of hidden layers, from the image to the code: 400,200.", "hidden")]
+GaussianOption = Annotated[
+    str | None, setting("Gaussian variables beside the code, in the mixture model. (default: 20)", "gaussian")
 ]
 InputDropoutOption = Annotated[
     str | None, setting("Share of pixels hidden from the encoder in a step.", "input_dropout")
@@ -57,7 +58,35 @@ KLOption = Annotated[
     ),
 ]
 KLWeightOption = Annotated[
-    str | None, setting("Weight of the KL in training; at 0 it is reported, not trained.", "kl_weight")
+    str | None,
+    setting(
+        "Weight of the code's KL in training, or a schedule of it; at 0 it is reported, not trained.",
+        "kl_weight",
+        kind="NUMBER",
+    ),
+]
+LabelsOption = Annotated[
+    str | None,
+    setting("How many training images show their label, balanced over classes; needs a latent 1xCLASSES.", "labels"),
+]
+LabelledBatchOption = Annotated[
+    str | None, setting("Labelled images in a step, beside --batch-size others.", "labelled_batch")
+]
+LabelLossOption = Annotated[
+    str | None,
+    setting("cross-entropy (of the logits), or code: a loss of the code, through the estimator.", "label_loss"),
+]
+LabelWeightOption = Annotated[str | None, setting("Weight of that loss.", "label_weight")]
+BalanceWeightOption = Annotated[
+    str | None, setting("Weight of the balance of the classes in the code; with --labels only.", "balance_weight")
+]
+AugmentOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--augment/--no-augment",
+        help="Redraw labelled images by small random affine maps. (default: --no-augment)",
+        show_default=False,
+    ),
 ]
 EpochsOption = Annotated[str | None, setting("Passes over the training images.", "epochs")]
 StepsOption = Annotated[str | None, setting("Number of steps, instead of epochs.", "steps")]

@@ -49,7 +49,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure the bound of a trained model."""
-    from dgrad.evaluation import evaluate_bound, evaluation_generator, importance_weighted_bound
+    from dgrad.evaluation import evaluate_accuracy, evaluate_bound, evaluation_generator, importance_weighted_bound
 
     model, state, images, config = load_split(run, split, dataset, data_root, weights, device)
     target = images.images.device
@@ -60,6 +60,10 @@ def evaluate(
         "standard_error": None if bound.standard_error != bound.standard_error else bound.standard_error,
         "unit": model.likelihood.unit,
     }  # fmt: skip
+    if config.labels and images.labels is not None:
+        result["accuracy"] = evaluate_accuracy(model, images)
+    if bound.gaussian_kl is not None:
+        result["gaussian_kl"] = bound.gaussian_kl
     if importance_samples is not None:
         generator = evaluation_generator(target, seed)
         result["importance_samples"] = importance_samples
@@ -69,7 +73,7 @@ def evaluate(
     if json:
         print_json(result)
         return
-    values = {f"test_{name}": result[name] for name in ("bound", "reconstruction", "kl")}
+    values = {f"test_{name}": value for name, value in result.items()}
     print(
         f"{split} bound  {figures(values, 'test', result['unit'])}, {len(images)} images, weights of epoch {state['epoch']:g} ({state['weights']})"
     )
@@ -83,21 +87,33 @@ def sample(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     rows: Annotated[int, typer.Option(min=1)] = 8,
-    columns: Annotated[int, typer.Option(min=1)] = 12,
+    columns: Annotated[int | None, typer.Option(help="(default: 12)", min=1, show_default=False)] = None,
+    grid: Annotated[
+        bool,
+        typer.Option(
+            "--grid", help="A column for each value of the code's first variable (each class), a row for each style."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
     weights: Weights = "best",
 ) -> None:
     """Draw codes from the uniform prior and write what they decode to."""
     from torch import Generator
 
-    from dgrad.pictures import save_samples
+    from dgrad.pictures import save_class_grid, save_samples
     from dgrad.runs import Run
 
     _check_picture(out)
+    if grid and columns is not None:
+        raise InputError(f"--grid has a column for each value of a variable; got --columns {columns}: leave it out")
     _check_choice("--weights", weights, ("best", "last"))
     model, state = Run.open(run).load_model(weights)
     _note_unfinished(run, state)
-    save_samples(out, model, generator=Generator().manual_seed(seed), rows=rows, columns=columns)
+    generator = Generator().manual_seed(seed)
+    if grid:
+        save_class_grid(out, model, generator=generator, rows=rows)
+    else:
+        save_samples(out, model, generator=generator, rows=rows, columns=columns or 12)
     print(out)
 
 

@@ -10,6 +10,7 @@ from dgrad.data.binarization import BINARIZATIONS, binarize
 from dgrad.data.download import download_idx
 from dgrad.data.idx import load_idx
 from dgrad.data.image_folder import load_folder
+from dgrad.data.labelled import UNKNOWN, LabelledImages, SemiSupervisedBatches, choose_labelled
 from dgrad.data.npz import load_npz
 from dgrad.data.partitioning import partition
 from dgrad.data.sources import default_data_root, load_dataset
@@ -17,11 +18,15 @@ from dgrad.data.splits import Dataset, Split, unit
 
 __all__ = [
     "BINARIZATIONS",
+    "UNKNOWN",
     "Batch",
     "Batches",
     "Dataset",
+    "LabelledImages",
+    "SemiSupervisedBatches",
     "Split",
     "binarize",
+    "choose_labelled",
     "default_data_root",
     "download_idx",
     "load_dataset",

@@ -77,6 +77,11 @@ class Batches:
     def __next__(self) -> Batch:
         return self.gather(self.advance())
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What it draws from."""
+        return [self.generator]
+
     def advance(self) -> Tensor:
         """Move on by a batch: the places of its images in the split `[B]`. A new epoch draws its order into `self.order`."""
         if self._position == self.steps_per_epoch:

@@ -68,6 +68,11 @@ def export_run(
     _check_free(target, out, overwrite=overwrite)
     run = Run.open(run_path)
     model, state = run.load_model(weights)
+    if model.gaussian:
+        raise InputError(
+            f"{run_path} has {model.gaussian} Gaussian variables beside its code, which an export has no place for yet; "
+            "export a run of --model linear or mlp"
+        )
     config = run.config
     metadata = _metadata(config, model)
     rounds = config.binarize == "threshold"

@@ -1,4 +1,4 @@
-"""The built-in plugin: estimators, latents, data sets and models, registered through the same hooks as anybody's.
+"""The built-in plugin: estimators, latents, data sets, models and the loss of labels, registered through the same hooks as anybody's.
 
 May import dgrad; never dgrad_cli or dgrad_export.
 """
@@ -9,10 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import dgrad
+from dgrad.mixture import mixture_vae
 from dgrad.networks import linear_vae, mlp_vae
 from dgrad_plugins.datasets import DATASETS
 from dgrad_plugins.estimators import ESTIMATORS
+from dgrad_plugins.labels import dgrad_code_losses
 from dgrad_plugins.latents import Categorical
+
+__all__ = [
+    "dgrad_code_losses",
+    "dgrad_register_datasets",
+    "dgrad_register_estimators",
+    "dgrad_register_latents",
+    "dgrad_register_models",
+]
 
 Register = Callable[[str, Callable[..., Any]], None]
 
@@ -38,3 +48,4 @@ def dgrad_register_datasets(register: Register) -> None:
 def dgrad_register_models(register: Register) -> None:
     register("linear", linear_vae)
     register("mlp", mlp_vae)
+    register("mixture", mixture_vae)

@@ -1,0 +1,137 @@
+"""Labels as knowledge about the code: what training does with them. May import torch, objectives and latent layers; no estimator.
+
+A label is the value of one variable of the code. Labels are `[B]`, for a code of one variable, or `[B, n]`, one for each variable; -1 is
+unknown. What is known is held at its label in the reconstruction, where the bound becomes that of `log p(x, z)`; and the encoder learns
+it from a loss of its own: of the code, which every estimator carries back in its own way, or of the logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dgrad.config import TrainConfig
+from dgrad.data import Dataset
+from dgrad.errors import InputError
+from dgrad.latent_layer import LatentLayer
+from dgrad.numerics import log_softmax
+from dgrad.objectives import Objective
+
+MEMORY = 0.9
+"""How much of the mean of `q` over the classes stays from step to step."""
+
+
+def check_labels(config: TrainConfig, dataset: Dataset, layer: LatentLayer) -> None:
+    """Make sure that the classes of the data set can be values of the code.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if dataset.train.labels is None or dataset.classes is None:
+        raise InputError(
+            f"--labels {config.labels}: {config.dataset} has no labels; leave --labels out, or take data that has some"
+        )
+    expected = (1, len(dataset.classes))
+    if not layer.independent_rows or layer.shape != expected:
+        raise InputError(
+            f"--labels {config.labels} needs a code of one variable with as many values as classes; got --latent {layer}, expected 1x{expected[1]}"
+        )
+
+
+def known_codes(
+    labels: Int[Tensor, "batch *variables"], shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> tuple[Bool[Tensor, "batch n 1"], Float[Tensor, "batch n k"]]:
+    """Which rows of a code of `shape` the labels know, and their codes, with rows of zeros where the label is unknown."""
+    n, k = shape
+    labels = labels.reshape(-1, n, 1)
+    return labels >= 0, (labels == torch.arange(k, device=labels.device)).to(dtype)
+
+
+class ObservedObjective(Objective):
+    """An objective with the known rows of the code held at their labels: there nothing changes it."""
+
+    def __init__(
+        self, objective: Objective, known: Bool[Tensor, "batch n 1"], codes: Float[Tensor, "batch n k"]
+    ) -> None:
+        self.objective = objective
+        self.known = known
+        self.codes = codes
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, codes: Float[Tensor, "samples #batch n k"]) -> Float[Tensor, "samples batch"]:
+        held = torch.where(self.known, self.codes, codes)
+        self._held = (codes, held)  # an estimator sweeps the codes that it has just evaluated
+        return self.objective(held)
+
+    @torch.no_grad()
+    def sweep(
+        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
+    ) -> Float[Tensor, "samples batch n k"]:
+        if loss is None or self._held is None or self._held[0] is not codes:
+            loss = self(codes)
+        assert self._held is not None
+        return torch.where(self.known, loss[..., None, None], self.objective.sweep(self._held[1], loss))
+
+
+class LabelObjective(Objective):
+    """`weight` for every known variable of the code that has another value than its label; 0 for what is unknown.
+
+    It is linear in the code. Direct optimization subtracts epsilon times it from the potentials: as the weight grows, the perturbed
+    argmax becomes the label, and the gradient `(z - label) / epsilon`, in the mean `1 / epsilon` times that of the cross-entropy
+    (Lorberbom et al. 2019, section 6).
+    """
+
+    def __init__(self, weight: float, labels: Int[Tensor, "batch *variables"]) -> None:
+        self.weight = weight
+        self.labels = labels
+
+    def __call__(self, codes: Float[Tensor, "samples #batch n k"]) -> Float[Tensor, "samples batch"]:
+        return (self._cost(codes) * codes).sum((-2, -1))
+
+    @torch.no_grad()
+    def sweep(
+        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
+    ) -> Float[Tensor, "samples batch n k"]:
+        cost = self._cost(codes)
+        loss = (cost * codes).sum((-2, -1)) if loss is None else loss
+        return loss[..., None, None] + cost - (cost * codes).sum(-1, keepdim=True)
+
+    def _cost(self, codes: Tensor) -> Tensor:
+        """What each value of each variable costs, `[B, n, k]`."""
+        known, labelled = known_codes(self.labels, codes.shape[-2:], codes.dtype)
+        return self.weight * (known.to(codes.dtype) - labelled)
+
+
+class Supervision(nn.Module):
+    """What training with few labels adds to the bound: a loss of the logits of labelled images, and the balance of the classes.
+
+    The balance is `weight * sum (m log m + m log k)` over the values of each variable, the KL between m and equal frequencies; m is a
+    moving mean of `q` over the unlabelled images, its gradient that of the batch's mean. Without it, classes merge.
+    """
+
+    mean: Tensor
+
+    def __init__(self, config: TrainConfig, layer: LatentLayer) -> None:
+        super().__init__()
+        self.label_weight = config.label_weight if config.label_loss == "cross-entropy" else 0.0
+        self.balance_weight = config.balance_weight
+        self.register_buffer("mean", torch.full(layer.shape, 1 / layer.shape[-1]))
+
+    def forward(
+        self, logits: Float[Tensor, "batch n k"], known: Bool[Tensor, "batch n 1"], codes: Float[Tensor, "batch n k"]
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch, the mean over its images, in nats."""
+        log_q = log_softmax(logits)
+        loss = -self.label_weight * (codes * log_q).sum((-2, -1)).mean()
+        if self.balance_weight > 0:
+            loss = loss + self.balance_weight * self._balance(log_q.exp(), known)
+        return loss
+
+    def _balance(self, q: Tensor, known: Tensor) -> Tensor:
+        unknown = (~known).to(q.dtype)  # [B, n, 1]
+        batch_mean = (unknown * q).sum(0) / unknown.sum(0).clamp_min(1)  # [n, k]
+        with torch.no_grad():
+            self.mean.mul_(MEMORY).add_(batch_mean, alpha=1 - MEMORY)
+        # d sum m log m = sum log m dm, as the changes of m add up to 0; a class that nothing has stays finite
+        return (batch_mean * (self.mean.clamp_min(1e-9) * self.mean.shape[-1]).log()).sum()
