@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dgrad import registry
 from dgrad.config import TrainConfig
 from dgrad.data import Batch
+from dgrad.distributed import World
 from dgrad.gradient_estimator import GradientEstimator
 from dgrad.networks import DiscreteVAE
 from dgrad.objectives import FunctionObjective, KLObjective
@@ -49,3 +54,42 @@ class TrainingLoss(nn.Module):
             return images
         kept = torch.empty_like(images).bernoulli_(1 - rate, generator=self.noise)
         return images * kept / (1 - rate)
+
+
+def _buffers_apart() -> dict[str, Any]:
+    """Tells DistributedDataParallel to leave buffers alone, by the name that this torch has for it; the older one is deprecated."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+class SharedLoss(nn.Module):
+    """One process's part of the loss of a batch: its mean over the processes, and that of its gradient, are the whole batch's.
+
+    The gradient is averaged in the backward pass, by DistributedDataParallel; what is averaged over a batch outside the gradient (a
+    baseline, a coefficient) by `share_averages`.
+    """
+
+    def __init__(self, loss: TrainingLoss, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.share = 1.0
+        self.part = DistributedDataParallel(loss, gradient_as_bucket_view=True, **_buffers_apart())
+        self.averages = [
+            name
+            for name, tensor in loss.state_dict(keep_vars=True).items()
+            if not isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+        ]
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        self.share = batch.share
+        return self.part(batch) * (batch.share * self.world.size)
+
+    @torch.no_grad()
+    def share_averages(self) -> None:
+        """After each step: the buffers that are saved become their mean over the processes, weighted by the shares of the last batch.
+
+        What is linear in the mean over a batch, as moving averages are, is then what one process that saw the whole batch would have.
+        """
+        for name in self.averages:
+            average = self.part.module.get_buffer(name)
+            average.copy_(self.world.sum(average * self.share))
