@@ -7,12 +7,13 @@ anything heavy is loaded; alone, a process never touches torch.distributed.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from dgrad.errors import DgradError, InputError
+from dgrad.errors import DgradError, InputError, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +106,7 @@ class World:
 
         Raises:
             InputError: there is no such device.
+            RunError: another process has ended.
         """
         if self.size == 1:
             yield
@@ -116,7 +118,19 @@ class World:
         if own.type == "cuda":
             torch.cuda.set_device(own)
         distributed.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
-        yield
+        with warnings.catch_warnings():
+            # True of every layer with one output, whose two strides mean the same.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            try:
+                yield
+            except RuntimeError as error:
+                ours = isinstance(error, DgradError)
+                if ours or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+                    raise
+                raise RunError(
+                    f"process {self.rank} of {self.size} lost its connection to another, which says why, if it could; the run goes on from "
+                    "its last checkpoint with --resume"
+                ) from error
         distributed.destroy_process_group()
 
     def from_first(self, make: Callable[[], Value]) -> Value:

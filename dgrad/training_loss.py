@@ -66,17 +66,21 @@ class SharedLoss(nn.Module):
     """One process's part of the loss of a batch: its mean over the processes, and that of its gradient, are the whole batch's.
 
     The gradient is averaged in the backward pass, by DistributedDataParallel; what is averaged over a batch outside the gradient (a
-    baseline, a coefficient) by `share_averages`.
+    baseline, a coefficient) by `share_averages`. Every parameter must have a gradient in every step.
     """
 
     def __init__(self, loss: TrainingLoss, world: World) -> None:
         super().__init__()
         self.world = world
         self.share = 1.0
-        self.part = DistributedDataParallel(loss, gradient_as_bucket_view=True, **_buffers_apart())
+        self.part = DistributedDataParallel(_Rehearsed(loss), gradient_as_bucket_view=True, **_buffers_apart())
+        # DistributedDataParallel arranges the gradients anew after the first backward pass, and with that the order in which those of
+        # more than two processes are added. It is behind us here: a resumed run adds in the order of one that nobody disturbed.
+        self.part(None).backward()
+        self.zero_grad()
         self.averages = [
             name
-            for name, tensor in loss.state_dict(keep_vars=True).items()
+            for name, tensor in self.part.module.state_dict(keep_vars=True).items()
             if not isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
         ]
 
@@ -93,3 +97,16 @@ class SharedLoss(nn.Module):
         for name in self.averages:
             average = self.part.module.get_buffer(name)
             average.copy_(self.world.sum(average * self.share))
+
+
+class _Rehearsed(nn.Module):
+    """A loss of a batch; without a batch, a number whose gradient is zero in every parameter."""
+
+    def __init__(self, loss: TrainingLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, batch: Batch | None) -> Float[Tensor, ""]:
+        if batch is None:
+            return 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
+        return self.loss(batch)
