@@ -24,7 +24,8 @@ from dgrad import registry
 from dgrad.captured import CapturedSteps, DeviceStep, NotCapturable
 from dgrad.config import TrainConfig, configure
 from dgrad.data import Batch
-from dgrad.devices import choose_device, describe_device
+from dgrad.devices import describe_device
+from dgrad.distributed import World
 from dgrad.errors import CompilerWarning, InputError, RunError
 from dgrad.evaluation import evaluate_accuracy, evaluate_bound, evaluation_generator
 from dgrad.files import damaged, load_checkpoint, save_checkpoint, write_text
@@ -33,12 +34,14 @@ from dgrad.networks import DiscreteVAE
 from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_state, resolve
 from dgrad.schedules import Constant, schedule
 from dgrad.training_data import training_batches
-from dgrad.training_loss import TrainingLoss
+from dgrad.training_loss import SharedLoss, TrainingLoss
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 STEPS_WORTH_COMPILING = 500
 """With `--compile auto`: about as many steps as win back the second or two that compiling takes. It depends on nothing else, so that a
 configuration gives the same figures the first time and later."""
+STEPS_BETWEEN_AGREEMENTS = 10
+"""Several processes must stop after the same step: they ask each other every so many steps whether one of them was told to."""
 
 
 class Interrupted(RunError):
@@ -53,15 +56,19 @@ class Trainer:
     Building one loads the data and makes the networks but writes nothing, so that whatever is wrong with a configuration comes
     out before there is a run directory. `train(run)` does the rest.
 
+    With several processes (`world`, inside `world.joined`) each has its part of every batch and noise of its own, and all have the same
+    weights; the first writes, calls the hooks and is listened to.
+
     Raises:
         InputError: something in the configuration cannot be.
         RunError: the data could not be had.
     """
 
-    def __init__(self, config: TrainConfig, listener: Listener | None = None) -> None:
+    def __init__(self, config: TrainConfig, listener: Listener | None = None, world: World | None = None) -> None:
+        self.world = world or World()
         for plugin in config.plugins:
             registry.load_plugin(plugin)
-        self.device = choose_device(config.device)
+        self.device = self.world.device(config.device)
         self.estimator = registry.estimator(config.estimator, **config.set)
         layer = registry.latent(config.latent)
         traits = self.estimator.traits
@@ -69,7 +76,7 @@ class Trainer:
         if limitation is not None:
             raise InputError(limitation)
         self.config = config = resolve(replace(config, kl=config.kl or ("inside" if traits.kl_inside else "outside")))
-        self.listener = listener or Listener()
+        self.listener = listener if listener is not None and self.world.is_first else Listener()
         dataset = build_dataset(config)
         self.evaluation_data = evaluation_data(config, dataset).to(self.device)
         with torch.random.fork_rng(devices=[]):
@@ -79,8 +86,8 @@ class Trainer:
         self.model.to(self.device)
         self.estimator.to(self.device)
 
-        self.batches = training_batches(config, dataset, layer, self.device)
-        self.noise = Generator(self.device).manual_seed(config.seed + 2**41)
+        self.batches = training_batches(config, dataset, layer, self.device, self.world)
+        self.noise = Generator(self.device).manual_seed(self.world.noise_seed(config.seed))
         self.model.set_generator(self.noise)
         self.total_steps = config.steps if config.steps is not None else config.epochs * self.batches.steps_per_epoch
         self._worth_compiling = config.compile == "on" or (
@@ -90,8 +97,11 @@ class Trainer:
         self.lr = schedule(config.lr).over(self.total_steps)
         self.loss = TrainingLoss(self.model, self.estimator, config, self.noise).to(self.device)
         self.loss.set_run_length(self.total_steps)
-        self.captures = self.device.type == "cuda" and self._worth_compiling and self.loss.recordable
+        alone = self.world.size == 1
+        self.captures = alone and self.device.type == "cuda" and self._worth_compiling and self.loss.recordable
         self.optimizer = self._make_optimizer()
+        self.shared_loss = None if alone else SharedLoss(self.loss, self.world)
+
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] = {"valid_bound": math.inf}
@@ -179,9 +189,11 @@ class Trainer:
 
     def _update(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch)
+        loss = (self.shared_loss or self.loss)(batch)
         loss.backward()
         self.optimizer.step()
+        if self.shared_loss is not None:
+            self.shared_loss.share_averages()
         self.loss_sum += loss.detach()
 
     # The run
@@ -189,14 +201,17 @@ class Trainer:
     def train(self, run: Run) -> dict[str, Any]:
         """Run the remaining steps, evaluate on the test images, write everything into the run directory, return the summary.
 
+        All processes evaluate the same weights with the same noise; the first one's clock decides when a checkpoint is due.
+
         Raises:
             Interrupted: `stop` was called; the run can be resumed.
             RunError: the loss is not finite; the last good checkpoint stays.
         """
         hook = registry.registry().manager.hook
-        if not run.checkpoint_file.exists():
+        if not self.world.from_first(run.checkpoint_file.exists):
             self.save(run)
-        hook.dgrad_train_start(run=run.path, config=self.config)
+        if self.world.is_first:
+            hook.dgrad_train_start(run=run.path, config=self.config)
         self.listener.started(self)
         period = self.config.eval_every * self.batches.steps_per_epoch
         started = time.perf_counter() - self.seconds
@@ -206,29 +221,39 @@ class Trainer:
             self.listener.stepped(self)
             if self.step % period == 0 or self.step == self.total_steps:
                 metrics = self._evaluate(run)
-                self.seconds = time.perf_counter() - started
-                with run.metrics_file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(metrics) + "\n")
+                self.seconds = self.world.from_first(lambda: time.perf_counter() - started)
+                if self.world.is_first:
+                    with run.metrics_file.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(metrics) + "\n")
                 if self.seconds - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS or self.step == self.total_steps:
                     self.save(run)
-                hook.dgrad_evaluation_end(run=run.path, metrics=metrics)
+                if self.world.is_first:
+                    hook.dgrad_evaluation_end(run=run.path, metrics=metrics)
                 self.listener.evaluated(self, metrics)
-            if self._stop and self.step < self.total_steps:
+            if self.step < self.total_steps and self._stopping():
                 self.save(run)
                 raise Interrupted(
-                    f"stopped at step {self.step} of {self.total_steps}, state saved; continue with: dgrad train --resume {run.path}"
+                    f"stopped at step {self.step} of {self.total_steps}, state saved; continue with: {self.world.command} train "
+                    f"--resume {run.path}"
                 )
         summary = self._summarize()
-        write_text(run.summary_file, json.dumps(summary, indent=2) + "\n")
-        hook.dgrad_train_end(run=run.path, summary=summary)
+        if self.world.is_first:
+            write_text(run.summary_file, json.dumps(summary, indent=2) + "\n")
+            hook.dgrad_train_end(run=run.path, summary=summary)
         return summary
+
+    def _stopping(self) -> bool:
+        """Whether to stop after this step: the same in all processes."""
+        if self.world.size == 1:
+            return self._stop
+        return self.step % STEPS_BETWEEN_AGREEMENTS == 0 and self.world.any(self._stop)
 
     def stop(self) -> None:
         """Ask the run to save its state and stop after the current step; safe to call from a signal handler."""
         self._stop = True
 
     def _evaluate(self, run: Run) -> dict[str, Any]:
-        train_loss = float(self.loss_sum) / self.losses_summed
+        train_loss = float(self.world.sum(self.loss_sum)) / self.world.size / self.losses_summed
         bound = evaluate_bound(
             self.model,
             self.evaluation_data.valid,
@@ -287,6 +312,7 @@ class Trainer:
             "epochs": self.epoch,
             "steps": self.step,
             "seconds": self.seconds,
+            "processes": self.world.size,
             "device": describe_device(self.device),
             "versions": {
                 "dgrad": dgrad.__version__,
@@ -311,7 +337,13 @@ class Trainer:
     # State
 
     def save(self, run: Run) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; several processes do so together, and go on when the first has written it."""
+        of_ranks = self.world.gather({"noise": self.noise.get_state(), "loss_sum": self.loss_sum.cpu()})
+        if self.world.is_first:
+            self._write(run, of_ranks)
+        self._saved_at = self.world.from_first(lambda: self.seconds)
+
+    def _write(self, run: Run, of_ranks: list[dict[str, Tensor]]) -> None:
         optimizer = self.optimizer.state_dict()["state"]
         tensors = {
             **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()},
@@ -324,8 +356,7 @@ class Trainer:
             },
             **{f"supervision.{name}": tensor for name, tensor in self._supervision_state().items()},
             **{f"batches.{name}": tensor for name, tensor in self.batches.state_dict().items()},
-            "noise": self.noise.get_state(),
-            "loss_sum": self.loss_sum,
+            **{f"{_of_rank(rank)}{name}": tensor for rank, own in enumerate(of_ranks) for name, tensor in own.items()},
         }
         state = {
             "step": self.step,
@@ -335,9 +366,9 @@ class Trainer:
             "best": self.best if self.best_weights else None,
             "image_shape": self.model.image_shape,
             "config": _what_decides(self.config),
+            "processes": self.world.size,
         }
         save_checkpoint(run.checkpoint_file, tensors, state)
-        self._saved_at = self.seconds
 
     def _supervision_state(self) -> dict[str, Tensor]:
         return {} if self.loss.supervision is None else self.loss.supervision.state_dict()
@@ -356,6 +387,13 @@ class Trainer:
             changed = sorted(name for name in ours if not isinstance(theirs, dict) or ours[name] != theirs.get(name))
             raise InputError(
                 f"{run.config_file} was changed since the run began ({', '.join(changed)}); change it back, or start a new run"
+            )
+        processes = state.get("processes", 1)
+        if processes != self.world.size:
+            before = World(size=processes, local_size=processes).command
+            raise InputError(
+                f"{run.path} is a run of {processes} process(es), each with noise of its own; got {self.world.size}: continue it with "
+                f"{before} train --resume {run.path}"
             )
         try:
             self._restore(run, tensors, state)
@@ -378,8 +416,8 @@ class Trainer:
         self.batches.load_state_dict(
             {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("batches.")}
         )
-        self.noise.set_state(tensors["noise"])
-        self.loss_sum.copy_(tensors["loss_sum"])
+        self.noise.set_state(tensors[f"{_of_rank(self.world.rank)}noise"])
+        self.loss_sum.copy_(tensors[f"{_of_rank(self.world.rank)}loss_sum"])
         self.step, self.seconds, self.losses_summed = state["step"], state["seconds"], state["losses_summed"]
         self.best = state["best"] or self.best
         self.best_weights = {
@@ -387,7 +425,8 @@ class Trainer:
         }
         self._saved_at = self.seconds
         kept = [line for line in run.metrics() if line["step"] <= self.step]
-        write_text(run.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+        if self.world.is_first:
+            write_text(run.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _what_decides(config: TrainConfig) -> dict[str, Any]:
@@ -410,7 +449,14 @@ def _merit(figures: Mapping[str, Any]) -> tuple[float, float]:
     return figures.get("valid_accuracy", 0.0), -figures["valid_bound"]
 
 
-def resume(path: Path, listener: Listener | None = None, **changes: Any) -> tuple[Trainer, Run]:
+def _of_rank(rank: int) -> str:
+    """What stands before the name of a tensor that each process has of its own; nothing for the first, as where it is alone."""
+    return f"rank{rank}." if rank else ""
+
+
+def resume(
+    path: Path, listener: Listener | None = None, world: World | None = None, **changes: Any
+) -> tuple[Trainer, Run]:
     """A trainer at the last checkpoint of an existing run.
 
     Args:
@@ -420,6 +466,6 @@ def resume(path: Path, listener: Listener | None = None, **changes: Any) -> tupl
         InputError: there is no such run, or its files are damaged.
     """
     run = Run.open(path)
-    trainer = Trainer(replace(run.config, **changes), listener)
+    trainer = Trainer(replace(run.config, **changes), listener, world)
     trainer.restore(run)
     return trainer, run

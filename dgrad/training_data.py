@@ -7,6 +7,8 @@ from torch import Generator
 
 from dgrad.config import TrainConfig
 from dgrad.data import Batches, Dataset, LabelledImages, SemiSupervisedBatches, Split, binarize, choose_labelled
+from dgrad.distributed import World
+from dgrad.errors import InputError
 from dgrad.latent_layer import LatentLayer
 from dgrad.supervision import check_labels
 
@@ -15,7 +17,7 @@ BINARIZE_WHEN_DRAWN = {"threshold": "threshold", "static": "draw", "dynamic": "d
 
 
 def training_batches(
-    config: TrainConfig, dataset: Dataset, layer: LatentLayer, device: torch.device
+    config: TrainConfig, dataset: Dataset, layer: LatentLayer, device: torch.device, world: World
 ) -> Batches | SemiSupervisedBatches:
     """Batches of the training split, on the device; with `labels`, all of its images unlabelled and the labelled ones beside them.
 
@@ -24,10 +26,14 @@ def training_batches(
     """
     if config.labels:
         check_labels(config, dataset, layer)
+        if world.size > 1:
+            raise InputError(f"--labels {config.labels} trains in one process; got {world.size}: leave torchrun out")
     binary = binarize(dataset, config.binarize, seed=config.seed).train
     dynamic = config.binarize == "dynamic"
     generator = Generator(device).manual_seed(config.seed)
-    batches = Batches(binary.to(device), config.batch_size, generator=generator, dynamic=dynamic)
+    batches = Batches(
+        binary.to(device), config.batch_size, generator=generator, dynamic=dynamic, rank=world.rank, ranks=world.size
+    )
     if not config.labels:
         return batches
     assert dataset.train.labels is not None

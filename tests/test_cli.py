@@ -400,7 +400,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(command: Dgrad, mo
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_more(command: Dgrad, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dgrad.training.choose_device", lambda name: 1 / 0)
+    monkeypatch.setattr("dgrad.devices.choose_device", lambda name: 1 / 0)
     code, _, err = command(*SMALL)
     assert (code, err.count("\n")) == (1, 1)
     assert "unexpected ZeroDivisionError" in err

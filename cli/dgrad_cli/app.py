@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dgrad.distributed import World
+from dgrad.errors import InputError
 from dgrad_cli import comparing, inspecting, plugins, training, using
 
 app = typer.Typer(
@@ -44,9 +46,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
-    pass
+    command, processes = context.invoked_subcommand, World.from_environment().size
+    if command != "train" and processes > 1:
+        raise InputError(
+            f"dgrad {command} runs in one process, and torchrun started {processes}; run it without torchrun (only train shares its work)"
+        )

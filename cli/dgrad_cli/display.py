@@ -69,10 +69,11 @@ class Watcher(Listener):
         config = trainer.config
         if not self.quiet and not (self.live and self.label):
             prefix = f"{self.label}: " if self.label else ""
+            processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
             share = f", from step {trainer.step}" if trainer.step else ""
             self.console.print(
                 f"{prefix}training {config.estimator} on {config.dataset}, latent {config.latent}, {trainer.total_steps} steps{share}, on "
-                f"{describe_device(trainer.device)}",
+                f"{describe_device(trainer.device)}{processes}",
                 soft_wrap=True,
             )
         if self.live:

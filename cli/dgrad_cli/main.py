@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -47,6 +48,8 @@ def _run(arguments: list[str], received: list[int]) -> int:
         message, code = explain(error)
     if received:
         message, code = "interrupted", 128 + received[0]
+    if message and (rank := _rank_after_the_first()):
+        message = _unless_the_first_says_it(f"process {rank}: {message}", code)
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read has gone, which is nobody's fault
@@ -54,6 +57,32 @@ def _run(arguments: list[str], received: list[int]) -> int:
     if message:
         print(f"error: {message}", file=sys.stderr)
     return code
+
+
+SECONDS_FOR_THE_FIRST = 10.0
+"""How long the first process may take to reach the error that another has met."""
+
+
+def _rank_after_the_first() -> int:
+    """The rank of a process that torchrun started, where it is not the first on its machine; else 0."""
+    from dgrad.distributed import World
+
+    world = World.from_environment()
+    return world.rank if world.local_rank else 0
+
+
+def _unless_the_first_says_it(message: str, code: int) -> str:
+    """The message; nothing where the machine's first process ends with the same error, or with a signal, and says so itself.
+
+    When it ends with an error, torchrun ends the others by a signal. Where none comes, the error is this process's alone.
+    """
+    if code > 128:
+        return ""
+    try:
+        time.sleep(SECONDS_FOR_THE_FIRST)
+    except KeyboardInterrupt:
+        return ""
+    return message
 
 
 @contextmanager
@@ -68,7 +97,8 @@ def _warnings_in_one_line() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, DgradWarning):
-                print(f"warning: {one_line(str(message))}", file=sys.stderr)
+                if not _rank_after_the_first():
+                    print(f"warning: {one_line(str(message))}", file=sys.stderr)
             else:
                 others(message, category, *place, **more)
 

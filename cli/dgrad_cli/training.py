@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgrad.config import TrainConfig, configure, read_toml
+from dgrad.distributed import World
 from dgrad.errors import InputError
 from dgrad_cli.display import Watcher, duration, figures, print_json
 from dgrad_cli.settings import (
@@ -113,12 +114,14 @@ def train(
         "plugin": plugin,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
+    world = World.from_environment()
     watcher = Watcher(quiet=quiet, to_stderr=json)
     if resume is not None:
         _resume(
             resume,
             settings,
             watcher,
+            world,
             conflicting={"--config": config, "--out": out, "--overwrite": overwrite},
             as_json=json,
         )
@@ -132,7 +135,7 @@ def train(
         settings["set"] = {**base.set, **settings["set"]}
     elif "estimator" in settings and settings["estimator"] != base.estimator:
         settings.setdefault("set", {})  # another estimator's hyper-parameters mean nothing to this one
-    _train(configure(settings, base), out, watcher, overwrite=overwrite, as_json=json)
+    _train(configure(settings, base), out, watcher, world, overwrite=overwrite, as_json=json)
 
 
 def name_and_value(text: str) -> tuple[str, str]:
@@ -147,19 +150,36 @@ def name_and_value(text: str) -> tuple[str, str]:
     return name.strip().replace("-", "_"), value.strip()
 
 
-def _train(config: TrainConfig, out: Path | None, watcher: Watcher, *, overwrite: bool, as_json: bool) -> None:
+def _train(
+    config: TrainConfig, out: Path | None, watcher: Watcher, world: World, *, overwrite: bool, as_json: bool
+) -> None:
     from dgrad.runs import Run
     from dgrad.training import Trainer
 
-    path = out or _free_name(config)
-    Run.check_free(path, overwrite=overwrite)
-    trainer = Trainer(config, watcher)
-    run = Run.create(path, trainer.config, overwrite=overwrite, first_save=trainer.save)
-    _run(trainer, run, watcher, as_json=as_json)
+    def choose() -> Path:
+        path = out or _free_name(config)
+        Run.check_free(path, overwrite=overwrite)
+        return path
+
+    with world.joined(config.device):
+        path = world.from_first(choose)
+        trainer = Trainer(config, watcher, world)
+        if world.is_first:
+            run = Run.create(path, trainer.config, overwrite=overwrite, first_save=trainer.save)
+        else:
+            run = Run(path)
+            trainer.save(run)  # its part of it
+        _run(trainer, run, watcher, as_json=as_json)
 
 
 def _resume(
-    path: Path, settings: dict[str, Any], watcher: Watcher, *, conflicting: dict[str, Any], as_json: bool
+    path: Path,
+    settings: dict[str, Any],
+    watcher: Watcher,
+    world: World,
+    *,
+    conflicting: dict[str, Any],
+    as_json: bool,
 ) -> None:
     from dgrad.pictures import RUN_PICTURES
     from dgrad.runs import Run
@@ -175,10 +195,12 @@ def _resume(
     run = Run.open(path)
     summary = run.summary()
     if summary is not None and all((path / picture).is_file() for picture in RUN_PICTURES):
-        _report(summary, path, as_json=as_json)
+        if world.is_first:
+            _report(summary, path, as_json=as_json)
         return
-    trainer, run = resume(path, watcher, **settings)
-    _run(trainer, run, watcher, as_json=as_json)
+    with world.joined(settings.get("device", run.config.device)):
+        trainer, run = resume(path, watcher, world, **settings)
+        _run(trainer, run, watcher, as_json=as_json)
 
 
 def _free_name(config: TrainConfig) -> Path:
@@ -193,7 +215,8 @@ def _free_name(config: TrainConfig) -> Path:
 
 def _run(trainer: Trainer, run: Run, watcher: Watcher, *, as_json: bool) -> None:
     summary, _ = finish(trainer, run, watcher)
-    _report(summary, run.path, as_json=as_json)
+    if trainer.world.is_first:
+        _report(summary, run.path, as_json=as_json)
 
 
 def finish(trainer: Trainer, run: Run, watcher: Watcher) -> tuple[dict[str, Any], list[int]]:
@@ -208,9 +231,11 @@ def finish(trainer: Trainer, run: Run, watcher: Watcher) -> tuple[dict[str, Any]
     try:
         with _stopping_on_signals(trainer, run.path) as received:
             summary = trainer.train(run)
-            save_run_pictures(trainer, run.path, run.metrics())
+            if trainer.world.is_first:
+                save_run_pictures(trainer, run.path, run.metrics())
     except Interrupted as interruption:
-        interruption.exit_code = 128 + received[0]
+        if received:  # or it was another process that was asked to stop
+            interruption.exit_code = 128 + received[0]
         raise
     finally:
         watcher.close()
@@ -219,14 +244,17 @@ def finish(trainer: Trainer, run: Run, watcher: Watcher) -> tuple[dict[str, Any]
 
 @contextmanager
 def _stopping_on_signals(trainer: Trainer, run: Path) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the run after the current step, its state saved; a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM end the run after the current step, its state saved; a second Ctrl-C ends it at once.
+
+    One of several processes hears a signal more than once, from the terminal and from torchrun, which itself ends what does not stop.
+    """
     from dgrad.training import Interrupted
 
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
-        if len(received) > 1:
+        if len(received) > 1 and trainer.world.size == 1:
             raise Interrupted(f"stopped at once; continue from the last checkpoint with: dgrad train --resume {run}")
         trainer.stop()
 
@@ -248,7 +276,8 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
     print(f"test bound  {figures(best, 'test', unit)}, weights of epoch {best['epoch']:g}, the best by validation")
     if best["step"] != final["step"]:
         print(f"at the end  {figures(final, 'test', unit)}, epoch {final['epoch']:g}")
-    print(f"training    {summary['steps']} steps in {duration(summary['seconds'])} on {summary['device']}")
+    processes = f", {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
+    print(f"training    {summary['steps']} steps in {duration(summary['seconds'])} on {summary['device']}{processes}")
     print(f"run         {path}: {', '.join(RUN_PICTURES)}, summary.json")
     print(f"next        dgrad evaluate {path} --importance-samples 1000")
     if "test_gaussian_kl" not in best:  # an export has no place for Gaussian variables yet

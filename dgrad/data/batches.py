@@ -17,11 +17,15 @@ from dgrad.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images `[B, C, H, W]` float32 in [0, 1], labels `[B]` int64 or None, and the images' places in the split `[B]`."""
+    """Images `[B, C, H, W]` float32 in [0, 1], labels `[B]` int64 or None, and the images' places in the split `[B]`.
+
+    `share` is how much of the whole batch these images are: 1 but where several processes have a part each.
+    """
 
     images: Tensor
     labels: Tensor | None
     index: Tensor
+    share: float = 1.0
 
 
 class Batches:
@@ -30,6 +34,8 @@ class Batches:
     `generator` (on that device) decides the order, one permutation at each epoch's beginning. With `dynamic` it also
     draws each pixel anew, as a Bernoulli variable, each time the image is shown. An epoch's last batch may be short;
     `drop_last` leaves it out.
+
+    Of `ranks` streams with generators of one seed, each has its own part of the same batches, with the same pixels.
 
     Raises InputError for a batch size below 1, a generator on another device, and an epoch without a single batch.
 
@@ -47,6 +53,8 @@ class Batches:
         generator: torch.Generator,
         dynamic: bool = False,
         drop_last: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         device = split.images.device
         if batch_size < 1:
@@ -59,6 +67,8 @@ class Batches:
         self.batch_size = batch_size
         self.generator = generator
         self.dynamic = dynamic
+        self.rank = rank
+        self.ranks = ranks
         self.steps_per_epoch = len(split) // batch_size if drop_last else -(-len(split) // batch_size)
         if self.steps_per_epoch == 0:
             raise InputError(
@@ -92,15 +102,17 @@ class Batches:
         self._position += 1
         return self.order[start : start + self.batch_size]
 
-    def gather(self, index: Tensor) -> Batch:
-        """The batch of these places; with `dynamic` its pixels are drawn."""
+    def gather(self, whole: Tensor) -> Batch:
+        """This rank's part of the batch of these places; with `dynamic` its pixels are drawn."""
+        part, share = part_of(len(whole), self.rank, self.ranks)
+        index = whole[part]
         images = unit(self.split.images.index_select(0, index))
         if self.dynamic:
-            # A third of the time that torch.bernoulli takes on a CPU.
-            noise = torch.rand(images.shape, generator=self.generator, device=images.device)
-            images = (noise < images).float()
+            # A third of the time that torch.bernoulli takes on a CPU. For the whole batch, so that all ranks stay in step.
+            noise = torch.rand((len(whole), *images.shape[1:]), generator=self.generator, device=images.device)
+            images = (noise[part] < images).float()
         labels = self.split.labels
-        return Batch(images, None if labels is None else labels.index_select(0, index), index)
+        return Batch(images, None if labels is None else labels.index_select(0, index), index, share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream stands, as tensors on the CPU: a few kB, as the order is drawn again and not stored."""
@@ -139,3 +151,18 @@ class Batches:
 
     def _layout(self) -> Tensor:
         return torch.tensor([len(self.split), self.batch_size, self.steps_per_epoch])
+
+
+def part_of(count: int, rank: int, ranks: int) -> tuple[slice, float]:
+    """The part of a batch of `count` images that falls to one of `ranks`, and its share of the batch.
+
+    The parts differ by one image at most. A rank for which none is left takes one of another's with a share of 0, so that
+    no rank ever computes with nothing.
+
+    >>> [part_of(5, rank, 2) for rank in range(2)]
+    [(slice(0, 2, None), 0.4), (slice(2, 5, None), 0.6)]
+    >>> part_of(1, 0, 2)
+    (slice(0, 1, None), 0.0)
+    """
+    first, end = rank * count // ranks, (rank + 1) * count // ranks
+    return slice(first, max(end, first + 1)), (end - first) / count
