@@ -36,7 +36,7 @@ def _model(spec: str = "1x5", gaussian: int = 3, pixels: int = 6) -> DiscreteVAE
         model = mixture_vae(dgrad.latent(spec), (1, 1, pixels), likelihood("bernoulli"), (16, 8), gaussian)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3).requires_grad_(False)
+            parameter.requires_grad_(False)
     return model.eval()
 
 
