@@ -21,22 +21,25 @@ from dgrad.noise import Dropout
 SHARED = (400, 200)
 DISCRETE = (100,)
 CONTINUOUS = (100, 66)
-DROPOUT = 0.2
-"""The share of the shared features that the continuous head leaves out in a training step."""
 
 
 class MixtureEncoder(nn.Module):
     """From images to logits `[B, *code]` and to `[B, 2 gaussian]` means and log-variances: shared layers, then a head for each."""
 
     def __init__(
-        self, layer: LatentLayer, image_shape: tuple[int, int, int], shared: tuple[int, ...], gaussian: int
+        self,
+        layer: LatentLayer,
+        image_shape: tuple[int, int, int],
+        shared: tuple[int, ...],
+        gaussian: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.code_shape = layer.shape
         self.image_shape = tuple(image_shape)
         self.shared = _hidden_layers([math.prod(image_shape), *shared])
         self.discrete = _head([shared[-1], *DISCRETE], math.prod(layer.shape))
-        self.continuous = nn.Sequential(Dropout(DROPOUT), *_head([shared[-1], *CONTINUOUS], 2 * gaussian))
+        self.continuous = nn.Sequential(Dropout(dropout), *_head([shared[-1], *CONTINUOUS], 2 * gaussian))
 
     def forward(
         self, images: Float[Tensor, "batch c h w"]
@@ -57,12 +60,14 @@ def mixture_vae(
     likelihood: Likelihood,
     hidden: tuple[int, ...] = SHARED,
     gaussian: int = 20,
+    dropout: float = 0.0,
 ) -> DiscreteVAE:
     """A code and Gaussian variables, which fill the row of a matrix that the code chooses (the paper's sections 5.1 and 6).
 
     Args:
         hidden: widths of the encoder's shared layers; the decoder's one hidden layer is as wide as the first of them.
         gaussian: how many Gaussian variables.
+        dropout: the share of the shared features that the continuous head leaves out in a training step. The paper has some.
 
     Raises:
         InputError: fewer than one Gaussian variable.
@@ -72,7 +77,7 @@ def mixture_vae(
             f"the mixture model needs at least one Gaussian variable; got --gaussian {gaussian}: take --model mlp for none"
         )
     hidden = hidden or SHARED
-    encoder = MixtureEncoder(layer, image_shape, hidden, gaussian)
+    encoder = MixtureEncoder(layer, image_shape, hidden, gaussian, dropout)
     decoder = Decoder(layer, [hidden[0], math.prod(image_shape)], gaussian)
     _keep_scale(encoder, decoder)
     return DiscreteVAE(layer, image_shape, likelihood, encoder, decoder, gaussian)
