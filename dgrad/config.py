@@ -40,6 +40,7 @@ class TrainConfig:
         model: the registered name of the model.
         hidden: widths of its hidden layers, from the image to the code.
         gaussian: how many Gaussian variables it has beside the code; None for as many as suit the model.
+        dropout: the share of its hidden units that a training step leaves out; None for what suits the model.
         input_dropout: the share of pixels that the encoder does not see in a training step.
         likelihood: bernoulli or squared-error.
         kl: where the KL is trained: outside (exact, beside the estimate) or inside the objective; None for what suits the estimator.
@@ -72,6 +73,7 @@ class TrainConfig:
     model: str = "linear"
     hidden: tuple[int, ...] = ()
     gaussian: int | None = None
+    dropout: float | None = None
     input_dropout: float = 0.0
     likelihood: str = "bernoulli"
     kl: str | None = None
@@ -102,6 +104,12 @@ class TrainConfig:
             _check(name, bool(getattr(self, name).strip()), repr(getattr(self, name)), "a name")
         _check("steps", self.steps is None or self.steps >= 1, self.steps, "a whole number of at least 1")
         _check("gaussian", self.gaussian is None or self.gaussian >= 1, self.gaussian, "a whole number of at least 1")
+        _check(
+            "dropout",
+            self.dropout is None or 0 <= self.dropout < 1,
+            self.dropout,
+            "a share of at least 0 and below 1",
+        )
         _check("input_dropout", 0 <= self.input_dropout < 1, self.input_dropout, "a share of at least 0 and below 1")
         for name in ("label_weight", "balance_weight", "weight_decay"):
             _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "a finite number of at least 0")

@@ -49,7 +49,7 @@ def dgrad_register_datasets(register: Callable[[str, Callable[[Path], Dataset]],
 
 @hookspec
 def dgrad_register_models(register: Callable[[str, Callable[..., DiscreteVAE]], None]) -> None:
-    """Call `register(name, factory)` for each model: `factory(layer, image_shape, likelihood, hidden[, gaussian])`."""
+    """Call `register(name, factory)` for each model: `factory(layer, image_shape, likelihood, hidden[, gaussian, dropout])`."""
 
 
 @hookspec

@@ -13,13 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from dgrad import registry
-from dgrad.config import TrainConfig, read_config
+from dgrad.config import TrainConfig, option, read_config
 from dgrad.data import Dataset, binarize, default_data_root, load_dataset
 from dgrad.errors import InputError
 from dgrad.files import damaged, load_checkpoint, umask, write_text
 from dgrad.hyperparameters import hyperparameters_of
 from dgrad.likelihoods import likelihood
 from dgrad.networks import DiscreteVAE
+
+MODEL_OPTIONS = {"gaussian": "Gaussian variables", "dropout": "dropout"}
+"""Settings that a model's factory takes if it has an argument of that name."""
 
 
 class Run:
@@ -197,13 +200,14 @@ def build_model(config: TrainConfig, image_shape: tuple[int, int, int]) -> Discr
     """
     layer = registry.latent(config.latent)
     arguments = (layer, image_shape, likelihood(config.likelihood), config.hidden)
-    if config.gaussian is None:
-        return registry.build("models", config.model, DiscreteVAE, *arguments)
-    if "gaussian" not in hyperparameters_of(registry.registry().factory("models", config.model)):
-        raise InputError(
-            f"--gaussian {config.gaussian}: the model {config.model} has no Gaussian variables; leave --gaussian out, or take --model mixture"
-        )
-    return registry.build("models", config.model, DiscreteVAE, *arguments, gaussian=config.gaussian)
+    chosen = {name: getattr(config, name) for name in MODEL_OPTIONS if getattr(config, name) is not None}
+    known = hyperparameters_of(registry.registry().factory("models", config.model)) if chosen else {}
+    for name, value in chosen.items():
+        if name not in known:
+            raise InputError(
+                f"the model {config.model} has no {MODEL_OPTIONS[name]}; got {option(name)} {value}: leave it out, or take --model mixture"
+            )
+    return registry.build("models", config.model, DiscreteVAE, *arguments, **chosen)
 
 
 def build_dataset(config: TrainConfig) -> Dataset:

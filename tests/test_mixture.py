@@ -33,10 +33,10 @@ SETTINGS = {"model": "mixture", "latent": "1x5", "gaussian": 3, "hidden": "20,10
 def _model(spec: str = "1x5", gaussian: int = 3, pixels: int = 6) -> DiscreteVAE:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = mixture_vae(dgrad.latent(spec), (1, 1, pixels), likelihood("bernoulli"), (16, 8), gaussian)
+        model = mixture_vae(dgrad.latent(spec), (1, 1, pixels), likelihood("bernoulli"), (16, 8), gaussian, dropout=0.5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3).requires_grad_(False)
+            parameter.requires_grad_(False)
     return model.eval()
 
 
@@ -166,7 +166,7 @@ class _StopAt(Listener):
 
 
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
-    config = configure({**SETTINGS, "estimator": "direct-rb", "input-dropout": 0.1})
+    config = configure({**SETTINGS, "estimator": "direct-rb", "dropout": 0.2, "input-dropout": 0.1})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)
     with pytest.raises(Interrupted):
@@ -222,6 +222,8 @@ def test_every_command_works_on_a_run_of_it_and_the_export_says_why_not(capsys: 
     ("settings", "message"),
     [
         ({"model": "linear", "gaussian": 3}, "the model linear has no Gaussian variables"),
+        ({"model": "mlp", "dropout": 0.1}, "the model mlp has no dropout; got --dropout 0.1: leave it out"),
+        ({"model": "mixture", "dropout": 1}, "--dropout must be a share of at least 0 and below 1"),
         ({"model": "mixture", "gaussian": 0}, "--gaussian must be a whole number of at least 1"),
     ],
 )

@@ -24,6 +24,7 @@ from dgrad_cli.settings import (
     DataRootOption,
     DatasetOption,
     DeviceOption,
+    DropoutOption,
     EpochsOption,
     EvalEveryOption,
     EvalSamplesOption,
@@ -239,6 +240,7 @@ def compare(
     model: ModelOption = None,
     hidden: HiddenOption = None,
     gaussian: GaussianOption = None,
+    dropout: DropoutOption = None,
     input_dropout: InputDropoutOption = None,
     likelihood: LikelihoodOption = None,
     kl: Annotated[
@@ -284,7 +286,7 @@ def compare(
     variants = read_variants(estimators, set_ or ())
     given = {
         "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
-        "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
+        "dropout": dropout, "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "augment": augment, "epochs": epochs, "steps": steps,
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,

@@ -46,6 +46,10 @@ HiddenOption = Annotated[str | None, setting("Widths of hidden layers, from the 
 GaussianOption = Annotated[
     str | None, setting("Gaussian variables beside the code, in the mixture model. (default: 20)", "gaussian")
 ]
+DropoutOption = Annotated[
+    str | None,
+    setting("Share of hidden units left out in a training step, in the mixture model. (default: 0)", "dropout"),
+]
 InputDropoutOption = Annotated[
     str | None, setting("Share of pixels hidden from the encoder in a step.", "input_dropout")
 ]

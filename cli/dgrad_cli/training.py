@@ -23,6 +23,7 @@ from dgrad_cli.settings import (
     DataRootOption,
     DatasetOption,
     DeviceOption,
+    DropoutOption,
     EpochsOption,
     EstimatorOption,
     EvalEveryOption,
@@ -62,6 +63,7 @@ def train(
     model: ModelOption = None,
     hidden: HiddenOption = None,
     gaussian: GaussianOption = None,
+    dropout: DropoutOption = None,
     input_dropout: InputDropoutOption = None,
     likelihood: LikelihoodOption = None,
     kl: KLOption = None,
@@ -107,7 +109,7 @@ def train(
     """Train a discrete variational auto-encoder, evaluate it on test images, and keep everything in a run directory."""
     given: dict[str, Any] = {
         "estimator": estimator, "set": None if set_ is None else dict(map(name_and_value, set_)), "latent": latent, "dataset": dataset,
-        "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "input-dropout": input_dropout,
+        "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "dropout": dropout, "input-dropout": input_dropout,
         "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
         "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "eval-every": eval_every, "eval-samples": eval_samples,
