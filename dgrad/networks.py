@@ -43,10 +43,14 @@ class Decoder(nn.Module):
 
     That lets the sweep change a coordinate after the first layer, as the difference of two columns of its weight, instead of
     before it.
+
+    Attributes:
+        numbers_per_code: how many outputs all layers have for one code.
     """
 
     def __init__(self, layer: LatentLayer, widths: list[int]) -> None:
         super().__init__()
+        self.numbers_per_code = sum(widths)
         self.code_axes = len(layer.shape)
         self.first = nn.Linear(math.prod(layer.shape), widths[0])
         self.rest = nn.Sequential(*[module for wide in pairwise(widths) for module in (nn.ReLU(), nn.Linear(*wide))])
@@ -120,7 +124,8 @@ class Reconstruction(Objective):
         weight, hidden = self.decoder.first.weight, self._hidden[1]
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
             return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
-        return difference_sweep(codes, weight, hidden, self._rest_loss, loss)
+        per_code = self.decoder.numbers_per_code
+        return difference_sweep(codes, weight, hidden, self._rest_loss, loss, numbers_per_code=per_code)
 
     def _rest_loss(self, hidden: Tensor) -> Tensor:
         """The loss as a function of the outputs of the decoder's first layer."""
