@@ -119,7 +119,8 @@ def _series(series: list[Point], settings: Settings) -> dict[str, Any]:
             line["skipped"] = skipped[str(point)]
         else:
             line["seconds"] = spread(times[str(point)])
-            line["memory"] = in_new_process("benchmarks.growth", json.dumps(asdict(point)), str(settings.device))
+            if not settings.quick or point.size == series[-1].size:
+                line["memory"] = in_new_process("benchmarks.growth", json.dumps(asdict(point)), str(settings.device))
         lines.append(line)
     return {"points": lines, "exponents": _exponents(lines)}
 

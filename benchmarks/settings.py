@@ -74,7 +74,9 @@ def sweep_problem(
     """
     generator = Generator().manual_seed(0)
     layer = dgrad.latent(latent)
-    model = MODELS["mlp" if hidden else "linear"](layer, SHAPE, likelihood("bernoulli"), hidden)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MODELS["mlp" if hidden else "linear"](layer, SHAPE, likelihood("bernoulli"), hidden)
     if not hidden:
         first = model.decoder.first
         assert isinstance(first, torch.nn.Linear)
