@@ -160,22 +160,31 @@ def _earlier(path: Path) -> dict[str, Any]:
         return {}
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-        return {name: parts[name] for name in PARTS if name in parts}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is no results.json of the benchmarks; choose another --out, or delete it") from None
+        earlier = {name: parts[name] for name in PARTS if name in parts}
+        reporting.report(earlier, _sections(earlier))  # what cannot be shown would spoil the new report
+        return earlier
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is no results.json of these benchmarks; choose another --out, or delete it") from None
+
+
+def _sections(parts: dict[str, Any]) -> dict[str, reporting.Section]:
+    """What the report shows of each part."""
+    return {
+        name: reporting.Section(
+            part.ABOUT, list(part.tables(parts[name]["figures"])), list(part.plots(parts[name]["figures"]))
+        )
+        for name, part in PARTS.items()
+        if name in parts
+    }
 
 
 def _write(out: Path, parts: dict[str, Any]) -> None:
     """All that is known so far, so that an interruption loses one part at most."""
     write_text(out / "results.json", json.dumps({"parts": parts}, indent=1, allow_nan=False) + "\n")
-    sections = {}
-    for name, part in PARTS.items():
-        if name in parts:
-            figures = parts[name]["figures"]
-            plots = list(part.plots(figures))
-            for plot in plots:
-                plot.draw(out / f"{plot.name}.png")
-            sections[name] = (part.ABOUT, list(part.tables(figures)), plots)
+    sections = _sections(parts)
+    for section in sections.values():
+        for plot in section.plots:
+            plot.draw(out / f"{plot.name}.png")
     write_text(out / "report.md", reporting.report(parts, sections))
     if "steps" in parts:
         content = steps.for_choosing(parts["steps"])

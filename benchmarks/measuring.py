@@ -77,7 +77,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def compared(times: Mapping[str, list[float]], *references: str) -> dict[str, dict[str, Any]]:
-    """The spread of each contestant's times, and the ratio of its median to that of each reference.
+    """The spread of each contestant's times, and the ratios of its median, and of its least time, to those of each reference.
 
     >>> compared({"a": [2.0, 2.0], "b": [1.0, 1.0]}, "b")["a"]["ratios"]
     {'b': 2.0}
@@ -85,6 +85,7 @@ def compared(times: Mapping[str, list[float]], *references: str) -> dict[str, di
     rows: dict[str, dict[str, Any]] = {name: spread(values) for name, values in times.items()}
     for row in rows.values():
         row["ratios"] = {reference: row["median"] / rows[reference]["median"] for reference in references}
+        row["least_ratios"] = {reference: row["least"] / rows[reference]["least"] for reference in references}
     return rows
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import dgrad
 from benchmarks.measuring import compared, take_turns
-from benchmarks.reporting import Bars, Table, milliseconds
+from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
 from dgrad.training import Trainer
 
@@ -83,7 +83,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         Table(
             latent,
             ["step", "median, ms", "quartiles, ms", "naive / this"],
-            [[name, *milliseconds(row), f"{1 / row['ratios'][NAIVE]:.1f}"] for name, row in rows.items()],
+            [[name, *milliseconds(row), ratio(row, NAIVE, inverse=True)] for name, row in rows.items()],
         )
         for latent, rows in figures.items()
     ]

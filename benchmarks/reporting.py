@@ -111,21 +111,37 @@ def milliseconds(row: Mapping[str, float]) -> list[str]:
     return [f"{median:.3g}", f"{lower:.3g} to {upper:.3g}"]
 
 
-def report(parts: Mapping[str, Mapping[str, Any]], sections: Mapping[str, tuple[str, list[Table], list[Plot]]]) -> str:
+def ratio(row: Mapping[str, Any], reference: str, *, inverse: bool = False) -> str:
+    """The ratio of medians to the reference's and, in brackets, that of the least times; `inverse` is the reference's to this."""
+    numbers = (row[kind][reference] ** (-1 if inverse else 1) for kind in ("ratios", "least_ratios"))
+    return "{} ({})".format(*(f"{number:.{1 if number >= 10 else 2}f}" for number in numbers))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part in the report: what it is about, its tables and its plots."""
+
+    about: str
+    tables: Sequence[Table]
+    plots: Sequence[Plot]
+
+
+def report(parts: Mapping[str, Mapping[str, Any]], sections: Mapping[str, Section]) -> str:
     """The text of report.md.
 
     Args:
         parts: of each part, what results.json says of it.
-        sections: of each part, its introduction, tables and plots.
+        sections: what is shown of it.
     """
     text = [
         "# Benchmarks",
-        "Times are medians; every comparison is a ratio within one run, in which the contestants took turns.",
+        "Times are medians; every comparison is a ratio within one run, in which the contestants took turns. In "
+        "brackets: the ratio of the least times, which other work on the machine disturbs less.",
     ]
-    for name, (introduction, tables, plots) in sections.items():
-        text += [f"## {name}", introduction, _circumstances(parts[name])]
-        text += [table.markdown() for table in tables]
-        text += [f"![{plot.title}]({plot.name}.png)" for plot in plots]
+    for name, section in sections.items():
+        text += [f"## {name}", section.about, _circumstances(parts[name])]
+        text += [table.markdown() for table in section.tables]
+        text += [f"![{plot.title}]({plot.name}.png)" for plot in section.plots]
     return "\n\n".join(text) + "\n"
 
 

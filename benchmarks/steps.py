@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import dgrad
 from benchmarks.measuring import compared, take_turns
-from benchmarks.reporting import Bars, Table, milliseconds
+from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
 from dgrad.training import Trainer
 
@@ -93,7 +93,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
             f"{model}, {latent}",
             columns,
             [
-                [name, *milliseconds(row), f"{row['ratios'][REFERENCE]:.2f}", f"{row['ratios'][PLAIN]:.2f}"]
+                [name, *milliseconds(row), ratio(row, REFERENCE), ratio(row, PLAIN)]
                 for name, row in sorted(rows.items(), key=lambda item: item[1]["median"])
             ],
         )
@@ -129,7 +129,7 @@ def for_choosing(part: dict[str, Any]) -> dict[str, Any]:
             name: {
                 "least_ms": 1000 * row["least"],
                 "median_ms": 1000 * row["median"],
-                "least_ratio": row["least"] / rows[REFERENCE]["least"],
+                "least_ratio": row["least_ratios"][REFERENCE],
                 "median_ratio": row["ratios"][REFERENCE],
             }
             for name, row in rows.items()

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.machine import peaks, trials
 from benchmarks.measuring import compared, take_turns
 from benchmarks.naive import naive_sweep
-from benchmarks.reporting import Bars, Table, milliseconds
+from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import PIXELS, Settings, sweep_problem, widely_spread
 from dgrad.kernels import cpu
 from dgrad.networks import Decoder
@@ -174,7 +174,7 @@ def _line(name: str, row: dict[str, Any]) -> list[str]:
     counts = [done["matrix_multiply_adds"], sum(done[each] for each in ELEMENTWISE)]
     counts += [done["exponentials"], done["logarithms"], done["bytes"]]
     percents = [f"{100 * share:.0f} %" for share in row["shares"].values()]
-    return [name, *milliseconds(row), f"{1 / row['ratios']['naive']:.1f}", *map(_short, counts), *percents]
+    return [name, *milliseconds(row), ratio(row, "naive", inverse=True), *map(_short, counts), *percents]
 
 
 def _short(number: float) -> str:

@@ -91,6 +91,7 @@ def test_ratios_are_quotients_of_the_medians_beside_them(quick: Path) -> None:
             assert row["ratios"]
             for reference, ratio in row["ratios"].items():
                 assert ratio == row["median"] / rows[reference]["median"]
+                assert row["least_ratios"][reference] == row["least"] / rows[reference]["least"]
 
 
 def test_every_estimator_that_fits_is_timed_beside_the_plain_step(quick: Path) -> None:
@@ -155,11 +156,14 @@ def test_a_mistake_is_one_line_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_results_file_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "results.json").write_text("[1]")
+@pytest.mark.parametrize("content", ["[1]", "no JSON", '{"parts": {"naive": {"figures": {"2x3": {"naive": {}}}}}}'])
+def test_a_results_file_of_something_else_is_left_alone(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text(content)
     assert _main("sweep", "--quick", "--out", tmp_path) == 2
-    assert "no results.json of the benchmarks" in capsys.readouterr().err
-    assert (tmp_path / "results.json").read_text() == "[1]"
+    assert "no results.json of these benchmarks" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_text() == content
 
 
 # Measuring
