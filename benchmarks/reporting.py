@@ -73,9 +73,11 @@ class Lines:
     def draw(self, path: Path) -> None:
         """Write the PNG."""
         figure, panels = _figure(len(self.groups), 4.5, 3.8)
+        names = list(dict.fromkeys(name for series in self.groups.values() for name in series))
         for panel, (group, series) in zip(panels, self.groups.items(), strict=True):
-            for name, (xs, ys) in series.items():
-                panel.plot(xs, ys, marker="." if len(xs) < 20 else None, label=name)
+            for name, (xs, ys) in series.items():  # a name has one colour in all panels
+                marker = "." if len(xs) < 20 else None
+                panel.plot(xs, ys, marker=marker, color=f"C{names.index(name)}", label=name)
             if self.mark is not None:
                 panel.axhline(self.mark[0], color="black", linewidth=0.7, linestyle="--", label=self.mark[1])
             if self.logarithmic:
