@@ -1,124 +1,195 @@
-"""Times a whole training step of every estimator, as a ratio to Gumbel-softmax's in the same run.
+"""Measures dgrad's speed and writes a report: tables, results.json and plots.
 
-    python -m benchmarks --data-root DIR --out results
+    python -m benchmarks [PART ...] --out DIR [--data-root DIR]
 
-Steps of all estimators take turns, so that a machine whose speed drifts slows all of them alike. Ratios can be compared
-between machines; milliseconds cannot.
+Every comparison is a ratio within one run, in which the contestants take turns, so that a machine whose speed drifts slows all of them alike.
+Ratios can be compared between machines; milliseconds cannot. Parts that are measured later into the same directory join the others in its report.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import Any, Protocol
 
 import dgrad
+from benchmarks import growth, machine, naive, reporting, run, steps, sweep
+from benchmarks.settings import Settings, invented_images
 from dgrad.config import COMPILE_MODES, configure
-from dgrad.devices import choose_device, describe_device
-from dgrad.training import Trainer
-
-REFERENCE = "gumbel-softmax"
-LATENTS = ["20x10", "20x2", "1x40"]
-WARM_UP = 20
+from dgrad.devices import choose_device
+from dgrad.errors import DgradError, InputError, unknown_name
+from dgrad.files import write_text
+from dgrad.runs import build_dataset
 
 
-def step_times(
-    latent: str, settings: dict[str, Any], estimators: list[str], rounds: int
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of a training step: least, median, and their ratios to the reference's, for each estimator that fits the latent."""
-    layer = dgrad.latent(latent)
-    names = [name for name in estimators if dgrad.estimator(name).traits.supports(layer)]
-    trainers = {
-        name: Trainer(configure({**settings, "estimator": name, "latent": latent, "epochs": 1000})) for name in names
-    }
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(WARM_UP + rounds):
-        for name, trainer in trainers.items():
-            _wait(trainer.device)
-            start = time.perf_counter()
-            trainer.train_step()
-            _wait(trainer.device)
-            if turn >= WARM_UP:
-                times[name].append(1000 * (time.perf_counter() - start))
-    least = {name: min(values) for name, values in times.items()}
-    median = {name: statistics.median(values) for name, values in times.items()}
-    return {
-        name: {
-            "least_ms": least[name],
-            "median_ms": median[name],
-            "least_ratio": least[name] / least[REFERENCE],
-            "median_ratio": median[name] / median[REFERENCE],
-        }
-        for name in names
-    }
+class Part(Protocol):
+    """What the module of a part offers."""
+
+    ABOUT: str
+
+    def measure(self, settings: Settings) -> dict[str, Any]:
+        """The figures, as JSON has them."""
+
+    def tables(self, figures: dict[str, Any]) -> Sequence[reporting.Table]:
+        """What report.md shows of the figures."""
+
+    def plots(self, figures: dict[str, Any]) -> Sequence[reporting.Plot]:
+        """What is drawn of them."""
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+PARTS: dict[str, Part] = {"steps": steps, "sweep": sweep, "growth": growth, "naive": naive, "run": run}
 
 
-def _invented_images(directory: str) -> str:
-    """MNIST-sized binary images, a fifth of their pixels set, where there is no MNIST."""
-    path = Path(directory) / "invented.npz"
-    rng = np.random.default_rng(0)
-    np.savez(path, images=(rng.random((2000, 28, 28)) < 0.2).astype(np.uint8) * np.uint8(255))
-    return str(path)
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what was asked for; the exit status."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    try:
+        chosen = _chosen(given)
+        path = given.out / "results.json"
+        parts = _earlier(path)
+        with tempfile.TemporaryDirectory() as directory:
+            settings = _settings(given, Path(directory))
+            given.out.mkdir(parents=True, exist_ok=True)
+            for name in chosen:
+                parts[name] = _measure(name, settings)
+                _write(given.out, parts)
+    except DgradError as error:
+        print(f"python -m benchmarks: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{given.out / 'report.md'}")
+    return 0
 
 
-def main() -> None:
-    """Measure, print a table, and write `steps.json`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", help="where MNIST is; images of the same size are invented without it")
-    parser.add_argument("--latents", nargs="+", default=LATENTS)
-    parser.add_argument("--estimators", nargs="+", default=sorted(dgrad.estimators()))
-    parser.add_argument("--rounds", type=int, default=100, help="measured steps of each estimator")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", default="on", choices=COMPILE_MODES, help="compiled kernels (default: on)")
-    parser.add_argument("--out", type=Path, help="a directory for steps.json")
-    arguments = parser.parse_args()
-    estimators = sorted({REFERENCE, *arguments.estimators})
-    with tempfile.TemporaryDirectory() as directory:
-        data = (
-            {"dataset": "mnist", "data-root": arguments.data_root}
-            if arguments.data_root
-            else {"dataset": _invented_images(directory)}
-        )
-        settings = {**data, "device": arguments.device, "compile": arguments.compile}
-        results = {latent: step_times(latent, settings, estimators, arguments.rounds) for latent in arguments.latents}
-    report = {
-        "device": describe_device(choose_device(arguments.device)),
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "dgrad": dgrad.__version__,
-        "data": "mnist" if arguments.data_root else "invented",
-        "compile": arguments.compile,
-        "threads": torch.get_num_threads(),
-        "rounds": arguments.rounds,
-        "steps": results,
-    }
-    print(
-        f"whole training step, linear networks, batch 100, {report['data']} images, {report['device']}, torch {report['torch']}"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for latent, rows in results.items():
-        print(f"\n{latent:<20}{'least ms':>10}{'median ms':>11}{'ratio of least':>16}{'of medians':>12}")
-        for name, row in sorted(rows.items(), key=lambda item: item[1]["median_ms"]):
-            print(
-                f"{name:<20}{row['least_ms']:>10.2f}{row['median_ms']:>11.2f}{row['least_ratio']:>16.2f}{row['median_ratio']:>12.2f}"
-            )
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "steps.json").write_text(json.dumps(report, indent=2) + "\n")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them without any")
+    parser.add_argument("--out", type=Path, required=True, help="the directory for report.md, results.json and plots")
+    parser.add_argument("--data-root", help="where MNIST is; images of the same size are invented without it")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", action="store_true", help="few rounds of few small cases: does everything work?")
+    parser.add_argument("--rounds", type=_positive, help="measured turns (default: what suits the part)")
+    parser.add_argument(
+        "--latents", default=",".join(Settings.latents), help="of steps, sweep, naive (default: %(default)s)"
+    )
+    parser.add_argument("--estimators", help="of steps, naive, run: names with commas (default: what suits the part)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=Settings.seconds,
+        help="of training after which run gives up (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--compile", default=Settings.compile, choices=COMPILE_MODES, help="compiled kernels (default: %(default)s)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"expected at least 2, of which there are quartiles; got {text}")
+    return number
+
+
+def _chosen(given: argparse.Namespace) -> list[str]:
+    """The parts to measure, in the order in which they stand in the report."""
+    for name in given.parts:
+        if name not in PARTS:
+            raise unknown_name("part", name, PARTS)
+    if given.out.exists() and not given.out.is_dir():
+        raise InputError(f"{given.out} is a file; expected a directory for the report: choose another --out")
+    needs_mnist = "run needs MNIST, whose images 110 nats are about: say where it is with --data-root DIR"
+    if given.data_root is None and "run" in given.parts:
+        raise InputError(needs_mnist)
+    if given.data_root is None and not given.parts:
+        print(f"left out: {needs_mnist}", file=sys.stderr)
+    return [
+        name
+        for name in PARTS
+        if name in given.parts or (not given.parts and (name != "run" or given.data_root is not None))
+    ]
+
+
+def _settings(given: argparse.Namespace, directory: Path) -> Settings:
+    """The settings, tried out: whatever cannot be comes out before anything is measured."""
+    mnist = given.data_root is not None
+    data = {"dataset": "mnist", "data-root": given.data_root} if mnist else {"dataset": str(invented_images(directory))}
+    latents = tuple(filter(None, given.latents.split(",")))
+    estimators = None if given.estimators is None else tuple(filter(None, given.estimators.split(",")))
+    if not latents or estimators == ():
+        raise InputError("--latents and --estimators expect names with commas, such as 20x10,20x2; got none")
+    for latent in latents:
+        dgrad.latent(latent)
+    for estimator in estimators or ():
+        dgrad.estimator(estimator)
+    build_dataset(configure(data))
+    device = choose_device(given.device)
+    return Settings(data, mnist, device, given.rounds, given.quick, latents, estimators, given.seconds, given.compile)
+
+
+def _measure(name: str, settings: Settings) -> dict[str, Any]:
+    """A part's entry in results.json."""
+    where = machine.describe(settings.device)
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    figures = PARTS[name].measure(settings)
+    seconds = time.perf_counter() - start
+    print(f"{name}: {seconds:.0f} s", file=sys.stderr)
+    data = "mnist" if settings.mnist else "invented"
+    return {
+        "machine": where,
+        "data": data,
+        "compile": settings.compile,
+        "quick": settings.quick,
+        "seconds": round(seconds, 1),
+        "figures": figures,
+    }
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The parts that are in the directory already."""
+    if not path.exists():
+        return {}
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        earlier = {name: parts[name] for name in PARTS if name in parts}
+        reporting.report(earlier, _sections(earlier))  # what cannot be shown would spoil the new report
+        return earlier
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is no results.json of these benchmarks; choose another --out, or delete it") from None
+
+
+def _sections(parts: dict[str, Any]) -> dict[str, reporting.Section]:
+    """What the report shows of each part."""
+    return {
+        name: reporting.Section(
+            part.ABOUT, list(part.tables(parts[name]["figures"])), list(part.plots(parts[name]["figures"]))
+        )
+        for name, part in PARTS.items()
+        if name in parts
+    }
+
+
+def _write(out: Path, parts: dict[str, Any]) -> None:
+    """All that is known so far, so that an interruption loses one part at most."""
+    write_text(out / "results.json", json.dumps({"parts": parts}, indent=1, allow_nan=False) + "\n")
+    sections = _sections(parts)
+    for section in sections.values():
+        for plot in section.plots:
+            plot.draw(out / f"{plot.name}.png")
+    write_text(out / "report.md", reporting.report(parts, sections))
+    if "steps" in parts:
+        content = steps.for_choosing(parts["steps"])
+        write_text(out / "steps.json", json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

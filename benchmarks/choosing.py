@@ -48,13 +48,14 @@ def row(label: str, runs: list[Run], seeds: set[int], ratios: dict[str, float]) 
             early.append(
                 min((line["valid_bound"] for line in lines if line["epoch"] * ratio <= GRACE * last), default=None)
             )
+    bounds = [bound for bound in early if bound is not None]
     estimator = dgrad.estimator(config.estimator, **config.set)
     return {
         "label": label,
         "valid": statistics.fmean((run.summary() or {})["best"]["valid_bound"] for run in compared),
         "test": statistics.fmean(tests),
         "spread": statistics.stdev(tests) if len(tests) > 1 else None,
-        "early": statistics.fmean(early) if early and None not in early else None,
+        "early": statistics.fmean(bounds) if bounds and len(bounds) == len(early) else None,
         "ratio": ratio,
         "evaluations": estimator.traits.evaluations(dgrad.latent(config.latent)),
         "seeds": len(runs),

@@ -1,26 +1,28 @@
 """Divides by the naive algorithm: every changed code through the whole decoder, written in plain torch with nothing of dgrad.
 
-    python -m benchmarks.naive --data-root DIR
-
 Steps of the naive `direct` and of ours take turns; the ratio of their medians is what counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgrad.config import COMPILE_MODES, configure
+import dgrad
+from benchmarks.measuring import compared, take_turns
+from benchmarks.reporting import Bars, Table, milliseconds, ratio
+from benchmarks.settings import Settings
 from dgrad.training import Trainer
 
-WARM_UP = 5
+ABOUT = (
+    "The naive `direct` puts every changed code through the whole decoder, in plain torch. Linear networks, batch 100."
+)
 EPSILON = 0.1
+NAIVE = "naive"
+ESTIMATORS = ("gumbel-softmax", "direct", "direct-rb", "leg")
 
 
 def naive_sweep(decoder: nn.Module, codes: Tensor, images: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def naive_sweep(decoder: nn.Module, codes: Tensor, images: Tensor) -> Tensor:
     batch, n, k = codes.shape
     changed = codes[:, None, None].repeat(1, n, k, 1, 1)  # [B, n, k, n, k]
     for row in range(n):
-        changed[:, row, :, row] = torch.eye(k)
+        changed[:, row, :, row] = torch.eye(k, device=codes.device)
     outputs = decoder(changed.view(batch * n * k, n * k)).view(batch, n, k, -1)
     return F.binary_cross_entropy_with_logits(outputs, images[:, None, None].expand_as(outputs), reduction="none").sum(
         -1
@@ -53,57 +55,44 @@ def naive_step(
     optimizer.step()
 
 
-def milliseconds(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """The times of steps that take turns."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(WARM_UP + rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn >= WARM_UP:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return times
+def measure(settings: Settings) -> dict[str, Any]:
+    """Times of a step by latent, of the naive one and of some estimators: `{latent: {name: ...}}`."""
+    return {latent: _steps(settings, latent) for latent in settings.latents}
 
 
-def main() -> None:
-    """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", required=True, help="where MNIST is")
-    parser.add_argument("--latents", nargs="+", default=["20x10", "20x2", "1x40"])
-    parser.add_argument("--estimators", nargs="+", default=["gumbel-softmax", "direct", "direct-rb", "leg"])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--compile", default="on", choices=COMPILE_MODES)
-    arguments = parser.parse_args()
-    print(f"milliseconds of a training step, medians, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
-    for latent in arguments.latents:
-        settings = {"latent": latent, "dataset": "mnist", "data-root": arguments.data_root, "device": "cpu"}
-        trainers = {
-            name: Trainer(configure({**settings, "estimator": name, "compile": arguments.compile, "epochs": 1000}))
-            for name in arguments.estimators
-        }
-        n, k = map(int, latent.split("x"))
-        images = next(next(iter(trainers.values())).batches).images.flatten(1)
-        encoder, decoder = nn.Linear(images.shape[1], n * k), nn.Linear(n * k, images.shape[1])
-        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+def _steps(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
+    trainers = {
+        name: Trainer(settings.training(name, latent, epochs=1000)) for name in settings.estimators or ESTIMATORS
+    }
+    n, k = dgrad.latent(latent).shape
+    images = next(next(iter(trainers.values())).batches).images.flatten(1)
+    encoder, decoder = nn.Linear(images.shape[1], n * k), nn.Linear(n * k, images.shape[1])
+    encoder, decoder = encoder.to(images.device), decoder.to(images.device)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    actions = {
+        NAIVE: lambda: naive_step(encoder, decoder, optimizer, images, n),
+        **{name: trainer.train_step for name, trainer in trainers.items()},
+    }
+    warm_up = 1 if settings.quick else 5
+    return compared(take_turns(actions, settings.rounds_or(20), settings.device, warm_up=warm_up), NAIVE)
 
-        def naive(
-            encoder: nn.Module = encoder,
-            decoder: nn.Module = decoder,
-            optimizer: torch.optim.Optimizer = optimizer,
-            images: Tensor = images,
-            n: int = n,
-        ) -> None:
-            naive_step(encoder, decoder, optimizer, images, n)
 
-        times = milliseconds(
-            {"naive": naive, **{name: trainer.train_step for name, trainer in trainers.items()}}, arguments.rounds
+def tables(figures: dict[str, Any]) -> list[Table]:
+    """One for each latent."""
+    return [
+        Table(
+            latent,
+            ["step", "median, ms", "quartiles, ms", "naive / this"],
+            [[name, *milliseconds(row), ratio(row, NAIVE, inverse=True)] for name, row in rows.items()],
         )
-        median = {name: statistics.median(values) for name, values in times.items()}
-        print(f"\n{latent:<20}{'median ms':>10}{'naive / this':>14}{'quartiles, ms':>18}")
-        for name, values in times.items():
-            low, _, high = statistics.quantiles(values, n=4)
-            print(f"{name:<20}{median[name]:>10.2f}{median['naive'] / median[name]:>14.1f}{low:>10.2f}{high:>8.2f}")
+        for latent, rows in figures.items()
+    ]
 
 
-if __name__ == "__main__":
-    main()
+def plots(figures: dict[str, Any]) -> list[Bars]:
+    """How many of our steps take as long as a naive one."""
+    shares = {
+        latent: {name: 1 / row["ratios"][NAIVE] for name, row in rows.items() if name != NAIVE}
+        for latent, rows in figures.items()
+    }
+    return [Bars("naive", "training step, linear networks: the naive direct's median / this", shares)]

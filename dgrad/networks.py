@@ -55,10 +55,14 @@ class Decoder(nn.Module):
 
     That lets the sweep change a coordinate after the first layer, as the difference of two columns of its weight, instead of
     before it. With Gaussian variables the inputs are `[..., *code, c]`: each coordinate of the code times all of the variables.
+
+    Attributes:
+        numbers_per_code: how many outputs all layers have for one code.
     """
 
     def __init__(self, layer: LatentLayer, widths: list[int], gaussian: int = 0) -> None:
         super().__init__()
+        self.numbers_per_code = sum(widths)
         self.code_axes = len(layer.shape) + (gaussian > 0)
         self.first = nn.Linear(math.prod(layer.shape) * max(gaussian, 1), widths[0])
         self.rest = nn.Sequential(*[module for wide in pairwise(widths) for module in (nn.ReLU(), nn.Linear(*wide))])
@@ -186,11 +190,13 @@ class Reconstruction(Objective):
             loss = self._evaluate(codes)
         assert self._hidden is not None
         weight, hidden = self.decoder.first.weight, self._hidden[1]
+        per_code = self.decoder.numbers_per_code
         if self.gaussian is not None:
-            return difference_sweep(codes, self._weight_of_each(self.gaussian), hidden, self._rest_loss, loss)
+            weights = self._weight_of_each(self.gaussian)
+            return difference_sweep(codes, weights, hidden, self._rest_loss, loss, numbers_per_code=per_code)
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
             return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
-        return difference_sweep(codes, weight, hidden, self._rest_loss, loss)
+        return difference_sweep(codes, weight, hidden, self._rest_loss, loss, numbers_per_code=per_code)
 
     def _weight_of_each(self, gaussian: Float[Tensor, "batch g"]) -> Float[Tensor, "batch width coordinates"]:
         """The first layer's weight for the code, with each example's Gaussian variables held: `sum_g W[:, (i, j, g)] c_g`."""

@@ -106,6 +106,40 @@ def test_the_difference_sweep_of_deeper_decoders(spec: str, hidden: tuple[int, .
     _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images))
 
 
+@pytest.mark.parametrize("budget", [1, 5_000, 10**9])
+def test_the_difference_sweep_keeps_to_its_budget(budget: int) -> None:
+    """Calls are as large as the budget allows, never smaller than one change of each example, and change nothing."""
+    layer = dgrad.latent("4x3")
+    model = mlp_vae(layer, (1, 4, 5), likelihood("bernoulli"), (7,))
+    decoder = model.decoder
+    assert isinstance(decoder, Decoder)
+    images = torch.rand(3, 20, generator=Generator().manual_seed(1)).round()
+    codes = layer.sample(torch.zeros(3, *layer.shape), 2, generator=Generator().manual_seed(0))
+    changes_of_call = []
+
+    def rest_loss(hidden: Tensor) -> Tensor:
+        changes_of_call.append(len(hidden) // 2)
+        return model.likelihood.loss(decoder.rest(hidden), images)
+
+    with torch.no_grad():
+        hidden = decoder.first(codes.flatten(-2))
+        loss = rest_loss(hidden)
+        changes_of_call.clear()
+        sweep = sweeps.difference_sweep(
+            codes,
+            decoder.first.weight,
+            hidden,
+            rest_loss,
+            loss,
+            numbers_per_code=decoder.numbers_per_code,
+            bytes_per_call=budget,
+        )
+    allowed = min(8, max(1, budget // (4 * 2 * 3 * (7 + 20))))  # float32, two samples of three images, 27 numbers each
+    assert max(changes_of_call) == allowed
+    assert sum(changes_of_call) == 4 * 2
+    _close(sweep, _enumerated(model, codes, images.view(3, 1, 4, 5)))
+
+
 def test_a_decoder_of_ones_own_gets_the_generic_sweep() -> None:
     layer = dgrad.latent("3x4")
     torch.manual_seed(0)

@@ -1,0 +1,149 @@
+"""A whole training step of every estimator against Gumbel-softmax's and against a plain autograd step. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dgrad
+from benchmarks.measuring import compared, take_turns
+from benchmarks.reporting import Bars, Table, milliseconds, ratio
+from benchmarks.settings import Settings
+from dgrad.training import Trainer
+
+ABOUT = """A whole training step: batch, forward, estimate, backward, optimizer. `plain autograd` is an ordinary torch VAE with a relaxed code, on one
+batch that never changes: a loop with nothing of dgrad. `linear` is one layer each way, `mlp` has 300 hidden units."""
+REFERENCE = "gumbel-softmax"
+PLAIN = "plain autograd"
+WARM_UP = 20
+HIDDEN = {"linear": [], "mlp": [300]}
+"""The widths of the plain networks' hidden layers; those of dgrad's models by default."""
+
+
+def plain_step(images: Tensor, n: int, k: int, hidden: list[int]) -> Callable[[], None]:
+    """A step of an ordinary VAE with a relaxed code: the user's own loop, with nothing of dgrad.
+
+    Args:
+        images: `[B, D]`, binary.
+        hidden: widths of hidden layers.
+    """
+    encoder = _dense([images.shape[1], *hidden, n * k]).to(images.device)
+    decoder = _dense([n * k, *reversed(hidden), images.shape[1]]).to(images.device)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+
+    def step() -> None:
+        logits = encoder(images).view(-1, n, k)
+        code = F.gumbel_softmax(logits, tau=0.5)
+        outputs = decoder(code.flatten(1))
+        reconstruction = F.binary_cross_entropy_with_logits(outputs, images, reduction="none").sum(1)
+        log_q = logits.log_softmax(-1)
+        kl = (log_q.exp() * (log_q + math.log(k))).sum((1, 2))
+        optimizer.zero_grad()
+        (reconstruction + kl).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def _dense(widths: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Times of a step by model and latent: `{model: {latent: {estimator: ...}}}`, for each estimator that fits the latent."""
+    names = sorted({REFERENCE, *(settings.estimators or (QUICK if settings.quick else dgrad.estimators()))})
+    return {
+        model: {latent: step_times(settings, model, latent, names) for latent in settings.latents} for model in HIDDEN
+    }
+
+
+QUICK = ("direct-rb", "rloo")
+
+
+def step_times(settings: Settings, model: str, latent: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Times of a step of each estimator that supports the latent, and of the plain one, all taking turns."""
+    layer = dgrad.latent(latent)
+    trainers = {
+        name: Trainer(settings.training(name, latent, model=model, epochs=1000))
+        for name in names
+        if dgrad.estimator(name).traits.supports(layer)
+    }
+    images = next(trainers[REFERENCE].batches).images.flatten(1)
+    n, k = layer.shape
+    actions = {PLAIN: plain_step(images, n, k, HIDDEN[model])}
+    actions |= {name: trainer.train_step for name, trainer in trainers.items()}
+    warm_up = 2 if settings.quick else WARM_UP
+    return compared(take_turns(actions, settings.rounds_or(100), settings.device, warm_up=warm_up), REFERENCE, PLAIN)
+
+
+def tables(figures: dict[str, Any]) -> list[Table]:
+    """One for each model and latent, the fastest first."""
+    columns = ["step", "median, ms", "quartiles, ms", f"/ {REFERENCE}", f"/ {PLAIN}"]
+    return [
+        Table(
+            f"{model}, {latent}",
+            columns,
+            [
+                [name, *milliseconds(row), ratio(row, REFERENCE), ratio(row, PLAIN)]
+                for name, row in sorted(rows.items(), key=lambda item: item[1]["median"])
+            ],
+        )
+        for model, latents in figures.items()
+        for latent, rows in latents.items()
+    ]
+
+
+def plots(figures: dict[str, Any]) -> list[Bars]:
+    """Ratios to Gumbel-softmax's step, a plot for each model."""
+    return [
+        Bars(
+            f"steps-{model}",
+            f"training step, {model} networks: median / {REFERENCE}'s",
+            {
+                latent: {name: row["ratios"][REFERENCE] for name, row in rows.items()}
+                for latent, rows in latents.items()
+            },
+        )
+        for model, latents in figures.items()
+    ]
+
+
+def for_choosing(part: dict[str, Any]) -> dict[str, Any]:
+    """`steps.json`, which `python -m benchmarks.choosing` reads: the linear model's steps, without the plain one.
+
+    Args:
+        part: the entry of `steps` in results.json.
+    """
+    figures, machine = part["figures"], part["machine"]
+    steps = {
+        latent: {
+            name: {
+                "least_ms": 1000 * row["least"],
+                "median_ms": 1000 * row["median"],
+                "least_ratio": row["least_ratios"][REFERENCE],
+                "median_ratio": row["ratios"][REFERENCE],
+            }
+            for name, row in rows.items()
+            if name != PLAIN
+        }
+        for latent, rows in figures["linear"].items()
+    }
+    first = next(iter(figures["linear"].values()))[REFERENCE]
+    return {
+        "device": machine["device"],
+        "machine": machine["processor"],
+        **{name: machine[name] for name in ("python", "torch", "dgrad", "threads")},
+        "data": part["data"],
+        "compile": part["compile"],
+        "rounds": first["rounds"],
+        "steps": steps,
+    }

@@ -1,0 +1,118 @@
+"""What tests/test_distributed.py starts under torchrun, and the plugin that its runs load: one process of several.
+
+torchrun ... tests/distributed_processes.py train DIR      trains a number of trainers; leaves what came of it in DIR
+torchrun ... tests/distributed_processes.py cli COMMAND... runs commands of dgrad, separated by `+`, one after the other
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+import dgrad
+from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits
+from dgrad.config import TrainConfig, configure
+from dgrad.data import Batch
+from dgrad.distributed import World
+from dgrad.training import Trainer
+
+SETTINGS = {"latent": "2x3", "device": "cpu", "steps": 100, "plugin": [__file__]}
+DETERMINISTIC = {**SETTINGS, "estimator": "averaging-exact", "binarize": "dynamic"}
+STEPS = 15
+"""Of 13 batches in an epoch, the last of an odd number of images."""
+
+
+class AveragingExact(GradientEstimator):
+    """The exact gradient, with the moving average of the loss, as estimators have it, in a buffer."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exact = dgrad.estimator("exact")
+        self.register_buffer("average", torch.zeros(()))
+
+    @property
+    def traits(self) -> Traits:
+        return self.exact.traits
+
+    def estimate(
+        self, layer: LatentLayer, logits: Tensor, objective: Objective, *, generator: Generator | None = None
+    ) -> Estimate:
+        estimate = self.exact(layer, logits, objective, generator=generator)
+        self.average.mul_(0.9).add_(0.1 * estimate.loss.mean().detach())
+        return estimate
+
+
+@dgrad.hookimpl
+def dgrad_register_estimators(register: Any) -> None:
+    register("averaging-exact", AveragingExact)
+
+
+@dgrad.hookimpl
+def dgrad_train_start(run: Path, config: TrainConfig) -> None:
+    with (run / "hooks.txt").open("a") as file:
+        file.write(f"started by {os.getpid()}\n")
+
+
+_batches = 0
+
+
+@dgrad.hookimpl
+def dgrad_code_losses(batch: Batch, config: TrainConfig) -> None:
+    """Where the environment asks for it, the second process is told to stop in its 16th step."""
+    global _batches
+    _batches += 1
+    if _batches == 16 and os.environ.get("TEST_STOP") == os.environ.get("RANK"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Everything that training moves."""
+    return {**trainer.model.state_dict(), **trainer.estimator.state_dict(prefix="estimator.")}
+
+
+def train(folder: Path) -> None:
+    world = World.from_environment()
+    with world.joined("cpu"):
+        trainer = Trainer(configure(DETERMINISTIC), None, world)
+        noise = torch.rand(8, generator=trainer.noise.clone_state())
+        for _ in range(STEPS):
+            trainer.train_step()
+        loss = world.sum(trainer.loss_sum) / world.size / STEPS
+        deterministic = {"weights": weights(trainer), "noise": noise, "loss": loss}
+        estimators: dict[str, dict[str, Tensor]] = {}
+        for name in dgrad.estimators():
+            layer = dgrad.latent("3x4")
+            latent = "3x4" if dgrad.estimator(name).traits.supports(layer) else "3x2"
+            trainer = Trainer(configure({**SETTINGS, "estimator": name, "latent": latent}), None, world)
+            for _ in range(3):
+                trainer.train_step()
+            estimators[name] = weights(trainer)
+    torch.save({"deterministic": deterministic, "estimators": estimators}, folder / f"{world.rank}.pt")
+
+
+def cli(arguments: list[str]) -> None:
+    from dgrad_cli.main import main
+
+    while arguments:
+        end = arguments.index("+") if "+" in arguments else len(arguments)
+        try:
+            main(arguments[:end])
+        except SystemExit as exit_:
+            if exit_.code:
+                raise
+        arguments = arguments[end + 1 :]
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "train":
+        train(Path(sys.argv[2]))
+    else:
+        cli(sys.argv[2:])
