@@ -370,7 +370,7 @@ def _by_hand(form: str, batch: int, n: int, k: int, pixels: int) -> tuple[Tensor
         base = logits(example, chosen)
         loss = sum(math.log1p(math.exp(a)) - x[example][d] * a for d, a in enumerate(base))
         weights, before = table[row][value], table[row][chosen[row]]
-        if k > 2 or value != chosen[row]:
+        if value != chosen[row]:
             product = 1.0
             for d, a in enumerate(base):
                 p, q = 1 / (1 + math.exp(a)), 1 / (1 + math.exp(-a)) / math.exp(before[d])

@@ -745,13 +745,13 @@ def test_the_default_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("file", sorted(Path(dgrad.data.__file__).parent.glob("*.py")), ids=lambda file: file.name)
-def test_importing_the_core_loads_only_torch_and_numpy(file: Path) -> None:
+def test_importing_the_core_loads_only_torch_numpy_and_jaxtyping(file: Path) -> None:
     imported: set[str] = set()
     for node in ast.parse(file.read_text()).body:  # the module's top level
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module or "")
-    allowed = {"torch", "numpy", *sys.stdlib_module_names}
+    allowed = {"torch", "numpy", "jaxtyping", *sys.stdlib_module_names}
     for name in imported:
         assert name.split(".")[0] in allowed or name == "dgrad.errors" or name.startswith("dgrad.data."), name

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -72,7 +73,10 @@ def test_every_hook_stands_in_the_guide_with_its_exact_signature() -> None:
     assert len(hooks) == 8
     for name, hook in hooks.items():
         signature = str(inspect.signature(hook)).replace("'", "")
-        assert f'def {name}{signature}:\n    """{inspect.getdoc(hook)}"""\n' in GUIDE
+        doc = inspect.getdoc(hook) or ""
+        end = "\n" if "\n" in doc else ""
+        body = textwrap.indent(f'"""{doc}{end}"""', "    ")
+        assert f"def {name}{signature}:\n{body}\n" in GUIDE
 
 
 def test_every_trait_is_explained() -> None:

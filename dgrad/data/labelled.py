@@ -1,4 +1,5 @@
-"""Few labels: which images keep theirs, and how a training step draws them. May import torch, numpy, dgrad.errors and dgrad.data.
+"""Few labels: which images keep theirs, and how a training step draws them. May import torch, numpy,
+jaxtyping, dgrad.errors and dgrad.data.
 
 Nothing in a draw waits for the device.
 """
