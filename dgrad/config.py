@@ -45,11 +45,12 @@ class TrainConfig:
         likelihood: bernoulli or squared-error.
         kl: where the KL is trained: outside (exact, beside the estimate) or inside the objective; None for what suits the estimator.
         kl_weight: its weight in training, a schedule as text; at 0 it is reported and not trained. That of Gaussian variables has weight 1.
-        labels: how many training images show their label, balanced over the classes; 0 for training without labels.
+        labels: how many training images show their label, balanced over the classes, or their attributes; 0 for training without labels.
+        attributes: the data set's attributes that are labels, one for each variable of the code; with labels, none stands for all.
         labelled_batch: how many of these are drawn, with replacement, in each step, beside `batch_size` others.
         label_loss: what teaches the encoder the labels: the cross-entropy of its logits, or a loss of the code, which the estimator carries back.
         label_weight: of that loss.
-        balance_weight: of `sum m log m`, m how frequent each class is in the code of unlabelled images; with labels only.
+        balance_weight: of `sum m log m/f`, m how frequent each class is in the code of unlabelled images, f how frequent it should be; with labels only.
         augment: whether labelled images are redrawn by small random affine maps.
         epochs: passes over the training images.
         steps: the number of steps instead, where it is not None.
@@ -79,6 +80,7 @@ class TrainConfig:
     kl: str | None = None
     kl_weight: str = "1"
     labels: int = 0
+    attributes: tuple[str, ...] = ()
     labelled_batch: int = 50
     label_loss: str = "cross-entropy"
     label_weight: float = 50.0
@@ -122,6 +124,13 @@ class TrainConfig:
             "it without --labels",
             "given with --labels, whose images it redraws",
         )
+        _check(
+            "attributes",
+            not self.attributes or self.labels > 0,
+            "them without --labels",
+            "given with --labels, the number of images that show them",
+        )
+        _check("attributes", len(set(self.attributes)) == len(self.attributes), ",".join(self.attributes), "different")
         _check("compile", self.compile in COMPILE_MODES, self.compile, f"one of {', '.join(COMPILE_MODES)}")
         _check(
             "hidden", all(width >= 1 for width in self.hidden), self.hidden, "widths of at least 1, for example 400,200"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,11 @@ from dgrad.posterior import Posterior
 
 EXACT_SUPPORT = 256
 """Up to this many codes the expectation is a sum over all of them, not a mean over samples."""
+EXACT_NUMBERS = 2**22
+"""Unless the decoder would compute more numbers than that for all of them, for one image."""
 CODES_AT_ONCE = 8192
+NUMBERS_AT_ONCE = 2**26
+"""For that many codes, or fewer where the decoder computes many numbers for one: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,26 @@ def evaluation_generator(device: torch.device, seed: int) -> Generator:
     return Generator(device).manual_seed(seed + 2**40)
 
 
-@torch.no_grad()
 def evaluate_accuracy(model: DiscreteVAE, split: Split) -> float:
     """The share of labels of a split that are the most probable values of the code's variables, in [0, 1]."""
+    return evaluate_accuracies(model, split)["accuracy"]
+
+
+@torch.no_grad()
+def _accuracy_of_variables(model: DiscreteVAE, split: Split) -> list[float]:
     assert split.labels is not None
     values = [posterior.logits.argmax(-1) for _, posterior in _encoded(model, split, 1)]  # [B, n] each
     right = torch.cat(values) == split.labels.reshape(len(split), -1)
-    return int(right.sum()) / right.numel()
+    return [count / len(split) for count in right.sum(0).tolist()]
+
+
+def evaluate_accuracies(model: DiscreteVAE, split: Split, attributes: Sequence[str] = ()) -> dict[str, float]:
+    """`accuracy`, and where the code's variables are attributes `accuracy_NAME` of each, of which it is the mean."""
+    accuracies = _accuracy_of_variables(model, split)
+    named = (
+        {f"accuracy_{name}": value for name, value in zip(attributes, accuracies, strict=True)} if attributes else {}
+    )
+    return {"accuracy": sum(accuracies) / len(accuracies), **named}
 
 
 @contextmanager
@@ -69,11 +86,13 @@ def evaluating(model: DiscreteVAE) -> Iterator[None]:
 def evaluate_bound(model: DiscreteVAE, split: Split, *, samples: int, generator: Generator) -> Bound:
     """The bound of a split, from `samples` draws for each image.
 
-    Over a support of at most 256 codes the expectation is exact, and only Gaussian variables, where there are some, are drawn.
+    Over a support of at most 256 codes the expectation is exact, and only Gaussian variables, where there are some, are drawn; not where
+    the decoder is so large that this would take long.
     """
-    exact = model.layer.support_size <= EXACT_SUPPORT
+    support = model.layer.support_size
+    exact = support <= EXACT_SUPPORT and support * model.numbers_per_code <= EXACT_NUMBERS
     totals = torch.zeros(4, dtype=torch.float64, device=generator.device if generator.device.type != "mps" else "cpu")
-    for images, posterior in _encoded(model, split, model.layer.support_size if exact else samples):
+    for images, posterior in _encoded(model, split, support if exact else samples):
         if exact and not model.gaussian:
             reconstruction = _expected_loss(model.layer, posterior.logits, model.reconstruction(images))  # [B]
             variance = torch.zeros_like(reconstruction)
@@ -144,6 +163,7 @@ def importance_weighted_bound(model: DiscreteVAE, split: Split, *, samples: int,
 
 def _encoded(model: DiscreteVAE, split: Split, codes_per_image: int) -> Iterator[tuple[Tensor, Posterior]]:
     with evaluating(model):
-        for images in split.images.split(max(1, min(1000, CODES_AT_ONCE // codes_per_image))):
+        codes_at_once = min(CODES_AT_ONCE, NUMBERS_AT_ONCE // model.numbers_per_code)
+        for images in split.images.split(max(1, min(1000, codes_at_once // codes_per_image))):
             images = unit(images)
             yield images, model.posterior(images)

@@ -54,21 +54,23 @@ class Decoder(nn.Module):
     """A network from codes to outputs, whose first layer is linear in the code.
 
     That lets the sweep change a coordinate after the first layer, as the difference of two columns of its weight, instead of
-    before it. With Gaussian variables the inputs are `[..., *code, c]`: each coordinate of the code times all of the variables.
+    before it. With Gaussian variables the inputs are `[..., *code, c]`: each coordinate of the code times all of the variables. Where
+    these stand `beside` the code, the inputs are `[..., n*k + c]`.
 
     Attributes:
         numbers_per_code: how many outputs all layers have for one code.
     """
 
-    def __init__(self, layer: LatentLayer, widths: list[int], gaussian: int = 0) -> None:
+    def __init__(self, layer: LatentLayer, widths: list[int], gaussian: int = 0, *, beside: bool = False) -> None:
         super().__init__()
+        coordinates = math.prod(layer.shape)
         self.numbers_per_code = sum(widths)
-        self.code_axes = len(layer.shape) + (gaussian > 0)
-        self.first = nn.Linear(math.prod(layer.shape) * max(gaussian, 1), widths[0])
+        self.input_axes = 1 if beside else len(layer.shape) + (gaussian > 0)
+        self.first = nn.Linear(coordinates + gaussian if beside else coordinates * max(gaussian, 1), widths[0])
         self.rest = nn.Sequential(*[module for wide in pairwise(widths) for module in (nn.ReLU(), nn.Linear(*wide))])
 
     def forward(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*outputs"]:
-        return self.rest(self.first(codes.flatten(-self.code_axes)))
+        return self.rest(self.first(codes.flatten(-self.input_axes)))
 
 
 class DiscreteVAE(nn.Module):
@@ -77,10 +79,12 @@ class DiscreteVAE(nn.Module):
     A model of one's own is an instance with other networks: any `encoder` from images `[B, C, H, W]` to logits
     `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.shape]` to outputs `[..., C*H*W]`. With `gaussian` variables c, the
     encoder gives a pair, the logits and `[B, 2 gaussian]` means and log-variances, and the decoder takes `[..., *layer.shape, gaussian]`,
-    zero but where the code is one; there it holds the variables (Lorberbom et al. 2019, section 5.1).
+    zero but where the code is one; there it holds the variables (Lorberbom et al. 2019, section 5.1). With `beside` the decoder takes
+    `[..., n*k + gaussian]`, the flattened code and the variables side by side.
 
     Attributes:
         gaussian: how many Gaussian variables there are.
+        beside: how they and the code enter the decoder.
         compiled_kernels: whether compiled kernels may be used where there are some; the first use may take seconds to compile them.
     """
 
@@ -92,6 +96,8 @@ class DiscreteVAE(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         gaussian: int = 0,
+        *,
+        beside: bool = False,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -100,7 +106,13 @@ class DiscreteVAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.gaussian = gaussian
+        self.beside = beside
         self.compiled_kernels = False
+
+    @property
+    def numbers_per_code(self) -> int:
+        """About how many numbers the decoder computes for one code: what an evaluation costs."""
+        return self.decoder.numbers_per_code if isinstance(self.decoder, Decoder) else math.prod(self.image_shape)
 
     def posterior(self, images: Float[Tensor, "batch c h w"]) -> Posterior:
         """`q(z, c | image)` of these images."""
@@ -133,9 +145,13 @@ class DiscreteVAE(nn.Module):
     def decoder_inputs(
         self, codes: Float[Tensor, "*codes"], gaussian: Float[Tensor, "*lead g"] | None
     ) -> Float[Tensor, "*inputs"]:
-        """The codes; with Gaussian variables, each coordinate of the code times all of them, `[..., *code, g]`."""
+        """The codes; with Gaussian variables, each coordinate of the code times all of them, `[..., *code, g]`, or both side by side."""
         if gaussian is None:
             return codes
+        if self.beside:
+            flat = codes.flatten(-len(self.layer.shape))
+            lead = torch.broadcast_shapes(flat.shape[:-1], gaussian.shape[:-1])
+            return torch.cat([flat.expand(*lead, -1), gaussian.expand(*lead, -1)], -1)
         beside_code = (..., *[None] * len(self.layer.shape), slice(None))
         return codes.unsqueeze(-1) * gaussian[beside_code]
 
@@ -163,6 +179,7 @@ class Reconstruction(Objective):
     ) -> None:
         self.decoder = model.decoder
         self.decoder_inputs = model.decoder_inputs
+        self.beside = model.beside
         self.likelihood = model.likelihood
         self.compiled = model.compiled_kernels
         self.pixels = pixels
@@ -192,8 +209,8 @@ class Reconstruction(Objective):
         weight, hidden = self.decoder.first.weight, self._hidden[1]
         per_code = self.decoder.numbers_per_code
         if self.gaussian is not None:
-            weights = self._weight_of_each(self.gaussian)
-            return difference_sweep(codes, weights, hidden, self._rest_loss, loss, numbers_per_code=per_code)
+            weight = weight[:, : -self.gaussian.shape[-1]] if self.beside else self._weight_of_each(self.gaussian)
+            return difference_sweep(codes, weight, hidden, self._rest_loss, loss, numbers_per_code=per_code)
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
             return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
         return difference_sweep(codes, weight, hidden, self._rest_loss, loss, numbers_per_code=per_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +26,23 @@ if TYPE_CHECKING:
     from dgrad.diagnostics import Diagnosis, Row
     from dgrad.training import Trainer
 
+HEADING = 16
+"""Pixels above a grid for a line of text."""
 CELL = 56
 """Smaller images are enlarged by a whole factor until their longer side has at least this many pixels, smoothly."""
 
 
-def save_grid(path: Path, images: Tensor, *, pairs: bool = False) -> None:
+def save_grid(path: Path, images: Tensor, *, pairs: bool = False, headings: Sequence[str] = ()) -> None:
     """Write images `[rows, columns, C, H, W]` in [0, 1] as one PNG.
 
     Args:
         pairs: keep rows two and two together, with a wider gap after each pair.
+        headings: texts above equally many columns each, which a wider gap keeps apart.
 
     Raises:
         InputError: the images have neither one channel nor three.
     """
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
     rows, columns, channels, height, width = images.shape
     if channels not in (1, 3):
@@ -49,15 +53,25 @@ def save_grid(path: Path, images: Tensor, *, pairs: bool = False) -> None:
     )
     cells = (cells.clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, (rows, columns))
     gap, wide_gap = 4, 16
-    tops = [gap + row * (height * factor + gap) + (row // 2 * (wide_gap - gap) if pairs else 0) for row in range(rows)]
-    canvas = torch.full((tops[-1] + height * factor + gap, gap + columns * (width * factor + gap), channels), 255)
-    for row, top in enumerate(tops):
-        for column in range(columns):
-            left = gap + column * (width * factor + gap)
+    header = HEADING if headings else 0
+    tops = _starts(rows, height * factor, gap, 2 if pairs else rows, wide_gap)
+    per_heading = columns // max(1, len(headings))
+    lefts = _starts(columns, width * factor, gap, per_heading, wide_gap)
+    canvas = torch.full((header + tops[-1] + height * factor + gap, lefts[-1] + width * factor + gap, channels), 255)
+    for row, top in enumerate(header + start for start in tops):
+        for column, left in enumerate(lefts):
             canvas[top : top + height * factor, left : left + width * factor] = cells[row, column].permute(1, 2, 0)
     pixels = canvas.to(torch.uint8).numpy()
+    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    for place, heading in enumerate(headings):
+        ImageDraw.Draw(picture).text((lefts[place * per_heading], gap), heading, fill=0)
     with replacing(path) as temporary:
-        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(temporary, format="PNG")
+        picture.save(temporary, format="PNG")
+
+
+def _starts(count: int, size: int, gap: int, group: int, wide_gap: int) -> list[int]:
+    """Where `count` cells begin, with a gap before each and a wide one before each group but the first."""
+    return [gap + cell * (size + gap) + cell // group * (wide_gap - gap) for cell in range(count)]
 
 
 @torch.no_grad()
@@ -69,8 +83,8 @@ def prior_samples(model: DiscreteVAE, count: int, *, generator: Generator) -> Te
 
 
 @torch.no_grad()
-def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator) -> Tensor:
-    """`[rows, k, C, H, W]` expected images: a column for each value of the code's first variable, a row for each style.
+def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator, variables: int = 1) -> Tensor:
+    """`[rows, variables * k, C, H, W]` expected images: a column for each value of each of the code's first variables, a row for each style.
 
     A style is all the rest, drawn from its prior: the other variables and the Gaussian ones. Where there is no rest, there is one row.
 
@@ -85,10 +99,12 @@ def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator) -> Tensor
     n, k = layer.shape
     rows = rows if n > 1 or model.gaussian else 1
     uniform = torch.zeros(1, n, k, device=generator.device)
-    codes = layer.sample(uniform, rows, generator=generator).repeat(1, k, 1, 1)  # [rows, k, n, k]
-    codes[:, :, 0] = torch.eye(k, device=codes.device)
+    columns = variables * k
+    codes = layer.sample(uniform, rows, generator=generator).repeat(1, columns, 1, 1)  # [rows, columns, n, k]
+    for variable in range(variables):
+        codes[:, variable * k : (variable + 1) * k, variable] = torch.eye(k, device=codes.device)
     gaussian = model.prior_gaussian(rows, generator=generator)
-    return model.decode(codes, None if gaussian is None else gaussian.unsqueeze(1).expand(-1, k, -1))
+    return model.decode(codes, None if gaussian is None else gaussian.unsqueeze(1).expand(-1, columns, -1))
 
 
 @torch.no_grad()
@@ -107,6 +123,14 @@ def save_samples(path: Path, model: DiscreteVAE, *, generator: Generator, rows: 
 def save_class_grid(path: Path, model: DiscreteVAE, *, generator: Generator, rows: int = 8) -> None:
     """Write a column for each value of the code's first variable and a row for each style (figure 7 of the paper)."""
     save_grid(path, class_grid(model, rows, generator=generator).cpu())
+
+
+def save_attribute_grid(
+    path: Path, model: DiscreteVAE, attributes: Sequence[str], *, generator: Generator, rows: int = 8
+) -> None:
+    """Write each attribute off and on, under its name, and a row for each style (figure 4 of the paper)."""
+    images = class_grid(model, rows, generator=generator, variables=len(attributes))
+    save_grid(path, images.cpu(), headings=attributes)
 
 
 def save_reconstructions(path: Path, model: DiscreteVAE, split: Split, *, rows: int = 4, columns: int = 12) -> None:

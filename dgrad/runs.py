@@ -205,7 +205,7 @@ def build_model(config: TrainConfig, image_shape: tuple[int, int, int]) -> Discr
     for name, value in chosen.items():
         if name not in known:
             raise InputError(
-                f"the model {config.model} has no {MODEL_OPTIONS[name]}; got {option(name)} {value}: leave it out, or take --model mixture"
+                f"the model {config.model} has no {MODEL_OPTIONS[name]}; got {option(name)} {value}: leave it out, or take --model mixture{' or conv' if name == 'gaussian' else ''}"
             )
     return registry.build("models", config.model, DiscreteVAE, *arguments, **chosen)
 
@@ -227,7 +227,7 @@ def build_dataset(config: TrainConfig) -> Dataset:
             f"the factory of dataset {config.dataset!r} made a {type(dataset).__name__}; expected a dgrad.data.Dataset: ask its "
             "plugin's author"
         )
-    return dataset
+    return dataset.with_attributes(config.attributes) if config.attributes else dataset
 
 
 def evaluation_data(config: TrainConfig, dataset: Dataset) -> Dataset:

@@ -8,6 +8,7 @@ it from a loss of its own: of the code, which every estimator carries back in it
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -23,20 +24,38 @@ MEMORY = 0.9
 
 
 def check_labels(config: TrainConfig, dataset: Dataset, layer: LatentLayer) -> None:
-    """Make sure that the classes of the data set can be values of the code.
+    """Make sure that the classes of the data set, or the attributes, can be values of the code.
 
     Raises:
         InputError: they cannot.
     """
-    if dataset.train.labels is None or dataset.classes is None:
+    if dataset.train.labels is None or (dataset.classes is None and dataset.attributes is None):
         raise InputError(
             f"--labels {config.labels}: {config.dataset} has no labels; leave --labels out, or take data that has some"
         )
+    if dataset.attributes is not None:
+        _check_attributes(config, dataset.attributes, layer)
+        return
+    assert dataset.classes is not None
     expected = (1, len(dataset.classes))
     if not layer.independent_rows or layer.shape != expected:
         raise InputError(
             f"--labels {config.labels} needs a code of one variable with as many values as classes; got --latent {layer}, expected 1x{expected[1]}"
         )
+
+
+def _check_attributes(config: TrainConfig, attributes: tuple[str, ...], layer: LatentLayer) -> None:
+    if not layer.independent_rows or layer.shape != (len(attributes), 2):
+        raise InputError(
+            f"--labels {config.labels} needs a code of one variable of two values for each attribute; got --latent {layer} and {len(attributes)} "
+            f"attributes ({', '.join(attributes)}), expected {len(attributes)}x2: say so, or choose attributes with --attributes"
+        )
+
+
+def label_frequencies(labels: Int[Tensor, "images n"], values: int) -> Float[Tensor, "n values"]:
+    """How frequent each value of each variable is among labels, with one more of each, so that none is 0."""
+    counts = F.one_hot(labels, values).sum(0) + 1.0
+    return counts / counts.sum(-1, keepdim=True)
 
 
 def known_codes(
@@ -106,17 +125,23 @@ class LabelObjective(Objective):
 class Supervision(nn.Module):
     """What training with few labels adds to the bound: a loss of the logits of labelled images, and the balance of the classes.
 
-    The balance is `weight * sum (m log m + m log k)` over the values of each variable, the KL between m and equal frequencies; m is a
+    The balance is `weight * sum m log(m / f)` over the values of each variable, the KL between m and frequencies f; m is a
     moving mean of `q` over the unlabelled images, its gradient that of the batch's mean. Without it, classes merge.
+
+    Args:
+        frequencies: f, `[n, k]`; equal ones, the default, suit classes, of which the labelled images have equally many.
     """
 
     mean: Tensor
+    frequencies: Tensor
 
-    def __init__(self, config: TrainConfig, layer: LatentLayer) -> None:
+    def __init__(self, config: TrainConfig, layer: LatentLayer, frequencies: Tensor | None = None) -> None:
         super().__init__()
         self.label_weight = config.label_weight if config.label_loss == "cross-entropy" else 0.0
         self.balance_weight = config.balance_weight
-        self.register_buffer("mean", torch.full(layer.shape, 1 / layer.shape[-1]))
+        equal = torch.full(layer.shape, 1 / layer.shape[-1])
+        self.register_buffer("mean", equal if frequencies is None else frequencies.clone())
+        self.register_buffer("frequencies", equal.clone() if frequencies is None else frequencies, persistent=False)
 
     def forward(
         self, logits: Float[Tensor, "batch n k"], known: Bool[Tensor, "batch n 1"], codes: Float[Tensor, "batch n k"]
@@ -134,4 +159,4 @@ class Supervision(nn.Module):
         with torch.no_grad():
             self.mean.mul_(MEMORY).add_(batch_mean, alpha=1 - MEMORY)
         # d sum m log m = sum log m dm, as the changes of m add up to 0; a class that nothing has stays finite
-        return (batch_mean * (self.mean.clamp_min(1e-9) * self.mean.shape[-1]).log()).sum()
+        return (batch_mean * (self.mean.clamp_min(1e-9) / self.frequencies).log()).sum()

@@ -23,16 +23,17 @@ import dgrad
 from dgrad import registry
 from dgrad.captured import CapturedSteps, DeviceStep, NotCapturable
 from dgrad.config import TrainConfig, configure
-from dgrad.data import Batch
+from dgrad.data import Batch, SemiSupervisedBatches
 from dgrad.devices import describe_device
 from dgrad.distributed import World
 from dgrad.errors import CompilerWarning, InputError, RunError
-from dgrad.evaluation import evaluate_accuracy, evaluate_bound, evaluation_generator
+from dgrad.evaluation import evaluate_accuracies, evaluate_bound, evaluation_generator
 from dgrad.files import damaged, load_checkpoint, save_checkpoint, write_text
 from dgrad.listener import Listener
 from dgrad.networks import DiscreteVAE
 from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_state, resolve
 from dgrad.schedules import Constant, schedule
+from dgrad.supervision import label_frequencies
 from dgrad.training_data import training_batches
 from dgrad.training_loss import SharedLoss, TrainingLoss
 
@@ -78,6 +79,8 @@ class Trainer:
         self.config = config = resolve(replace(config, kl=config.kl or ("inside" if traits.kl_inside else "outside")))
         self.listener = listener if listener is not None and self.world.is_first else Listener()
         dataset = build_dataset(config)
+        if config.labels and dataset.attributes is not None:
+            self.config = config = replace(config, attributes=dataset.attributes)
         self.evaluation_data = evaluation_data(config, dataset).to(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -95,7 +98,7 @@ class Trainer:
         )
         self.model.compiled_kernels = self._worth_compiling
         self.lr = schedule(config.lr).over(self.total_steps)
-        self.loss = TrainingLoss(self.model, self.estimator, config, self.noise).to(self.device)
+        self.loss = TrainingLoss(self.model, self.estimator, config, self.noise, self._frequencies()).to(self.device)
         self.loss.set_run_length(self.total_steps)
         alone = self.world.size == 1
         self.captures = alone and self.device.type == "cuda" and self._worth_compiling and self.loss.recordable
@@ -117,6 +120,12 @@ class Trainer:
     def epoch(self) -> float:
         """How many epochs are done; a fraction in the middle of one."""
         return self.step / self.batches.steps_per_epoch
+
+    def _frequencies(self) -> Tensor | None:
+        """Of the values of attributes, as the labelled images have them; None for classes, which these have equally often."""
+        if not self.config.attributes or not isinstance(self.batches, SemiSupervisedBatches):
+            return None
+        return label_frequencies(self.batches.labelled.labels.cpu(), self.model.layer.shape[-1])
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         decayed = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
@@ -275,11 +284,7 @@ class Trainer:
             "valid_reconstruction": bound.reconstruction,
             "valid_kl": bound.kl,
             **({} if bound.gaussian_kl is None else {"valid_gaussian_kl": bound.gaussian_kl}),
-            **(
-                {"valid_accuracy": evaluate_accuracy(self.model, self.evaluation_data.valid)}
-                if self.config.labels
-                else {}
-            ),
+            **self._accuracies("valid"),
             "lr": self.lr(self.step - 1),
             **(
                 {}
@@ -290,8 +295,10 @@ class Trainer:
             "seconds": self.seconds,
         }
         if not self.best_weights or _merit(metrics) > _merit(self.best):
-            chosen_by = ("epoch", "step", "valid_bound", "valid_accuracy")
-            self.best = {name: metrics[name] for name in chosen_by if name in metrics}
+            chosen_by = {"epoch", "step", "valid_bound"}
+            self.best = {
+                name: value for name, value in metrics.items() if name in chosen_by or name.startswith("valid_accuracy")
+            }
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         return metrics
 
@@ -330,9 +337,14 @@ class Trainer:
             generator=evaluation_generator(self.device, self.config.seed),
         )
         figures = {f"test_{name}": value for name, value in asdict(bound).items() if value is not None}
-        if self.config.labels:
-            figures["test_accuracy"] = evaluate_accuracy(self.model, self.evaluation_data.test)
+        figures |= self._accuracies("test")
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+    def _accuracies(self, split: str) -> dict[str, float]:
+        if not self.config.labels:
+            return {}
+        accuracies = evaluate_accuracies(self.model, getattr(self.evaluation_data, split), self.config.attributes)
+        return {f"{split}_{name}": value for name, value in accuracies.items()}
 
     # State
 

@@ -6,7 +6,16 @@ import torch
 from torch import Generator
 
 from dgrad.config import TrainConfig
-from dgrad.data import Batches, Dataset, LabelledImages, SemiSupervisedBatches, Split, binarize, choose_labelled
+from dgrad.data import (
+    Batches,
+    Dataset,
+    LabelledImages,
+    SemiSupervisedBatches,
+    Split,
+    binarize,
+    choose_labelled,
+    choose_labelled_attributes,
+)
 from dgrad.distributed import World
 from dgrad.errors import InputError
 from dgrad.latent_layer import LatentLayer
@@ -37,7 +46,8 @@ def training_batches(
     if not config.labels:
         return batches
     assert dataset.train.labels is not None
-    index = choose_labelled(dataset.train.labels, config.labels, seed=config.seed)
+    choose = choose_labelled_attributes if dataset.attributes else choose_labelled
+    index = choose(dataset.train.labels, config.labels, seed=config.seed)
     source = dataset.train if config.augment else binary
     labelled = LabelledImages(
         Split(source.images[index], dataset.train.labels[index]).to(device),

@@ -25,12 +25,19 @@ from dgrad.supervision import ObservedObjective, Supervision, known_codes
 class TrainingLoss(nn.Module):
     """The negative bound of a batch, in nats an image, as the estimator estimates it and its gradient.
 
-    It holds every parameter that training moves: the model's and the estimator's own.
+    It holds every parameter that training moves: the model's and the estimator's own. `frequencies` are those of `Supervision`.
     """
 
     kl_weight: Tensor
 
-    def __init__(self, model: DiscreteVAE, estimator: GradientEstimator, config: TrainConfig, noise: Generator) -> None:
+    def __init__(
+        self,
+        model: DiscreteVAE,
+        estimator: GradientEstimator,
+        config: TrainConfig,
+        noise: Generator,
+        frequencies: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.estimator = estimator
@@ -40,7 +47,7 @@ class TrainingLoss(nn.Module):
         self.kl_trained = self.kl_schedule != Constant(0.0)
         # On the device, where a captured step sees it change.
         self.register_buffer("kl_weight", torch.tensor(self.kl_schedule.over(1)(0)), persistent=False)
-        self.supervision = Supervision(config, model.layer) if config.labels else None
+        self.supervision = Supervision(config, model.layer, frequencies) if config.labels else None
         self.code_losses = registry.registry().manager.hook.dgrad_code_losses.get_hookimpls()
 
     def set_run_length(self, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""A convolutional model: `dgrad train --plugin examples/model.py --model conv --hidden 16,32`."""
+"""A convolutional model: `dgrad train --plugin examples/model.py --model small-conv --hidden 16,32`."""
 
 import math
 
@@ -69,11 +69,11 @@ def conv_vae(
     wide = hidden or (16, 32)
     if len(wide) != 2:
         raise dgrad.InputError(
-            f"the conv model has two convolutions; got --hidden {','.join(map(str, wide))}: try 16,32"
+            f"the small-conv model has two convolutions; got --hidden {','.join(map(str, wide))}: try 16,32"
         )
     if image_shape[1] % 4 or image_shape[2] % 4:
         raise dgrad.InputError(
-            f"the conv model needs sides that are multiples of 4; got images of shape {list(image_shape)}: use --model mlp"
+            f"the small-conv model needs sides that are multiples of 4; got images of shape {list(image_shape)}: use --model mlp"
         )
     encoder = ConvEncoder(layer, image_shape, wide)
     return DiscreteVAE(layer, image_shape, likelihood, encoder, ConvDecoder(layer, image_shape, wide))
@@ -81,4 +81,4 @@ def conv_vae(
 
 @dgrad.hookimpl
 def dgrad_register_models(register):
-    register("conv", conv_vae)
+    register("small-conv", conv_vae)

@@ -238,7 +238,7 @@ def test_the_model_sweeps_right_and_refuses_what_it_cannot() -> None:
     load_plugin("examples/model.py")
     layer = dgrad.latent("2x3")
     arguments = (layer, (1, 8, 12), likelihood("bernoulli"))
-    model: Any = build("models", "conv", torch.nn.Module, *arguments, ())
+    model: Any = build("models", "small-conv", torch.nn.Module, *arguments, ())
     images = torch.rand(5, 1, 8, 12)
     logits = model.encoder(images)
     assert logits.shape == (5, 2, 3)
@@ -247,11 +247,11 @@ def test_the_model_sweeps_right_and_refuses_what_it_cannot() -> None:
     torch.testing.assert_close(objective.sweep(codes), FunctionObjective(objective).sweep(codes))
     for shape, hidden, message in (((1, 6, 8), (), "multiples of 4"), ((1, 8, 8), (3,), "two convolutions")):
         with pytest.raises(dgrad.InputError, match=message):
-            build("models", "conv", torch.nn.Module, layer, shape, likelihood("bernoulli"), hidden)
+            build("models", "small-conv", torch.nn.Module, layer, shape, likelihood("bernoulli"), hidden)
 
 
 def test_the_model_exports(train: Callable[..., Run], tmp_path: Path) -> None:
-    run = train(model="conv", epochs=1, plugins=("examples/model.py",))
+    run = train(model="small-conv", epochs=1, plugins=("examples/model.py",))
     assert _dgrad("export", run.path, "--out", tmp_path / "model") == 0
 
 

@@ -44,8 +44,17 @@ def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
     ]
     if f"{prefix}_gaussian_kl" in metrics:
         parts.append(f"Gaussian KL {metrics[f'{prefix}_gaussian_kl']:.2f}")
-    accuracy = f", accuracy {100 * metrics[f'{prefix}_accuracy']:.2f} %" if f"{prefix}_accuracy" in metrics else ""
-    return f"{metrics[f'{prefix}_bound']:.2f} {unit} ({', '.join(parts)}){accuracy}"
+    return f"{metrics[f'{prefix}_bound']:.2f} {unit} ({', '.join(parts)}){_accuracy(metrics, f'{prefix}_accuracy')}"
+
+
+def _accuracy(metrics: Mapping[str, Any], key: str) -> str:
+    """`, accuracy 97.50 % (Eyeglasses 99.0, Smiling 96.0)`, or nothing where there is none."""
+    if key not in metrics:
+        return ""
+    each = [
+        f"{name[len(key) + 1 :]} {100 * value:.1f}" for name, value in metrics.items() if name.startswith(f"{key}_")
+    ]
+    return f", accuracy {100 * metrics[key]:.2f} %" + (f" ({', '.join(each)})" if each else "")
 
 
 class Watcher(Listener):

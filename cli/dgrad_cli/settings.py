@@ -41,10 +41,15 @@ BinarizeOption = Annotated[
     str | None,
     setting("threshold (round at 0.5), static (one draw), dynamic (a new draw each time), none (grey).", "binarize"),
 ]
-ModelOption = Annotated[str | None, setting("linear, mlp, or mixture (Gaussian variables beside the code).", "model")]
+ModelOption = Annotated[
+    str | None,
+    setting(
+        "linear, mlp, mixture (Gaussian variables beside the code), or conv (the same with convolutions).", "model"
+    ),
+]
 HiddenOption = Annotated[str | None, setting("Widths of hidden layers, from the image to the code: 400,200.", "hidden")]
 GaussianOption = Annotated[
-    str | None, setting("Gaussian variables beside the code, in the mixture model. (default: 20)", "gaussian")
+    str | None, setting("Gaussian variables beside the code. (default: mixture 20, conv 64)", "gaussian")
 ]
 DropoutOption = Annotated[
     str | None,
@@ -71,7 +76,17 @@ KLWeightOption = Annotated[
 ]
 LabelsOption = Annotated[
     str | None,
-    setting("How many training images show their label, balanced over classes; needs a latent 1xCLASSES.", "labels"),
+    setting(
+        "How many training images show their label, balanced over classes, or their attributes; needs a latent 1xCLASSES or ATTRIBUTESx2.",
+        "labels",
+    ),
+]
+AttributesOption = Annotated[
+    str | None,
+    setting(
+        "The attributes that are labels, one for each variable of the code: Eyeglasses,Smiling. (default: all)",
+        "attributes",
+    ),
 ]
 LabelledBatchOption = Annotated[
     str | None, setting("Labelled images in a step, beside --batch-size others.", "labelled_batch")

@@ -15,6 +15,7 @@ from dgrad.distributed import World
 from dgrad.errors import InputError
 from dgrad_cli.display import Watcher, duration, figures, print_json
 from dgrad_cli.settings import (
+    AttributesOption,
     AugmentOption,
     BalanceWeightOption,
     BatchSizeOption,
@@ -69,6 +70,7 @@ def train(
     kl: KLOption = None,
     kl_weight: KLWeightOption = None,
     labels: LabelsOption = None,
+    attributes: AttributesOption = None,
     labelled_batch: LabelledBatchOption = None,
     label_loss: LabelLossOption = None,
     label_weight: LabelWeightOption = None,
@@ -110,7 +112,7 @@ def train(
     given: dict[str, Any] = {
         "estimator": estimator, "set": None if set_ is None else dict(map(name_and_value, set_)), "latent": latent, "dataset": dataset,
         "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "dropout": dropout, "input-dropout": input_dropout,
-        "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
+        "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "attributes": attributes, "labelled-batch": labelled_batch,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
         "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "eval-every": eval_every, "eval-samples": eval_samples,
         "plugin": plugin,

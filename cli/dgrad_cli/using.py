@@ -49,7 +49,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure the bound of a trained model."""
-    from dgrad.evaluation import evaluate_accuracy, evaluate_bound, evaluation_generator, importance_weighted_bound
+    from dgrad.evaluation import evaluate_accuracies, evaluate_bound, evaluation_generator, importance_weighted_bound
 
     model, state, images, config = load_split(run, split, dataset, data_root, weights, device)
     target = images.images.device
@@ -61,7 +61,7 @@ def evaluate(
         "unit": model.likelihood.unit,
     }  # fmt: skip
     if config.labels and images.labels is not None:
-        result["accuracy"] = evaluate_accuracy(model, images)
+        result |= evaluate_accuracies(model, images, config.attributes)
     if bound.gaussian_kl is not None:
         result["gaussian_kl"] = bound.gaussian_kl
     if importance_samples is not None:
@@ -91,7 +91,8 @@ def sample(
     grid: Annotated[
         bool,
         typer.Option(
-            "--grid", help="A column for each value of the code's first variable (each class), a row for each style."
+            "--grid",
+            help="A column for each value of the code's first variable (each class), or each attribute off and on; a row for each style.",
         ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
@@ -100,7 +101,7 @@ def sample(
     """Draw codes from the uniform prior and write what they decode to."""
     from torch import Generator
 
-    from dgrad.pictures import save_class_grid, save_samples
+    from dgrad.pictures import save_attribute_grid, save_class_grid, save_samples
     from dgrad.runs import Run
 
     _check_picture(out)
@@ -108,9 +109,12 @@ def sample(
         raise InputError(f"--grid has a column for each value of a variable; got --columns {columns}: leave it out")
     _check_choice("--weights", weights, ("best", "last"))
     model, state = Run.open(run).load_model(weights)
+    attributes = Run.open(run).config.attributes
     _note_unfinished(run, state)
     generator = Generator().manual_seed(seed)
-    if grid:
+    if grid and attributes:
+        save_attribute_grid(out, model, attributes, generator=generator, rows=rows)
+    elif grid:
         save_class_grid(out, model, generator=generator, rows=rows)
     else:
         save_samples(out, model, generator=generator, rows=rows, columns=columns or 12)

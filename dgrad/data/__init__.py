@@ -7,10 +7,17 @@ A new source of data is a function `load(data_root: Path) -> Dataset`; `load_dat
 
 from dgrad.data.batches import Batch, Batches
 from dgrad.data.binarization import BINARIZATIONS, binarize
+from dgrad.data.celeba import load_celeba
 from dgrad.data.download import download_idx
 from dgrad.data.idx import load_idx
 from dgrad.data.image_folder import load_folder
-from dgrad.data.labelled import UNKNOWN, LabelledImages, SemiSupervisedBatches, choose_labelled
+from dgrad.data.labelled import (
+    UNKNOWN,
+    LabelledImages,
+    SemiSupervisedBatches,
+    choose_labelled,
+    choose_labelled_attributes,
+)
 from dgrad.data.npz import load_npz
 from dgrad.data.partitioning import partition
 from dgrad.data.sources import default_data_root, load_dataset
@@ -27,8 +34,10 @@ __all__ = [
     "Split",
     "binarize",
     "choose_labelled",
+    "choose_labelled_attributes",
     "default_data_root",
     "download_idx",
+    "load_celeba",
     "load_dataset",
     "load_folder",
     "load_idx",

@@ -17,7 +17,7 @@ from dgrad.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images `[B, C, H, W]` float32 in [0, 1], labels `[B]` int64 or None, and the images' places in the split `[B]`.
+    """Images `[B, C, H, W]` float32 in [0, 1], labels `[B]` or `[B, n]` int64 or None, and the images' places in the split `[B]`.
 
     `share` is how much of the whole batch these images are: 1 but where several processes have a part each.
     """

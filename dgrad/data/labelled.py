@@ -56,6 +56,27 @@ def choose_labelled(labels: Int[Tensor, " images"], count: int, *, seed: int) ->
     return torch.from_numpy(np.sort(chosen)).to(labels.device)
 
 
+def choose_labelled_attributes(labels: Int[Tensor, "images n"], count: int, *, seed: int) -> Int[Tensor, " count"]:
+    """Which images keep the values of their attributes: places in ascending order, any of them, chosen by the seed alone.
+
+    Raises:
+        InputError: there are fewer images than that, or an attribute has one value in all that were chosen.
+    """
+    if count > len(labels):
+        raise InputError(f"--labels {count}; expected at most {len(labels)}, the images that there are")
+    chosen = np.sort(
+        np.random.RandomState(np.random.SeedSequence(seed).generate_state(4)).permutation(len(labels))[:count]
+    )
+    index = torch.from_numpy(chosen).to(labels.device)
+    same = (labels[index] == labels[index[0]]).all(0)
+    if same.any():
+        raise InputError(
+            f"--labels {count}: all of them are alike in {int(same.sum())} of {len(same)} attributes; expected both values of each: give more, or "
+            "leave rare attributes out of --attributes"
+        )
+    return index
+
+
 def random_affine(images: Float[Tensor, "batch c h w"], *, generator: Generator) -> Float[Tensor, "batch c h w"]:
     """Each image turned, sheared, zoomed and shifted a little, by its own draws; the border's pixels go on outside."""
     height, width = images.shape[-2:]
@@ -97,7 +118,7 @@ class LabelledImages:
     ) -> None:
         if images.labels is None:
             raise InputError("labelled images without labels; expected a split with labels")
-        self.images = unit(images.images)
+        self.images = images.images
         self.labels = images.labels
         self.index = index
         self.generator = generator
@@ -108,7 +129,7 @@ class LabelledImages:
         """A batch of `count` images."""
         device = self.images.device
         chosen = torch.randint(len(self.images), (count,), generator=self.generator, device=device)
-        images = self.images.index_select(0, chosen)
+        images = unit(self.images.index_select(0, chosen))
         if self.augment:
             images = random_affine(images, generator=self.generator)
         if self.binarize == "threshold":

@@ -20,7 +20,10 @@ from dgrad.errors import InputError
 
 _FEWEST = 10
 _SPLITS = ("train", "valid", "test")
-_KEYS = {f"{split}{kind}" for split in ("", *(f"{name}_" for name in _SPLITS)) for kind in ("images", "labels")}
+_KEYS = {
+    f"{split}{kind}" for split in ("", *(f"{name}_" for name in _SPLITS)) for kind in ("images", "labels", "attributes")
+}
+_KEYS.add("attribute_names")
 _ROUNDING = 1e-6
 
 
@@ -29,7 +32,8 @@ def load_npz(path: Path) -> Dataset:
 
     The file holds `images` and, if there are any, `labels` `[N]`, integers from 0: it is cut into 80 % train, 10 %
     valid, 10 % test, always the same way. Or it brings its splits: `train_images`, `valid_images`, `test_images`, and
-    `train_labels`, `valid_labels`, `test_labels` or none of these.
+    `train_labels`, `valid_labels`, `test_labels` or none of these. Instead of `labels` there may be `attributes` `[N, n]`, each 0 or 1,
+    split or not, and their `attribute_names` `[n]`, text; without these they are called 0, 1, ...
 
     Images are `[N, H, W]`, `[N, H, W, C]` with C = 1 or 3, or `[N, C, H, W]`, uint8 or floats in [0, 1]. Where four
     dimensions can be read both ways (both the second and the last are 1 or 3) the channels are taken to come first.
@@ -44,7 +48,9 @@ def load_npz(path: Path) -> Dataset:
         whole = _split(path, arrays, "")
         if len(whole) < _FEWEST:
             raise InputError(f"{path} has {len(whole)} images; expected at least {_FEWEST}, to be split; add images")
-        return partition(path.name, whole.images, whole.labels, _classes(path, [whole]))
+        attributes = _attribute_names(path, arrays, [whole])
+        classes = None if attributes else _classes(path, [whole])
+        return partition(path.name, whole.images, whole.labels, classes, attributes=attributes)
     missing = [key for key in keys if key not in arrays]
     if missing:
         raise InputError(
@@ -53,7 +59,9 @@ def load_npz(path: Path) -> Dataset:
             "with np.savez(path, images=...)"
         )
     train, valid, test = (_split(path, arrays, f"{split}_") for split in _SPLITS)
-    return Dataset(path.name, train, valid, test, _classes(path, [train, valid, test]))
+    attributes = _attribute_names(path, arrays, [train, valid, test])
+    classes = None if attributes else _classes(path, [train, valid, test])
+    return Dataset(path.name, train, valid, test, classes, attributes)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -80,9 +88,15 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 def _split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) -> Split:
     images = _images(f"{path}: {prefix}images", arrays[f"{prefix}images"])
-    labels = arrays.get(f"{prefix}labels")
+    labels, attributes = arrays.get(f"{prefix}labels"), arrays.get(f"{prefix}attributes")
+    if labels is not None and attributes is not None:
+        raise InputError(
+            f"{path} has both {prefix}labels and {prefix}attributes; expected one of the two; remove the other"
+        )
     if labels is not None:
         labels = _labels(f"{path}: {prefix}labels", labels, len(images))
+    if attributes is not None:
+        labels = _attributes(f"{path}: {prefix}attributes", attributes, len(images))
     return Split(torch.from_numpy(images), None if labels is None else torch.from_numpy(labels))
 
 
@@ -128,6 +142,32 @@ def _labels(what: str, labels: np.ndarray, count: int) -> np.ndarray:  # [N]
     if labels.min() < 0:
         raise InputError(f"{what} hold {labels.min()}; expected 0 or more; number the classes from 0")
     return labels.astype(np.int64)
+
+
+def _attributes(what: str, values: np.ndarray, count: int) -> np.ndarray:  # [N, n]
+    if values.ndim != 2 or len(values) != count or values.shape[1] == 0:
+        raise InputError(
+            f"{what} have the shape {list(values.shape)}; expected [{count}, n], n values for each image; make them match"
+        )
+    if values.dtype.kind not in "iub" or not np.isin(values, (0, 1)).all():
+        raise InputError(f"{what} are {values.dtype} with other values than 0 and 1; expected 0 (off) or 1 (on)")
+    return values.astype(np.int64)
+
+
+def _attribute_names(path: Path, arrays: Mapping[str, np.ndarray], splits: list[Split]) -> tuple[str, ...] | None:
+    counts = {0 if split.labels is None or split.labels.ndim == 1 else split.labels.shape[1] for split in splits}
+    if counts == {0}:
+        return None
+    if len(counts) > 1:
+        raise InputError(f"{path} has attributes for some of its splits, or unlike ones; expected the same for all")
+    count = counts.pop()
+    names = arrays.get("attribute_names", np.arange(count)).astype(str)
+    if names.shape != (count,) or len(set(names.tolist())) < count or any(not name or "," in name for name in names):
+        raise InputError(
+            f"{path}: attribute_names are {', '.join(map(repr, names.flatten().tolist()))}; expected {count} different names without commas, one for each column "
+            "of attributes"
+        )
+    return tuple(names.tolist())
 
 
 def _classes(path: Path, splits: list[Split]) -> tuple[str, ...] | None:

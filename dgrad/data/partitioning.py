@@ -21,14 +21,15 @@ def partition(
     labels: Tensor | None,
     classes: tuple[str, ...] | None,
     *,
+    attributes: tuple[str, ...] | None = None,
     valid: int | None = None,
     test: int | None = None,
     seed: int = SPLIT_SEED,
 ) -> Dataset:
     """A data set of images `[N, C, H, W]`, cut at random into `valid`, `test` (default: N/10 each) and the rest.
 
-    Where there are labels `[N]`, each split has the classes in proportion, as nearly as small classes allow. The images
-    of a split keep their order. Raises InputError where a split would be empty.
+    Where there are labels `[N]`, each split has the classes in proportion, as nearly as small classes allow; where they are `[N, n]`,
+    a class is a combination of `attributes`. The images of a split keep their order. Raises InputError where a split would be empty.
     """
     count = len(images)
     valid = count // 10 if valid is None else valid
@@ -49,12 +50,14 @@ def partition(
         valid=split(order[:valid]),
         test=split(order[valid:held_out]),
         classes=classes,
+        attributes=attributes,
     )
 
 
 def _positions(labels: np.ndarray) -> np.ndarray:
     """Where each example stands in its class, in (0, 1): sorted by it, any stretch has the classes in proportion."""
-    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    _, classes, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
+    classes = classes.reshape(-1)  # numpy 2.0 gives it more axes
     starts = np.cumsum(counts) - counts
     ranks = np.empty(len(labels))
     ranks[np.argsort(classes, kind="stable")] = np.arange(len(labels)) - np.repeat(starts, counts)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dgrad
+from dgrad.convolutional import conv_vae
 from dgrad.mixture import mixture_vae
 from dgrad.networks import linear_vae, mlp_vae
 from dgrad_plugins.datasets import DATASETS
@@ -49,3 +50,4 @@ def dgrad_register_models(register: Register) -> None:
     register("linear", linear_vae)
     register("mlp", mlp_vae)
     register("mixture", mixture_vae)
+    register("conv", conv_vae)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dgrad.data import Dataset, download_idx, load_idx, partition
+from dgrad.data import Dataset, download_idx, load_celeba, load_idx, partition
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -41,9 +41,15 @@ def kmnist(data_root: Path) -> Dataset:
     return load_idx("kmnist", download_idx("KMNIST", data_root), _KANA)
 
 
+def celeba(data_root: Path) -> Dataset:
+    """Faces with 40 attributes, 64x64, colour: 162,770 train, 19,867 valid, 19,962 test; you put its files into DATA-ROOT/celeba"""
+    return load_celeba(data_root)
+
+
 DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "digits": digits,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
     "kmnist": kmnist,
+    "celeba": celeba,
 }
