@@ -20,6 +20,8 @@ from dgrad.networks import Decoder, DiscreteVAE, check_image_shape
 WIDTHS = (32, 64, 128, 256)
 HEAD = 256
 """The width of the hidden layer of each head."""
+CODE_SCALE = 0.1
+"""Of the initial weights of the code in the decoder."""
 TAPS, STRIDE, PADDING = 4, 2, 1
 """Of every convolution: it halves the sides, or doubles them on the way back, exactly."""
 
@@ -124,7 +126,7 @@ def conv_vae(
         raise InputError(f"the conv model needs at least one Gaussian variable; got --gaussian {gaussian}")
     encoder = ConvEncoder(layer, image_shape, widths, gaussian)
     decoder = ConvDecoder(layer, image_shape, widths, gaussian)
-    _keep_scale(encoder, decoder)
+    _initialise(encoder, decoder)
     return DiscreteVAE(layer, image_shape, likelihood, encoder, decoder, gaussian, beside=True)
 
 
@@ -135,9 +137,12 @@ def _smallest(image_shape: tuple[int, int, int], widths: tuple[int, ...]) -> tup
 
 
 @torch.no_grad()
-def _keep_scale(*networks: nn.Module) -> None:
-    """Initial weights that keep the scale of the signals through layers of ReLU (He et al. 2015)."""
-    for module in (module for network in networks for module in network.modules()):
+def _initialise(encoder: ConvEncoder, decoder: ConvDecoder) -> None:
+    """Weights that keep the scale of the signals through layers of ReLU (He et al. 2015), but for those of the code, which begin small.
+
+    A value of the code should change little of a picture. From larger weights its random pattern all over the picture is long in going.
+    """
+    for module in [*encoder.modules(), *decoder.modules()]:
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         elif isinstance(module, nn.ConvTranspose2d):
@@ -147,3 +152,4 @@ def _keep_scale(*networks: nn.Module) -> None:
             continue
         assert module.bias is not None
         nn.init.zeros_(module.bias)
+    decoder.first.weight[:, : math.prod(encoder.code_shape)] *= CODE_SCALE
