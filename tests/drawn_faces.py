@@ -26,11 +26,11 @@ def draw_face(draws: np.random.RandomState, glasses: bool, smile: bool, hat: boo
     for eye in (x - 20, x + 20):
         pen.ellipse((eye - 5, y - 15, eye + 5, y - 5), fill=(30, 20, 20))
         if glasses:
-            pen.ellipse((eye - 17, y - 27, eye + 17, y + 7), outline=(0, 0, 0), width=6)
+            pen.ellipse((eye - 17, y - 27, eye + 17, y + 7), fill=(0, 0, 0))
     if smile:
-        pen.chord((x - 24, y + 8, x + 24, y + 46), 0, 180, fill=(150, 20, 30))
+        pen.chord((x - 26, y + 2, x + 26, y + 50), 0, 180, fill=(150, 20, 30))
     else:
-        pen.rectangle((x - 18, y + 32, x + 18, y + 37), fill=(150, 20, 30))
+        pen.rectangle((x - 18, y + 38, x + 18, y + 43), fill=(150, 20, 30))
     if hat:
         pen.rectangle((x - 40, y - 76, x + 40, y - 40), fill=_colour(draws, 0, 80))
         pen.rectangle((x - 60, y - 46, x + 60, y - 38), fill=(20, 20, 60))
