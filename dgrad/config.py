@@ -51,6 +51,7 @@ class TrainConfig:
         label_loss: what teaches the encoder the labels: the cross-entropy of its logits, or a loss of the code, which the estimator carries back.
         label_weight: of that loss.
         balance_weight: of `sum m log m/f`, m how frequent each class is in the code of unlabelled images, f how frequent it should be; with labels only.
+        independence_weight: of the covariance between code and Gaussian variables, with labels only; None for 1000 with attributes, else 0.
         augment: whether labelled images are redrawn by small random affine maps.
         epochs: passes over the training images.
         steps: the number of steps instead, where it is not None.
@@ -85,6 +86,7 @@ class TrainConfig:
     label_loss: str = "cross-entropy"
     label_weight: float = 50.0
     balance_weight: float = 30.0
+    independence_weight: float | None = None
     augment: bool = False
     epochs: int = 100
     steps: int | None = None
@@ -124,6 +126,8 @@ class TrainConfig:
             "it without --labels",
             "given with --labels, whose images it redraws",
         )
+        weight = self.independence_weight
+        _check("independence_weight", weight is None or 0 <= weight < math.inf, weight, "a finite number of at least 0")
         _check(
             "attributes",
             not self.attributes or self.labels > 0,

@@ -20,7 +20,9 @@ from dgrad.numerics import log_softmax
 from dgrad.objectives import Objective
 
 MEMORY = 0.9
-"""How much of the mean of `q` over the classes stays from step to step."""
+"""How much of a moving mean stays from step to step."""
+INDEPENDENCE_OF_ATTRIBUTES = 1000.0
+"""The weight of the independence where the code's variables are attributes and nothing else is said."""
 
 
 def check_labels(config: TrainConfig, dataset: Dataset, layer: LatentLayer) -> None:
@@ -128,30 +130,58 @@ class Supervision(nn.Module):
     The balance is `weight * sum m log(m / f)` over the values of each variable, the KL between m and frequencies f; m is a
     moving mean of `q` over the unlabelled images, its gradient that of the batch's mean. Without it, classes merge.
 
+    Beside Gaussian variables there is their independence of the code: `weight / 2 * sum C^2`, C the covariances between the values of
+    the code's variables and the means of the Gaussian ones (the XCov penalty of Cheung et al. 2014), moving in the same way. Without it the Gaussian
+    variables say all that the code says, and a decoder that listens to them has no attribute to switch.
+
     Args:
         frequencies: f, `[n, k]`; equal ones, the default, suit classes, of which the labelled images have equally many.
+        gaussian: how many Gaussian variables there are.
     """
 
     mean: Tensor
     frequencies: Tensor
+    covariance: Tensor
 
-    def __init__(self, config: TrainConfig, layer: LatentLayer, frequencies: Tensor | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, layer: LatentLayer, frequencies: Tensor | None = None, gaussian: int = 0
+    ) -> None:
         super().__init__()
         self.label_weight = config.label_weight if config.label_loss == "cross-entropy" else 0.0
         self.balance_weight = config.balance_weight
+        weight = config.independence_weight
+        if weight is None:
+            weight = INDEPENDENCE_OF_ATTRIBUTES if config.attributes else 0.0
+        self.independence_weight = weight if gaussian else 0.0
+        if self.independence_weight > 0:
+            self.register_buffer("covariance", torch.zeros(*layer.shape, gaussian))
         equal = torch.full(layer.shape, 1 / layer.shape[-1])
         self.register_buffer("mean", equal if frequencies is None else frequencies.clone())
         self.register_buffer("frequencies", equal.clone() if frequencies is None else frequencies, persistent=False)
 
     def forward(
-        self, logits: Float[Tensor, "batch n k"], known: Bool[Tensor, "batch n 1"], codes: Float[Tensor, "batch n k"]
+        self,
+        logits: Float[Tensor, "batch n k"],
+        known: Bool[Tensor, "batch n 1"],
+        codes: Float[Tensor, "batch n k"],
+        gaussian: Float[Tensor, "batch g"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch, the mean over its images, in nats."""
+        """The loss of a batch, the mean over its images, in nats; `gaussian` are the means of the Gaussian variables."""
         log_q = log_softmax(logits)
         loss = -self.label_weight * (codes * log_q).sum((-2, -1)).mean()
         if self.balance_weight > 0:
             loss = loss + self.balance_weight * self._balance(log_q.exp(), known)
+        if self.independence_weight > 0 and gaussian is not None:
+            values = torch.where(known, codes, log_q.exp()).detach()  # the code stays what it is
+            loss = loss + self.independence_weight * self._dependence(values, gaussian)
         return loss
+
+    def _dependence(self, values: Tensor, gaussian: Tensor) -> Tensor:
+        covariance = torch.einsum("bnk,bg->nkg", values - values.mean(0), gaussian - gaussian.mean(0)) / len(values)
+        with torch.no_grad():
+            self.covariance.mul_(MEMORY).add_(covariance, alpha=1 - MEMORY)
+        # d sum C^2 / 2 = sum C dC
+        return (self.covariance * covariance).sum()
 
     def _balance(self, q: Tensor, known: Tensor) -> Tensor:
         unknown = (~known).to(q.dtype)  # [B, n, 1]

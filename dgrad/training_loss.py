@@ -47,7 +47,7 @@ class TrainingLoss(nn.Module):
         self.kl_trained = self.kl_schedule != Constant(0.0)
         # On the device, where a captured step sees it change.
         self.register_buffer("kl_weight", torch.tensor(self.kl_schedule.over(1)(0)), persistent=False)
-        self.supervision = Supervision(config, model.layer, frequencies) if config.labels else None
+        self.supervision = Supervision(config, model.layer, frequencies, model.gaussian) if config.labels else None
         self.code_losses = registry.registry().manager.hook.dgrad_code_losses.get_hookimpls()
 
     def set_run_length(self, steps: int) -> None:
@@ -95,7 +95,7 @@ class TrainingLoss(nn.Module):
         if posterior.gaussian is not None:
             loss = loss + posterior.gaussian.kl().mean()
         if self.supervision is not None:
-            loss = loss + self.supervision(logits, known, labelled)
+            loss = loss + self.supervision(logits, known, labelled, posterior.mean)
         return loss
 
 

@@ -99,6 +99,13 @@ LabelWeightOption = Annotated[str | None, setting("Weight of that loss.", "label
 BalanceWeightOption = Annotated[
     str | None, setting("Weight of the balance of the classes in the code; with --labels only.", "balance_weight")
 ]
+IndependenceWeightOption = Annotated[
+    str | None,
+    setting(
+        "Weight of the independence of Gaussian variables from the code; with --labels only. (default: 1000 with attributes, else 0)",
+        "independence_weight",
+    ),
+]
 AugmentOption = Annotated[
     bool | None,
     typer.Option(
