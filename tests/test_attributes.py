@@ -31,7 +31,7 @@ COUNTS = (500, 60, 100)
 SETTINGS = {
     "dataset": "celeba", "attributes": ",".join(SHOWN), "labels": 150, "labelled-batch": 8, "batch-size": 16, "latent": "3x2",
     "model": "conv", "hidden": "8,16,16", "gaussian": 16, "binarize": "none", "estimator": "direct", "lr": "cosine:0.007:0", "device": "cpu",
-    "eval-samples": 1, "eval-every": 5,
+    "eval-samples": 1, "eval-every": 4,
 }  # fmt: skip
 
 
@@ -362,7 +362,7 @@ def test_headings_stand_above_their_columns() -> None:
 @pytest.fixture(scope="module")
 def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A model of the drawn faces, trained with the attributes of 150 of 500."""
-    trainer = Trainer(configure({**SETTINGS, "data-root": str(root), "epochs": 10}))
+    trainer = Trainer(configure({**SETTINGS, "data-root": str(root), "epochs": 8}))
     result = Run.create(tmp_path_factory.mktemp("runs") / "run", trainer.config)
     trainer.train(result)
     return result
