@@ -99,11 +99,25 @@ def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator, variables
     n, k = layer.shape
     rows = rows if n > 1 or model.gaussian else 1
     uniform = torch.zeros(1, n, k, device=generator.device)
+    codes = layer.sample(uniform, rows, generator=generator).squeeze(1)  # [rows, n, k]
+    return _grid_of_styles(model, codes, model.prior_gaussian(rows, generator=generator), variables)
+
+
+@torch.no_grad()
+def switched(model: DiscreteVAE, images: Tensor) -> Tensor:
+    """`[N, n * k, C, H, W]` expected images: each image as it is reconstructed, with each variable of its code at each of its values."""
+    with evaluating(model):
+        posterior = model.posterior(images)
+    return _grid_of_styles(model, model.layer.argmax(posterior.logits), posterior.mean, model.layer.shape[0])
+
+
+def _grid_of_styles(model: DiscreteVAE, codes: Tensor, gaussian: Tensor | None, variables: int) -> Tensor:
+    """A row for each of `codes` `[rows, n, k]` and its Gaussian variables; a column for each value of each of the first variables."""
+    k = codes.shape[-1]
     columns = variables * k
-    codes = layer.sample(uniform, rows, generator=generator).repeat(1, columns, 1, 1)  # [rows, columns, n, k]
+    codes = codes.unsqueeze(1).repeat(1, columns, 1, 1)  # [rows, columns, n, k]
     for variable in range(variables):
         codes[:, variable * k : (variable + 1) * k, variable] = torch.eye(k, device=codes.device)
-    gaussian = model.prior_gaussian(rows, generator=generator)
     return model.decode(codes, None if gaussian is None else gaussian.unsqueeze(1).expand(-1, columns, -1))
 
 
@@ -128,9 +142,14 @@ def save_class_grid(path: Path, model: DiscreteVAE, *, generator: Generator, row
 def save_attribute_grid(
     path: Path, model: DiscreteVAE, attributes: Sequence[str], *, generator: Generator, rows: int = 8
 ) -> None:
-    """Write each attribute off and on, under its name, and a row for each style (figure 4 of the paper)."""
+    """Write each attribute off and on, under its name, and a row for each style, drawn from the prior."""
     images = class_grid(model, rows, generator=generator, variables=len(attributes))
     save_grid(path, images.cpu(), headings=attributes)
+
+
+def save_switched(path: Path, model: DiscreteVAE, split: Split, attributes: Sequence[str], *, rows: int = 8) -> None:
+    """Write each attribute off and on, under its name, and a row for each of the split's first images (as in figure 4 of the paper)."""
+    save_grid(path, switched(model, unit(split.images[:rows])).cpu(), headings=attributes)
 
 
 def save_reconstructions(path: Path, model: DiscreteVAE, split: Split, *, rows: int = 4, columns: int = 12) -> None:

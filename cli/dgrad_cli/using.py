@@ -126,17 +126,29 @@ def reconstruct(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("reconstructions.png"),
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     rows: Annotated[int, typer.Option(min=1)] = 4,
-    columns: Annotated[int, typer.Option(min=1)] = 12,
+    columns: Annotated[int | None, typer.Option(help="(default: 12)", min=1, show_default=False)] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Instead, a row for each image, with each attribute switched off and on.")
+    ] = False,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
     weights: Weights = "best",
 ) -> None:
     """Write images and, below each, what its most probable code decodes to."""
-    from dgrad.pictures import save_reconstructions
+    from dgrad.pictures import save_reconstructions, save_switched
 
     _check_picture(out)
-    model, _, images, _ = load_split(run, split, dataset, data_root, weights, "cpu")
-    save_reconstructions(out, model, images, rows=rows, columns=columns)
+    if grid and columns is not None:
+        raise InputError(f"--grid has two columns for each attribute; got --columns {columns}: leave it out")
+    model, _, images, config = load_split(run, split, dataset, data_root, weights, "cpu")
+    if grid and not config.attributes:
+        raise InputError(
+            f"--grid switches attributes, and {run} has learned none; expected a run with --attributes: leave --grid out"
+        )
+    if grid:
+        save_switched(out, model, images, config.attributes, rows=rows)
+    else:
+        save_reconstructions(out, model, images, rows=rows, columns=columns or 12)
     print(out)
 
 
