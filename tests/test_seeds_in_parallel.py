@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from dgrad.listener import Listener
 from dgrad.runs import Run
 from dgrad.seeds import Lockstep, Seeds, summarize
 from dgrad.training import Interrupted, Trainer, resume
+from dgrad_cli.display import Watcher
+from dgrad_cli.main import main
 
 SETTINGS = {"latent": "3x4", "estimator": "rloo", "epochs": 2, "device": "cpu", "batch-size": 300, "seed": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -227,3 +232,120 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_without_a_finished_run_there_is_no_mean(tmp_path: Path) -> None:
     Seeds.create(tmp_path / "seeds", configure(SETTINGS), 2)
     assert summarize(tmp_path / "seeds") == {"test_bound": None, "seeds": {}, "problems": {}}
+
+
+# The command
+
+SMALL = ["train", "--latent", "3x4", "--estimator", "rloo", "--epochs", "2", "--batch-size", "300", "--device", "cpu"]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, output.out, output.err
+
+    return call
+
+
+def test_the_command_trains_reports_and_leaves_ordinary_runs(command: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = command(*SMALL, "--seeds-in-parallel", 2, "--seed", 5, "--out", "seeds")
+    assert code == 0, err
+    summary = json.loads(Path("seeds/summary.json").read_text())
+    bound = summary["test_bound"]
+    assert f"{bound['mean']:.2f} ± {bound['standard_deviation']:.2f} nats" in out
+    for seed in ("5", "6"):
+        assert f"{summary['seeds'][seed]['test_bound']:.2f}" in out
+        assert command("evaluate", f"seeds/seed{seed}")[0] == 0
+        assert command("sample", f"seeds/seed{seed}", "--out", f"{seed}.png")[0] == 0
+        assert command("train", "--resume", f"seeds/seed{seed}")[0] == 0
+    again = command("train", "--resume", "seeds", "--json")
+    assert again[0] == 0
+    assert json.loads(again[1]) == {"run": "seeds", **summary}
+
+    code, _, err = command(*SMALL, "--seeds-in-parallel", 2, "--out", "seeds")
+    assert (code, "exists already" in err) == (2, True)
+    assert command(*SMALL, "--seeds-in-parallel", 1, "--out", "seeds", "--overwrite", "--quiet")[0] == 0
+    assert sorted(path.name for path in Path("seeds").iterdir()) == ["seed0", "seeds.json", "summary.json"]
+
+
+def test_pictures_that_are_missing_are_made(command: Callable[..., tuple[int, str, str]]) -> None:
+    assert command(*SMALL, "--seeds-in-parallel", 2, "--out", "seeds")[0] == 0
+    before = json.loads(Path("seeds/summary.json").read_text())
+    Path("seeds/seed1/curves.png").unlink()
+    assert command("train", "--resume", "seeds")[0] == 0
+    assert Path("seeds/seed1/curves.png").is_file()
+    after = json.loads(Path("seeds/summary.json").read_text())
+    assert after["test_bound"] == before["test_bound"]
+
+
+def test_ctrl_c_saves_all_and_says_how_to_go_on(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Watcher, trainer: Trainer) -> None:
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Watcher, "stepped", interrupt)
+        code, _, err = command(*SMALL, "--seeds-in-parallel", 2, "--out", "seeds")
+    assert code == 130
+    assert "dgrad train --resume seeds" in err
+    assert [load_checkpoint(Path(f"seeds/seed{seed}/checkpoint.safetensors"))[1]["step"] for seed in (0, 1)] == [3, 3]
+    code, out, _ = command("train", "--resume", "seeds")
+    assert (code, "mean and standard deviation of 2 seeds" in out) == (0, True)
+
+
+def test_a_seed_that_fails_is_named_on_the_command_line(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watcher, "stepped", Poison.stepped)
+    code, out, err = command(*SMALL, "--seeds-in-parallel", 2, "--out", "seeds")
+    assert code == 1
+    assert "1 of 2 seeds failed: seed 0: the loss is not finite" in err
+    assert "seeds/seed1" in out
+
+
+def test_torchrun_and_settings_of_a_resumed_run_are_refused(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command(*SMALL, "--seeds-in-parallel", 1, "--out", "seeds")[0] == 0
+    code, _, err = command("train", "--resume", "seeds", "--seeds-in-parallel", 2)
+    assert (code, "leave out --seeds-in-parallel" in err) == (2, True)
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    for arguments in ([*SMALL, "--seeds-in-parallel", 2, "--out", "other"], ["train", "--resume", "seeds"]):
+        code, _, err = command(*arguments)
+        assert (code, "leave torchrun out" in err) == (2, True)
+    assert not Path("other").exists()
+
+
+def test_the_bar_moves_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock of our own: 1,000 steps in a second move it ten times, and the last step always does."""
+    clock = [0.0]
+    monkeypatch.setattr("dgrad_cli.display.time.monotonic", lambda: clock[0])
+    watcher = Watcher(quiet=False, to_stderr=True)
+    trainer = Trainer(configure({**SETTINGS, "steps": 1001}))
+    moved: list[int] = []
+
+    class Bar:
+        task_ids = (0,)
+
+        def update(self, task: int, completed: int, rate: str) -> None:
+            moved.append(completed)
+
+    watcher.progress = Bar()  # type: ignore[assignment]
+    for trainer.step in range(1, 1001):
+        clock[0] += 0.001
+        watcher.stepped(trainer)
+    assert 9 <= len(moved) <= 11
+    trainer.step = 1001
+    watcher.stepped(trainer)
+    assert moved[-1] == 1001
