@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dgrad
-from benchmarks import growth, machine, naive, reporting, run, steps, sweep
+from benchmarks import device, growth, machine, naive, reporting, run, steps, sweep
 from benchmarks.settings import Settings, invented_images
 from dgrad.config import COMPILE_MODES, configure
 from dgrad.devices import choose_device
@@ -42,7 +42,14 @@ class Part(Protocol):
         """What is drawn of them."""
 
 
-PARTS: dict[str, Part] = {"steps": steps, "sweep": sweep, "growth": growth, "naive": naive, "run": run}
+PARTS: dict[str, Part] = {
+    "steps": steps,
+    "sweep": sweep,
+    "growth": growth,
+    "naive": naive,
+    "run": run,
+    "device": device,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,16 +113,23 @@ def _chosen(given: argparse.Namespace) -> list[str]:
             raise unknown_name("part", name, PARTS)
     if given.out.exists() and not given.out.is_dir():
         raise InputError(f"{given.out} is a file; expected a directory for the report: choose another --out")
-    needs_mnist = "run needs MNIST, whose images 110 nats are about: say where it is with --data-root DIR"
-    if given.data_root is None and "run" in given.parts:
-        raise InputError(needs_mnist)
-    if given.data_root is None and not given.parts:
-        print(f"left out: {needs_mnist}", file=sys.stderr)
-    return [
-        name
-        for name in PARTS
-        if name in given.parts or (not given.parts and (name != "run" or given.data_root is not None))
-    ]
+    unmet = _unmet(given)
+    for name, need in unmet.items():
+        if name in given.parts:
+            raise InputError(need)
+        if not given.parts:
+            print(f"left out: {need}", file=sys.stderr)
+    return [name for name in PARTS if name in given.parts or (not given.parts and name not in unmet)]
+
+
+def _unmet(given: argparse.Namespace) -> dict[str, str]:
+    """What the parts need that cannot be measured here."""
+    unmet = {}
+    if given.data_root is None:
+        unmet["run"] = "run needs MNIST, whose images 110 nats are about: say where it is with --data-root DIR"
+    if (kind := choose_device(given.device).type) != "cuda":
+        unmet["device"] = f"device needs a CUDA device; got {kind}: run it on a machine that has one"
+    return unmet
 
 
 def _settings(given: argparse.Namespace, directory: Path) -> Settings:

@@ -113,6 +113,11 @@ def milliseconds(row: Mapping[str, float]) -> list[str]:
     return [f"{median:.3g}", f"{lower:.3g} to {upper:.3g}"]
 
 
+def microseconds(row: Mapping[str, float]) -> list[str]:
+    """The same in millionths of a second."""
+    return milliseconds({name: 1000 * row[name] for name in ("median", "lower_quartile", "upper_quartile")})
+
+
 def ratio(row: Mapping[str, Any], reference: str, *, inverse: bool = False) -> str:
     """The ratio of medians to the reference's and, in brackets, that of the least times; `inverse` is the reference's to this."""
     numbers = (row[kind][reference] ** (-1 if inverse else 1) for kind in ("ratios", "least_ratios"))

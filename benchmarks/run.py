@@ -42,7 +42,7 @@ class Contestant:
 
         self.seconds += seconds_of(train, trainer.device)
         generator = evaluation_generator(trainer.device, trainer.config.seed)
-        bound = evaluate_bound(trainer.model, trainer.evaluation_data.valid, samples=1, generator=generator)
+        bound = evaluate_bound(trainer.model, trainer.data.valid, samples=1, generator=generator)
         self.diverged = not math.isfinite(bound.bound)
         if not self.diverged:
             self.curve.append((self.seconds, bound.bound))

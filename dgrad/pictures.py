@@ -376,4 +376,4 @@ def save_run_pictures(trainer: Trainer, directory: Path, metrics: list[dict[str,
     save_curves(directory / "curves.png", metrics, model.likelihood.unit, title)
     generator = Generator(trainer.device).manual_seed(config.seed)
     save_samples(directory / "samples.png", model, generator=generator)
-    save_reconstructions(directory / "reconstructions.png", model, trainer.evaluation_data.test)
+    save_reconstructions(directory / "reconstructions.png", model, trainer.data.test)

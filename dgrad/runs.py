@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from dgrad.hyperparameters import hyperparameters_of
 from dgrad.likelihoods import likelihood
 from dgrad.networks import DiscreteVAE
 
+SEEDS_FILE = "seeds.json"
+"""What a directory of runs with several seeds has in the place of a run's configuration (`dgrad.seeds`)."""
 MODEL_OPTIONS = {"gaussian": "Gaussian variables", "dropout": "dropout"}
 """Settings that a model's factory takes if it has an argument of that name."""
 
@@ -60,24 +63,11 @@ class Run:
             InputError: the directory exists and is not empty; with `overwrite`, one that holds no run.
         """
         cls.check_free(path, overwrite=overwrite)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging, replaced = (Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) for _ in range(2))
-        try:
+        with made_whole(path) as staging:
             run = cls(staging)
             write_text(run.config_file, config.to_json())
             if first_save is not None:
                 first_save(run)
-            staging.chmod(0o777 & ~umask())
-            if path.exists():
-                path.replace(replaced)
-            try:
-                staging.replace(path)
-            except OSError:
-                replaced.replace(path)
-                raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
         return cls(path)
 
     @staticmethod
@@ -98,7 +88,7 @@ class Run:
             raise InputError(
                 f"{path} exists already; choose another --out, continue it with --resume {path}, or replace it with --overwrite"
             )
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", SEEDS_FILE)):
             raise InputError(f"{path} holds files but no run, so --overwrite leaves it alone; choose another --out")
 
     @classmethod
@@ -109,6 +99,9 @@ class Run:
             InputError: there is none.
         """
         run = cls(path)
+        if (path / SEEDS_FILE).is_file():
+            one = min(path.glob("seed*/"), default=path / "seed0")
+            raise InputError(f"{path} holds runs of several seeds; expected one of them, such as {one}")
         if not run.config_file.is_file():
             found = "no such directory" if not path.exists() else "it has no config.json"
             raise InputError(f"no run at {path}: {found}; expected a directory that dgrad train wrote")
@@ -175,6 +168,26 @@ class Run:
         load_state(model, tensors, {"best": "best.", "last": "model."}[weights], self.checkpoint_file)
         model.eval()
         return model, source
+
+
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """A new directory to fill, which then takes the place of whatever is at `path`; after an error, nothing has changed there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging, replaced = (Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) for _ in range(2))
+    try:
+        yield staging
+        staging.chmod(0o777 & ~umask())
+        if path.exists():
+            path.replace(replaced)
+        try:
+            staging.replace(path)
+        except OSError:
+            replaced.replace(path)
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load_state(module: Any, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:

@@ -11,7 +11,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ from dgrad.evaluation import evaluate_accuracies, evaluate_bound, evaluation_gen
 from dgrad.files import damaged, load_checkpoint, save_checkpoint, write_text
 from dgrad.listener import Listener
 from dgrad.networks import DiscreteVAE
-from dgrad.runs import Run, build_dataset, build_model, evaluation_data, load_state, resolve
+from dgrad.runs import Run, build_model, load_state, resolve
 from dgrad.schedules import Constant, schedule
 from dgrad.supervision import label_frequencies
-from dgrad.training_data import training_batches
+from dgrad.training_data import TrainingData, training_batches
 from dgrad.training_loss import SharedLoss, TrainingLoss
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
@@ -60,12 +60,21 @@ class Trainer:
     With several processes (`world`, inside `world.joined`) each has its part of every batch and noise of its own, and all have the same
     weights; the first writes, calls the hooks and is listened to.
 
+    Args:
+        data: of a run that differs from this one in its seed at most, to share it; None to load it.
+
     Raises:
         InputError: something in the configuration cannot be.
         RunError: the data could not be had.
     """
 
-    def __init__(self, config: TrainConfig, listener: Listener | None = None, world: World | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        listener: Listener | None = None,
+        world: World | None = None,
+        data: TrainingData | None = None,
+    ) -> None:
         self.world = world or World()
         for plugin in config.plugins:
             registry.load_plugin(plugin)
@@ -78,18 +87,17 @@ class Trainer:
             raise InputError(limitation)
         self.config = config = resolve(replace(config, kl=config.kl or ("inside" if traits.kl_inside else "outside")))
         self.listener = listener if listener is not None and self.world.is_first else Listener()
-        dataset = build_dataset(config)
-        if config.labels and dataset.attributes is not None:
-            self.config = config = replace(config, attributes=dataset.attributes)
-        self.evaluation_data = evaluation_data(config, dataset).to(self.device)
+        self.data = TrainingData(config, self.device) if data is None else data.with_seed_of(config)
+        if config.labels and self.data.dataset.attributes is not None:
+            self.config = config = replace(config, attributes=self.data.dataset.attributes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model: DiscreteVAE = build_model(config, dataset.image_shape)
+            self.model: DiscreteVAE = build_model(config, self.data.dataset.image_shape)
             self.estimator.set_layer(layer)
         self.model.to(self.device)
         self.estimator.to(self.device)
 
-        self.batches = training_batches(config, dataset, layer, self.device, self.world)
+        self.batches = training_batches(config, self.data, layer, self.world)
         self.noise = Generator(self.device).manual_seed(self.world.noise_seed(config.seed))
         self.model.set_generator(self.noise)
         self.total_steps = config.steps if config.steps is not None else config.epochs * self.batches.steps_per_epoch
@@ -115,11 +123,17 @@ class Trainer:
         self.captured: CapturedSteps | None = None
         self._stop = False
         self._saved_at = -math.inf
+        self._started = 0.0
 
     @property
     def epoch(self) -> float:
         """How many epochs are done; a fraction in the middle of one."""
         return self.step / self.batches.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made."""
+        return self.step >= self.total_steps
 
     def _frequencies(self) -> Tensor | None:
         """Of the values of attributes, as the labelled images have them; None for classes, which these have equally often."""
@@ -145,28 +159,8 @@ class Trainer:
     def train_step(self) -> None:
         """One step of training on the next batch."""
         if self.captures and self.captured is None:
-            self._capture()
-        index = self.batches.advance()
-        if self.captured is not None and len(index) == self.config.batch_size:
-            self.captured.replay()
-        else:
-            self._set_schedules()
-            self._update(self.batches.gather(index))
-        self.losses_summed += 1
-        self.step += 1
-
-    def _capture(self) -> None:
-        self.device_step = self._make_device_step()
-        try:
-            self.captured = CapturedSteps([self.device_step], self._state, [self.noise, *self.batches.generators])
-        except NotCapturable as error:
-            self.captures, self.device_step = False, None
-            warnings.warn(
-                f"the training step could not be recorded as a CUDA graph ({error}): training goes on without, more slowly; say "
-                "--compile off, or ask the estimator's author",
-                CompilerWarning,
-                stacklevel=2,
-            )
+            self.captured = record([self])
+        step_together([self], None if self.captured is None else self.captured.replay)
 
     def _make_device_step(self) -> DeviceStep:
         rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -216,42 +210,57 @@ class Trainer:
             Interrupted: `stop` was called; the run can be resumed.
             RunError: the loss is not finite; the last good checkpoint stays.
         """
-        hook = registry.registry().manager.hook
-        if not self.world.from_first(run.checkpoint_file.exists):
-            self.save(run)
-        if self.world.is_first:
-            hook.dgrad_train_start(run=run.path, config=self.config)
-        self.listener.started(self)
-        period = self.config.eval_every * self.batches.steps_per_epoch
-        started = time.perf_counter() - self.seconds
-        while self.step < self.total_steps:
+        self.begin(run)
+        while not self.done:
             self.train_step()
-            self.seconds = time.perf_counter() - started
-            self.listener.stepped(self)
-            if self.step % period == 0 or self.step == self.total_steps:
-                metrics = self._evaluate(run)
-                self.seconds = self.world.from_first(lambda: time.perf_counter() - started)
-                if self.world.is_first:
-                    with run.metrics_file.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(metrics) + "\n")
-                if self.seconds - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS or self.step == self.total_steps:
-                    self.save(run)
-                if self.world.is_first:
-                    hook.dgrad_evaluation_end(run=run.path, metrics=metrics)
-                self.listener.evaluated(self, metrics)
-            if self.step < self.total_steps and self._stopping():
+            self.after_step(run)
+            if not self.done and self.stopping():
                 self.save(run)
                 raise Interrupted(
                     f"stopped at step {self.step} of {self.total_steps}, state saved; continue with: {self.world.command} train "
                     f"--resume {run.path}"
                 )
+        return self.end(run)
+
+    def begin(self, run: Run) -> None:
+        """What comes before the first step: the first checkpoint, the clock."""
+        if not self.world.from_first(run.checkpoint_file.exists):
+            self.save(run)
+        if self.world.is_first:
+            registry.registry().manager.hook.dgrad_train_start(run=run.path, config=self.config)
+        self.listener.started(self)
+        self._started = time.perf_counter() - self.seconds
+
+    def after_step(self, run: Run) -> None:
+        """What comes after each step: at the end of an epoch, or of several, an evaluation and, when it is due, a checkpoint.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        self.seconds = time.perf_counter() - self._started
+        self.listener.stepped(self)
+        if self.step % (self.config.eval_every * self.batches.steps_per_epoch) and not self.done:
+            return
+        metrics = self._evaluate(run)
+        self.seconds = self.world.from_first(lambda: time.perf_counter() - self._started)
+        if self.world.is_first:
+            with run.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        if self.seconds - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS or self.done:
+            self.save(run)
+        if self.world.is_first:
+            registry.registry().manager.hook.dgrad_evaluation_end(run=run.path, metrics=metrics)
+        self.listener.evaluated(self, metrics)
+
+    def end(self, run: Run) -> dict[str, Any]:
+        """What comes after the last step: the figures of the test images, which are returned and written as the summary."""
         summary = self._summarize()
         if self.world.is_first:
             write_text(run.summary_file, json.dumps(summary, indent=2) + "\n")
-            hook.dgrad_train_end(run=run.path, summary=summary)
+            registry.registry().manager.hook.dgrad_train_end(run=run.path, summary=summary)
         return summary
 
-    def _stopping(self) -> bool:
+    def stopping(self) -> bool:
         """Whether to stop after this step: the same in all processes."""
         if self.world.size == 1:
             return self._stop
@@ -265,7 +274,7 @@ class Trainer:
         train_loss = float(self.world.sum(self.loss_sum)) / self.world.size / self.losses_summed
         bound = evaluate_bound(
             self.model,
-            self.evaluation_data.valid,
+            self.data.valid,
             samples=1,
             generator=evaluation_generator(self.device, self.config.seed),
         )
@@ -332,7 +341,7 @@ class Trainer:
     def _test(self) -> dict[str, float | None]:
         bound = evaluate_bound(
             self.model,
-            self.evaluation_data.test,
+            self.data.test,
             samples=self.config.eval_samples,
             generator=evaluation_generator(self.device, self.config.seed),
         )
@@ -343,7 +352,7 @@ class Trainer:
     def _accuracies(self, split: str) -> dict[str, float]:
         if not self.config.labels:
             return {}
-        accuracies = evaluate_accuracies(self.model, getattr(self.evaluation_data, split), self.config.attributes)
+        accuracies = evaluate_accuracies(self.model, getattr(self.data, split), self.config.attributes)
         return {f"{split}_{name}": value for name, value in accuracies.items()}
 
     # State
@@ -466,18 +475,64 @@ def _of_rank(rank: int) -> str:
     return f"rank{rank}." if rank else ""
 
 
+def step_together(trainers: Sequence[Trainer], replay: Callable[[], None] | None) -> None:
+    """One step of each of several trainers whose next batches are of one size.
+
+    Args:
+        replay: does what `record` made of these trainers' steps, where the batches are whole; None where nothing was recorded.
+    """
+    indices = [trainer.batches.advance() for trainer in trainers]
+    if replay is not None and len(indices[0]) == trainers[0].config.batch_size:
+        replay()
+    else:
+        for trainer, index in zip(trainers, indices, strict=True):
+            trainer._set_schedules()
+            trainer._update(trainer.batches.gather(index))
+    for trainer in trainers:
+        trainer.losses_summed += 1
+        trainer.step += 1
+
+
+def record(trainers: Sequence[Trainer]) -> CapturedSteps | None:
+    """The steps of the trainers as one CUDA graph; None, with a warning, where it cannot be made: then they go on without."""
+    device_steps = []
+    for trainer in trainers:
+        trainer.device_step = trainer._make_device_step()
+        device_steps.append(trainer.device_step)
+    generators = [each for trainer in trainers for each in (trainer.noise, *trainer.batches.generators)]
+    try:
+        return CapturedSteps(
+            device_steps, lambda: (tensor for trainer in trainers for tensor in trainer._state()), generators
+        )
+    except NotCapturable as error:
+        for trainer in trainers:
+            trainer.captures, trainer.device_step = False, None
+        warnings.warn(
+            f"the training step could not be recorded as a CUDA graph ({error}): training goes on without, more slowly; say "
+            "--compile off, or ask the estimator's author",
+            CompilerWarning,
+            stacklevel=2,
+        )
+        return None
+
+
 def resume(
-    path: Path, listener: Listener | None = None, world: World | None = None, **changes: Any
+    path: Path,
+    listener: Listener | None = None,
+    world: World | None = None,
+    data: TrainingData | None = None,
+    **changes: Any,
 ) -> tuple[Trainer, Run]:
     """A trainer at the last checkpoint of an existing run.
 
     Args:
+        data: as of `Trainer`.
         changes: settings that may differ without changing the result, such as the device.
 
     Raises:
         InputError: there is no such run, or its files are damaged.
     """
     run = Run.open(path)
-    trainer = Trainer(replace(run.config, **changes), listener, world)
+    trainer = Trainer(replace(run.config, **changes), listener, world, data)
     trainer.restore(run)
     return trainer, run

@@ -1,4 +1,7 @@
-"""The batches that a training run draws from, as its configuration says. May import torch, dgrad.config, dgrad.data and dgrad.supervision."""
+"""The images of a training run, and the batches that it draws, as its configuration says.
+
+May import torch, dgrad.config, dgrad.data, dgrad.runs and dgrad.supervision.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,54 @@ from dgrad.data import (
     LabelledImages,
     SemiSupervisedBatches,
     Split,
-    binarize,
     choose_labelled,
     choose_labelled_attributes,
 )
 from dgrad.distributed import World
 from dgrad.errors import InputError
 from dgrad.latent_layer import LatentLayer
+from dgrad.runs import build_dataset, evaluation_data
 from dgrad.supervision import check_labels
 
 BINARIZE_WHEN_DRAWN = {"threshold": "threshold", "static": "draw", "dynamic": "draw", "none": "none"}
 """What becomes of the pixels of an image that was redrawn; one that was not is binarised already, unless that is dynamic."""
 
 
+SEEDLESS = ("threshold", "none")
+"""The binarisations that give every seed the same pixels."""
+
+
+class TrainingData:
+    """The images of a run, once on its device.
+
+    Attributes:
+        dataset: as it was loaded, on the CPU.
+        train: the images that are trained on, on the device; grey where they are binarised when they are drawn.
+        valid: the validation images as they are evaluated, on the device.
+        test: the test images as they are evaluated, on the device.
+
+    Raises:
+        InputError: there is no such data set, or it is damaged.
+        RunError: it could not be downloaded.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, *, like: TrainingData | None = None) -> None:
+        self.dataset: Dataset = build_dataset(config) if like is None else like.dataset
+        binary = evaluation_data(config, self.dataset)
+        if config.binarize != "dynamic":
+            self.train = binary.train.to(device)
+        else:
+            self.train = self.dataset.train.to(device) if like is None else like.train
+        self.valid = binary.valid.to(device)
+        self.test = binary.test.to(device)
+
+    def with_seed_of(self, config: TrainConfig) -> TrainingData:
+        """The images of a run that differs from this one in its seed at most; what the seed does not decide is shared."""
+        return self if config.binarize in SEEDLESS else TrainingData(config, self.train.images.device, like=self)
+
+
 def training_batches(
-    config: TrainConfig, dataset: Dataset, layer: LatentLayer, device: torch.device, world: World
+    config: TrainConfig, data: TrainingData, layer: LatentLayer, world: World
 ) -> Batches | SemiSupervisedBatches:
     """Batches of the training split, on the device; with `labels`, all of its images unlabelled and the labelled ones beside them.
 
@@ -34,23 +70,24 @@ def training_batches(
         InputError: the data set, the latent and the number of labels do not go together.
     """
     if config.labels:
-        check_labels(config, dataset, layer)
+        check_labels(config, data.dataset, layer)
         if world.size > 1:
             raise InputError(f"--labels {config.labels} trains in one process; got {world.size}: leave torchrun out")
-    binary = binarize(dataset, config.binarize, seed=config.seed).train
+    device = data.train.images.device
     dynamic = config.binarize == "dynamic"
     generator = Generator(device).manual_seed(config.seed)
     batches = Batches(
-        binary.to(device), config.batch_size, generator=generator, dynamic=dynamic, rank=world.rank, ranks=world.size
+        data.train, config.batch_size, generator=generator, dynamic=dynamic, rank=world.rank, ranks=world.size
     )
     if not config.labels:
         return batches
-    assert dataset.train.labels is not None
-    choose = choose_labelled_attributes if dataset.attributes else choose_labelled
-    index = choose(dataset.train.labels, config.labels, seed=config.seed)
-    source = dataset.train if config.augment else binary
+    labels = data.dataset.train.labels
+    assert labels is not None
+    choose = choose_labelled_attributes if data.dataset.attributes else choose_labelled
+    index = choose(labels, config.labels, seed=config.seed)
+    source = data.dataset.train if config.augment else data.train
     labelled = LabelledImages(
-        Split(source.images[index], dataset.train.labels[index]).to(device),
+        Split(source.images[index.to(source.images.device)].to(device), labels[index].to(device)),
         index.to(device),
         generator=Generator(device).manual_seed(config.seed + 2**42),
         binarize=BINARIZE_WHEN_DRAWN[config.binarize if config.augment or dynamic else "none"],

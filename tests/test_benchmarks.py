@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import dgrad
-from benchmarks import choosing, growth, measuring, run, settings, sweep
+from benchmarks import choosing, device, growth, measuring, run, settings, sweep
 from benchmarks.__main__ import PARTS, main
 from benchmarks.growth import Point
 from benchmarks.settings import Settings
@@ -139,6 +139,7 @@ def test_parts_join_those_that_are_there_already(tmp_path: Path) -> None:
     [
         (("stepz",), "unknown part 'stepz'"),
         (("run",), "run needs MNIST"),
+        (("device", "--device", "cpu"), "device needs a CUDA device; got cpu"),
         (("sweep", "--latents", "20y10"), "20y10"),
         (("steps", "--estimators", "direkt"), "unknown estimator 'direkt'"),
         (("steps", "--data-root", __file__), "MNIST could not be downloaded"),
@@ -450,3 +451,52 @@ def test_a_run_goes_on_until_its_steps_are_used_up(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Settings, "training", lambda self, name, latent: configure({"estimator": name, "steps": 30}))
     figures = run.measure(Settings(estimators=("rloo",)), target=0.0)
     assert figures["estimators"]["rloo"]["steps"] == 30
+
+
+# A CUDA device: what of it can be tried without one
+
+
+def test_the_parts_of_device_measure_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "TUNINGS", {"kernel as it is": {}, "no such": {"NO_SUCH_CONSTANT": 1}})
+    given = Settings(data={"dataset": "digits"}, quick=True, compile="off")
+    parts = {"steps": device.step_times, "sweep": device.sweep_times, "seeds": device.seed_times}
+    figures = {name: {"3x4": part(given, "3x4")} for name, part in parts.items()}
+    json.dumps(figures, allow_nan=False)
+    steps = figures["steps"]["3x4"]
+    assert list(steps) == [name + how for name in ("gumbel-softmax", "direct-rb") for how in ("", ", eager")]
+    assert not any(row["recorded"] for row in steps.values())
+    sweeps = figures["sweep"]["3x4"]
+    assert set(sweeps) == {device.TORCH, "kernel as it is", "no such"}
+    assert "NO_SUCH_CONSTANT" in sweeps["no such"]["problem"]
+    assert 0 < sweeps[device.TORCH]["error"] < 1e-2
+    assert list(figures["seeds"]["3x4"]) == ["1", "2"]
+    tables = device.tables(figures)
+    assert [len(table.lines) for table in tables] == [4, 3, 2]
+    for table in tables:
+        assert {len(line) for line in table.lines} == {len(table.columns)}
+    for plot in device.plots(figures):
+        plot.draw(Path(f"{plot.name}.png"))
+        assert Path(f"{plot.name}.png").stat().st_size > 0
+
+
+def test_a_bunch_is_shared_out_over_its_steps_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every turn takes 8 seconds here, whatever is done in it."""
+    monkeypatch.setattr(device, "take_turns", lambda actions, *_, **__: {name: [8.0, 8.0] for name in actions})
+    given = Settings(data={"dataset": "digits"}, quick=True, compile="off")
+    assert {row["median"] for row in device.step_times(given, "3x4").values()} == {4.0}
+    assert [row["median"] for row in device.seed_times(given, "3x4").values()] == [4.0, 2.0]
+
+
+def test_every_tuning_names_constants_of_the_kernel() -> None:
+    source = (ROOT / "dgrad/kernels/triton_sweep.py").read_text(encoding="utf-8")
+    for constants in device.TUNINGS.values():
+        for name in constants:
+            assert f"\n{name} = " in source
+
+
+def test_tuning_is_undone() -> None:
+    triton_sweep = pytest.importorskip("dgrad.kernels.triton_sweep", reason="needs Triton")
+    with pytest.raises(RuntimeError), device._tuned({"WARPS": 2}):
+        assert triton_sweep.WARPS == 2
+        raise RuntimeError
+    assert triton_sweep.WARPS == 4

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dgrad.data.batches import part_of
 from dgrad.distributed import World
 from dgrad.errors import InputError
 from dgrad.files import load_checkpoint
+from dgrad.registry import registry
 from dgrad.training import Trainer
 from tests import distributed_processes as processes
 
@@ -26,6 +28,15 @@ if not torch.distributed.is_available():
 
 HERE = Path(processes.__file__)
 RUN = ["--latent", "2x3", "--batch-size", "50", "--seed", "3", "--device", "cpu", "--compile", "off", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def _plugin_leaves_with_the_test() -> Iterator[None]:
+    """What a test here loads in this process takes no part in the training of other files' tests."""
+    yield
+    for plugin in list(registry().plugins):
+        if getattr(plugin.module, "__file__", None) == str(HERE):
+            registry().remove(plugin.module)
 
 
 def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

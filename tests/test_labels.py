@@ -262,7 +262,7 @@ def test_hidden_labels_change_nothing(
     weights = []
     for name, hidden in (("true", labels), ("false", torch.where(others, labels.roll(7), labels))):
         dataset = replace(digits, train=Split(digits.train.images, hidden))
-        monkeypatch.setattr("dgrad.training.build_dataset", lambda config, dataset=dataset: dataset)
+        monkeypatch.setattr("dgrad.training_data.build_dataset", lambda config, dataset=dataset: dataset)
         monkeypatch.setattr("dgrad.training_data.choose_labelled", lambda *_, **__: (~others).nonzero().squeeze(-1))
         trainer = Trainer(configure({**SETTINGS, "estimator": "direct", "label-loss": label_loss, "augment": True}))
         trainer.train(Run.create(tmp_path / name, trainer.config))

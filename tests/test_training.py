@@ -233,7 +233,7 @@ def test_hooks_see_a_run_and_code_losses_join_the_objective(tmp_path: Path) -> N
     assert seen[0] == "start"
     assert seen[-1] == "end"
     assert seen[1:-1] == [f"evaluation {13 * epoch}" for epoch in range(1, 21)]
-    codes = trainer.model.layer.argmax(trainer.model.encoder(trainer.evaluation_data.test.images.float() / 255))
+    codes = trainer.model.layer.argmax(trainer.model.encoder(trainer.data.test.images.float() / 255))
     assert codes[..., 0].mean() < 0.02, "and so it is hardly used"
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dgrad.training import Trainer
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_BARS = 0.1
+"""Moving the bar takes the host longer than launching a whole recorded step."""
 
 
 def print_json(value: Any) -> None:
@@ -67,6 +69,7 @@ class Watcher(Listener):
         self.live = not quiet and self.console.is_terminal
         self.progress: Progress | None = None
         self.last_line = -SECONDS_BETWEEN_LINES
+        self.last_bar = -SECONDS_BETWEEN_BARS
         self.first_step = 0
         self.first_seconds = 0.0
 
@@ -106,8 +109,12 @@ class Watcher(Listener):
             self.progress.start()
 
     def stepped(self, trainer: Trainer) -> None:
-        """Move the bar."""
-        if self.progress is not None:
+        """Move the bar now and then."""
+        if self.progress is None:
+            return
+        now = time.monotonic()
+        if now - self.last_bar >= SECONDS_BETWEEN_BARS or trainer.done:
+            self.last_bar = now
             self.progress.update(self.progress.task_ids[0], completed=trainer.step, rate=f"{self._rate(trainer):.0f}")
 
     def evaluated(self, trainer: Trainer, metrics: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +12,8 @@ import typer
 
 from dgrad.config import TrainConfig, configure, read_toml
 from dgrad.distributed import World
-from dgrad.errors import InputError
-from dgrad_cli.display import Watcher, duration, figures, print_json
+from dgrad.errors import InputError, RunError
+from dgrad_cli.display import Watcher, duration, figures, print_json, print_table
 from dgrad_cli.settings import (
     AttributesOption,
     AugmentOption,
@@ -52,6 +52,7 @@ from dgrad_cli.settings import (
 
 if TYPE_CHECKING:
     from dgrad.runs import Run
+    from dgrad.seeds import Seeds
     from dgrad.training import Trainer
 
 
@@ -104,6 +105,15 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Continue this run from its last checkpoint.", metavar="RUN", show_default=False)
     ] = None,
+    seeds_in_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Train that many seeds at once, from --seed on: the runs DIR/seed0, DIR/seed1 and so on.",
+            metavar="N",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run at --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")] = False,
     json: Annotated[
@@ -128,7 +138,12 @@ def train(
             settings,
             watcher,
             world,
-            conflicting={"--config": config, "--out": out, "--overwrite": overwrite},
+            conflicting={
+                "--config": config,
+                "--out": out,
+                "--seeds-in-parallel": seeds_in_parallel,
+                "--overwrite": overwrite,
+            },
             as_json=json,
         )
         return
@@ -141,7 +156,11 @@ def train(
         settings["set"] = {**base.set, **settings["set"]}
     elif "estimator" in settings and settings["estimator"] != base.estimator:
         settings.setdefault("set", {})  # another estimator's hyper-parameters mean nothing to this one
-    _train(configure(settings, base), out, watcher, world, overwrite=overwrite, as_json=json)
+    chosen = configure(settings, base)
+    if seeds_in_parallel is not None:
+        _train_seeds(chosen, seeds_in_parallel, out, watcher, world, overwrite=overwrite, as_json=json)
+    else:
+        _train(chosen, out, watcher, world, overwrite=overwrite, as_json=json)
 
 
 def name_and_value(text: str) -> tuple[str, str]:
@@ -187,8 +206,7 @@ def _resume(
     conflicting: dict[str, Any],
     as_json: bool,
 ) -> None:
-    from dgrad.pictures import RUN_PICTURES
-    from dgrad.runs import Run
+    from dgrad.runs import SEEDS_FILE, Run
     from dgrad.training import resume
 
     refused = [f"--{name}" for name in settings if name != "device"] + [
@@ -198,15 +216,24 @@ def _resume(
         raise InputError(
             f"--resume continues a run as it was configured; leave out {', '.join(refused)}, or start a new run"
         )
+    if (path / SEEDS_FILE).is_file():
+        _resume_seeds(path, settings, watcher, world, as_json=as_json)
+        return
     run = Run.open(path)
     summary = run.summary()
-    if summary is not None and all((path / picture).is_file() for picture in RUN_PICTURES):
+    if summary is not None and _has_pictures(path):
         if world.is_first:
             _report(summary, path, as_json=as_json)
         return
     with world.joined(settings.get("device", run.config.device)):
         trainer, run = resume(path, watcher, world, **settings)
         _run(trainer, run, watcher, as_json=as_json)
+
+
+def _has_pictures(run: Path) -> bool:
+    from dgrad.pictures import RUN_PICTURES
+
+    return all((run / picture).is_file() for picture in RUN_PICTURES)
 
 
 def _free_name(config: TrainConfig) -> Path:
@@ -232,27 +259,24 @@ def finish(trainer: Trainer, run: Run, watcher: Watcher) -> tuple[dict[str, Any]
         Interrupted: a signal asked to stop; its exit code says which.
     """
     from dgrad.pictures import save_run_pictures
-    from dgrad.training import Interrupted
 
-    try:
-        with _stopping_on_signals(trainer, run.path) as received:
-            summary = trainer.train(run)
-            if trainer.world.is_first:
-                save_run_pictures(trainer, run.path, run.metrics())
-    except Interrupted as interruption:
-        if received:  # or it was another process that was asked to stop
-            interruption.exit_code = 128 + received[0]
-        raise
-    finally:
-        watcher.close()
+    with _stopping_on_signals(trainer.stop, run.path, watcher, alone=trainer.world.size == 1) as received:
+        summary = trainer.train(run)
+        if trainer.world.is_first:
+            save_run_pictures(trainer, run.path, run.metrics())
     return summary, received
 
 
 @contextmanager
-def _stopping_on_signals(trainer: Trainer, run: Path) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the run after the current step, its state saved; a second Ctrl-C ends it at once.
+def _stopping_on_signals(
+    ask_to_stop: Callable[[], None], run: Path, watcher: Watcher, *, alone: bool = True
+) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end what runs inside after the current step, its state saved; a second Ctrl-C ends it at once.
 
     One of several processes hears a signal more than once, from the terminal and from torchrun, which itself ends what does not stop.
+
+    Raises:
+        Interrupted: as what runs inside raised it, with an exit code that says which signal it was.
     """
     from dgrad.training import Interrupted
 
@@ -260,16 +284,106 @@ def _stopping_on_signals(trainer: Trainer, run: Path) -> Iterator[list[int]]:
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
-        if len(received) > 1 and trainer.world.size == 1:
+        if len(received) > 1 and alone:
             raise Interrupted(f"stopped at once; continue from the last checkpoint with: dgrad train --resume {run}")
-        trainer.stop()
+        ask_to_stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
+    except Interrupted as interruption:
+        if received:  # or it was another process that was asked to stop
+            interruption.exit_code = 128 + received[0]
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        watcher.close()
+
+
+def _train_seeds(
+    config: TrainConfig, count: int, out: Path | None, watcher: Watcher, world: World, *, overwrite: bool, as_json: bool
+) -> None:
+    from dgrad.seeds import Seeds
+
+    _check_alone(world)
+    watcher.label = _label(config.seed, count)
+    path = out or _free_name(config)
+    _run_seeds(Seeds.create(path, config, count, watcher, overwrite=overwrite), watcher, as_json=as_json)
+
+
+def _resume_seeds(path: Path, settings: dict[str, Any], watcher: Watcher, world: World, *, as_json: bool) -> None:
+    from dgrad.runs import Run
+    from dgrad.seeds import Seeds, read_seeds, run_path, summarize
+
+    _check_alone(world)
+    seeds = read_seeds(path)
+    paths = [run_path(path, seed) for seed in seeds]
+    if all(Run(each).summary() is not None and _has_pictures(each) for each in paths):
+        _report_seeds(summarize(path), path, as_json=as_json)
+        return
+    watcher.label = _label(seeds[0], len(seeds))
+    _run_seeds(Seeds.resume(path, watcher, **settings), watcher, as_json=as_json)
+
+
+def _check_alone(world: World) -> None:
+    if world.size > 1:
+        raise InputError(f"seeds in parallel train in one process; got {world.size}: leave torchrun out")
+
+
+def _label(first: int, count: int) -> str:
+    """Which runs the progress is of.
+
+    >>> _label(3, 1), _label(3, 4)
+    ('seed 3', 'seeds 3 to 6, shown is 3')
+    """
+    return f"seed {first}" if count == 1 else f"seeds {first} to {first + count - 1}, shown is {first}"
+
+
+def _run_seeds(seeds: Seeds, watcher: Watcher, *, as_json: bool) -> None:
+    from dgrad.pictures import save_run_pictures
+
+    with _stopping_on_signals(seeds.stop, seeds.path, watcher):
+        summary = seeds.train()
+        for trainer, run in seeds.runs.items():
+            if str(trainer.config.seed) in summary["seeds"]:
+                save_run_pictures(trainer, run.path, run.metrics())
+    _report_seeds(summary, seeds.path, as_json=as_json)
+    if problems := [f"seed {seed}: {problem}" for seed, problem in summary["problems"].items()]:
+        raise RunError(f"{len(problems)} of {len(seeds.runs)} seeds failed: {'; '.join(problems)}")
+
+
+def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"run": str(path), **summary})
+        return
+    seeds = summary["seeds"]
+    if not seeds:
+        return
+    names = {"test bound": "test_bound", "reconstruction": "test_reconstruction", "KL": "test_kl"}
+    any_ = next(iter(seeds.values()))
+    if "test_accuracy" in any_["best"]:
+        names["accuracy"] = "test_accuracy"
+    rows = [
+        [seed, *(_number(each["best"].get(name)) for name in names.values()), f"{each['best']['epoch']:g}"]
+        for seed, each in seeds.items()
+    ]
+    print_table(["seed", *names, "weights of epoch"], rows)
+    bound = summary["test_bound"]
+    if bound is not None and bound["standard_deviation"] is not None:
+        print(
+            f"test bound  {bound['mean']:.2f} ± {bound['standard_deviation']:.2f} {any_['unit']}, mean and standard deviation of "
+            f"{len(seeds)} seeds, {bound['least']:.2f} to {bound['greatest']:.2f}"
+        )
+    seconds = max(each["seconds"] for each in seeds.values())
+    print(f"training    {any_['steps']} steps of each in {duration(seconds)} on {any_['device']}")
+    first = next(iter(seeds))
+    print(f"runs        {path}: {', '.join(f'seed{seed}' for seed in seeds)}, summary.json")
+    print(f"next        dgrad evaluate {path / f'seed{first}'} --importance-samples 1000")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if abs(value) > 1 else f"{value:.4f}"
 
 
 def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:

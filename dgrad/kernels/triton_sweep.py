@@ -21,7 +21,10 @@ MOST_TOGETHER = 64
 MOST_VALUES = 16
 """Values of a row that one program takes; a longer row takes several."""
 MOST_PIXELS = 128
-"""Pixels that a program has in hand at once, with 4096 numbers for examples, values and pixels together at most."""
+"""Pixels that a program has in hand at once, if with examples and values they are not more than `MOST_NUMBERS`."""
+MOST_NUMBERS = 4096
+WARPS = 4
+"""Groups of 32 threads in a program."""
 
 
 def sweep(
@@ -49,13 +52,13 @@ def sweep(
     examples = MOST_EXAMPLES
     while examples > 1 and triton.cdiv(count, examples) * of_rows < ENOUGH_PROGRAMS:
         examples //= 2
-    wide = min(MOST_PIXELS, 4096 // (values * examples))
+    wide = min(MOST_PIXELS, MOST_NUMBERS // (values * examples))
     grid = (triton.cdiv(count, examples), n, triton.cdiv(k, values))
     _sweep_kernel[grid](
         codes, weight, logits, images, loss, table,
         count, batch,
         N=n, K=k, D=pixels, EXAMPLES=examples, VALUES=values, PIXELS=wide, TOGETHER=min(triton.cdiv(pixels, wide), MOST_TOGETHER),
-        enable_fp_fusion=True,
+        num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
     return table
 
