@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dgrad.errors import InputError, RunError
-from dgrad_export._manifest import DECODER, ENCODER, MANIFEST, damaged, read_manifest
-from dgrad_export._session import open_session
+from dgrad.errors import InputError
+from dgrad_export._manifest import DECODER, ENCODER, read_manifest
+from dgrad_export._session import open_listed, run_session
 
 CHUNK = 1024
 """Images or codes that go through the model at once."""
@@ -58,8 +57,8 @@ class Codec:
         """The shape of the code of one image, `(n,)` for categorical variables."""
         self.values: int | None = latent["values"]
         """How many values each number of a code can take; None where the latent is no row of independent variables."""
-        self._encoder = _open(path, ENCODER, self.manifest, threads)
-        self._decoder = _open(path, DECODER, self.manifest, threads)
+        self._encoder = open_listed(path, ENCODER, self.manifest, threads)
+        self._decoder = open_listed(path, DECODER, self.manifest, threads)
 
     def __repr__(self) -> str:
         return f"Codec({self.latent}, images {list(self.image_shape)})"
@@ -93,7 +92,7 @@ class Codec:
         images = np.empty((len(codes), *self.image_shape), np.float32)
         for start in range(0, len(codes), CHUNK):
             chunk = np.ascontiguousarray(codes[start : start + CHUNK], dtype=np.int64)
-            images[start : start + CHUNK] = _run(self._decoder, "image", {"code": chunk})
+            images[start : start + CHUNK] = run_session(self._decoder, ["image"], {"code": chunk})[0]
         return images
 
     def sample_codes(self, count: int, seed: Seed = None) -> npt.NDArray[np.int64]:
@@ -135,7 +134,7 @@ class Codec:
             pixels = np.ascontiguousarray(chunk, dtype=np.float32)
             if chunk.dtype == np.uint8:
                 pixels /= np.float32(255)
-            results[start : start + CHUNK] = _run(self._encoder, output, {"image": pixels})
+            results[start : start + CHUNK] = run_session(self._encoder, [output], {"image": pixels})[0]
         return results
 
     def _check_images(self, images: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -190,33 +189,3 @@ def _array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     except (TypeError, ValueError, RuntimeError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{what} are no array ({detail}); expected a numpy array: convert them") from None
-
-
-def _open(directory: Path, name: str, manifest: dict[str, Any], threads: int) -> Any:
-    path = directory / name
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} is missing; restore it from a copy or export the run again: {MANIFEST} lists it"
-        ) from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; make it readable or export the run again") from None
-    entry = manifest["files"][name]
-    if len(data) != entry["size"]:
-        raise damaged(path, f"{len(data)} bytes, {MANIFEST} says {entry['size']}")
-    if (found := hashlib.sha256(data).hexdigest()) != entry["sha256"]:
-        raise damaged(path, f"its sha256 is {found[:12]}..., {MANIFEST} says {entry['sha256'][:12]}...")
-    try:
-        return open_session(data, threads)
-    except Exception as error:  # onnxruntime's exceptions have no common base but this
-        detail = " ".join(str(error).split())
-        raise InputError(f"onnxruntime cannot load {path} ({detail}); install a newer onnxruntime") from None
-
-
-def _run(session: Any, output: str, feed: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    try:
-        result: npt.NDArray[Any] = session.run([output], feed)[0]
-    except Exception as error:  # onnxruntime's exceptions have no common base but this
-        raise RunError(f"onnxruntime failed: {' '.join(str(error).split())}; try fewer at a time") from None
-    return result
