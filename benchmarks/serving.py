@@ -134,14 +134,16 @@ def measure_server(model: Path, rounds: int, requests: int) -> None:
         seconds, codes = concurrent(port, images, 2000)
         same = bool((codes == one_by_one[np.arange(2000) % len(images)]).all())
         print(f"2000 requests from 16 connections: {2000 / seconds:.0f} a second, codes equal to one by one: {same}")
+        text = _metrics(port)
+        print("\n".join(line for line in text.splitlines() if re.search(r"_(sum|count)\{", line)))
+    with serving(model) as (port, process):  # fresh: memory freed after large requests would hide what grows
+        concurrent(port, images, 500)
         before = resident_mebibytes(process)
         for part in range(4):
             concurrent(port, images, requests // 4)
             print(
-                f"memory after {(part + 1) * requests // 4}: {resident_mebibytes(process) - before:+.1f} MiB of {before:.0f}"
+                f"memory after {(part + 1) * requests // 4}: {resident_mebibytes(process) - before:+.2f} MiB of {before:.0f}"
             )
-        text = _metrics(port)
-        print("\n".join(line for line in text.splitlines() if re.search(r"_(sum|count)\{", line)))
 
 
 def _metrics(port: int) -> str:

@@ -119,7 +119,7 @@ class Codec:
             InputError: codes or style of another shape, dtype or range; a style for a model without Gaussian variables.
         """
         codes = self._check_codes(codes)
-        feed = {"code": codes.astype(np.int64)}
+        feed: dict[str, npt.NDArray[Any]] = {"code": codes.astype(np.int64)}
         if style is not None:
             feed["style"] = self._check_style(style, len(codes))
         elif self.gaussian:

@@ -141,7 +141,7 @@ def _open(directory: Path, name: str, manifest: dict[str, Any]) -> Served:
     return Served(name, session, inputs, outputs)
 
 
-DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
+DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 
 
 def _spec(tensor: Any, value_range: Range) -> TensorSpec:
