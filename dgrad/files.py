@@ -1,12 +1,8 @@
-"""Writing files whole or not at all, and checkpoints. May import torch and safetensors; never pickle."""
+"""Checkpoints, and what writes any file whole or not at all. May import torch, safetensors and dgrad.writing; never pickle."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +11,12 @@ import safetensors.torch
 from torch import Tensor
 
 from dgrad.errors import InputError
+from dgrad.writing import replacing, umask, write_text
+
+__all__ = ["STATE_KEYS", "damaged", "load_checkpoint", "replacing", "save_checkpoint", "umask", "write_text"]
 
 STATE_KEYS = {"step", "epoch", "seconds", "losses_summed", "best", "image_shape", "config"}
 """What the JSON state of a checkpoint holds."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~umask())
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename in (None, name):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def umask() -> int:
-    """The permissions that this process leaves out of new files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

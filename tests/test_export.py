@@ -325,6 +325,68 @@ def test_compared_images_are_such_as_the_encoder_gets(binarize: str, dataset: st
     assert ("random" in source) == (dataset == "gone.npz")
 
 
+# Mixed models, and draws
+
+
+@pytest.fixture(scope="module")
+def mixed(home: Path) -> tuple[DiscreteVAE, Path]:
+    run = train(home / "runs" / "mixed", model="mixture", latent="2x3", gaussian=4, hidden=(16, 8))
+    export_run(run.path, home / "mixed", sampling=True)
+    return run.load_model()[0], home / "mixed"
+
+
+def test_mixed_model_computes_what_torch_computes(mixed: tuple[DiscreteVAE, Path]) -> None:
+    model, folder = mixed
+    manifest = manifest_of(folder)
+    assert (manifest["gaussian"], manifest["sampling"]) == (4, True)
+    assert [output["name"] for output in manifest["files"][ENCODER]["outputs"]] == [
+        "logits", "code", "sample", "mean", "log_variance",
+    ]  # fmt: skip
+    encoder, decoder = (onnxruntime.InferenceSession(folder / file) for file in (ENCODER, DECODER))
+    images, uniform = grey(7), np.random.default_rng(1).uniform(0.01, 0.99, (7, 2, 3)).astype(np.float32)
+    logits, code, sample, mean, log_variance = encoder.run(None, {"image": images, "uniform": uniform})
+    with torch.no_grad():
+        posterior = model.posterior(torch.from_numpy(images >= 0.5).float())
+        assert posterior.gaussian is not None
+        np.testing.assert_allclose(logits, posterior.logits, atol=1e-5)
+        np.testing.assert_array_equal(code, posterior.logits.argmax(-1))
+        np.testing.assert_array_equal(sample, (logits - np.log(-np.log(uniform))).argmax(-1))
+        np.testing.assert_allclose(mean, posterior.gaussian.mean, atol=1e-5)
+        np.testing.assert_allclose(log_variance, posterior.gaussian.log_variance, atol=1e-5)
+        (decoded,) = decoder.run(None, {"code": code, "style": mean})
+        expected = model.decode(model.layer.codes(torch.from_numpy(code)), torch.from_numpy(mean))
+        np.testing.assert_allclose(decoded, expected, atol=1e-5)
+
+    codec = Codec(folder)
+    np.testing.assert_array_equal(codec.encode(images), code)
+    np.testing.assert_allclose(codec.style(images), mean, atol=1e-6)
+    np.testing.assert_allclose(codec.decode(code, codec.style(images)), decoded, atol=1e-6)
+    np.testing.assert_array_equal(codec.decode(code), codec.decode(code, np.zeros((7, 4))))
+    assert not np.allclose(codec.sample(5, seed=1), codec.sample(5, seed=2))
+    np.testing.assert_array_equal(codec.sample(5, seed=1), codec.sample(5, seed=1))
+    assert "expected numbers [7, 4]" in error_of(lambda: codec.decode(code, mean[:3]))
+    assert "not finite" in error_of(lambda: codec.decode(code, np.full((7, 4), np.inf)))
+
+
+def test_draws_follow_the_logits_and_can_be_had_again(mixed: tuple[DiscreteVAE, Path]) -> None:
+    codec = Codec(mixed[1])
+    image = np.repeat(grey(1), 4000, axis=0)
+    codes = codec.draw(image, seed=0)
+    np.testing.assert_array_equal(codes, codec.draw(image, seed=0))
+    assert (codes != codec.draw(image, seed=1)).any()
+    logits = codec.logits(image[:1])[0].astype(np.float64)
+    q = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    shares = np.stack([(codes == value).mean(0) for value in range(3)], axis=-1)
+    # 6 shares within 5 standard errors: a false alarm in less than one of 100,000 seeds, and the seed is fixed.
+    assert (np.abs(shares - q) < 5 * np.sqrt(q * (1 - q) / 4000)).all()
+
+
+def test_what_a_model_without_style_and_draws_says(codec: Codec) -> None:
+    assert "without --sampling" in error_of(lambda: codec.draw(grey(1)))
+    assert "no Gaussian variables" in error_of(lambda: codec.style(grey(1)))
+    assert "no Gaussian variables" in error_of(lambda: codec.decode([0] * 6, [[1.0]]))
+
+
 # What cannot be exported
 
 

@@ -9,7 +9,7 @@ import typer
 
 from dgrad.distributed import World
 from dgrad.errors import InputError
-from dgrad_cli import comparing, inspecting, plugins, training, using
+from dgrad_cli import comparing, inspecting, plugins, serving, training, using
 
 app = typer.Typer(
     name="dgrad",
@@ -25,6 +25,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     using.sample,
     using.reconstruct,
     using.export,
+    serving.serve,
     comparing.diagnose,
     comparing.compare,
     inspecting.estimators,

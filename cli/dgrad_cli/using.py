@@ -158,6 +158,9 @@ def export(
         Path, typer.Option(help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.")
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export at --out.")] = False,
+    sampling: Annotated[
+        bool, typer.Option("--sampling", help="The encoder also draws a code, from uniform numbers that it is given.")
+    ] = False,
     weights: Weights = "best",
     json: Json = False,
 ) -> None:
@@ -165,7 +168,7 @@ def export(
     from dgrad_export import export_run
 
     _check_choice("--weights", weights, ("best", "last"))
-    manifest = export_run(run, out, weights=weights, overwrite=overwrite)
+    manifest = export_run(run, out, weights=weights, overwrite=overwrite, sampling=sampling)
     if json:
         print_json({"out": str(out), **manifest})
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dgrad.errors import InputError, RunError
-from dgrad_export._manifest import DECODER, ENCODER, MANIFEST, damaged, read_manifest
-from dgrad_export._session import open_session
+from dgrad.errors import InputError
+from dgrad_export._manifest import DECODER, ENCODER, read_manifest
+from dgrad_export._session import open_listed, run_session
 
 CHUNK = 1024
 """Images or codes that go through the model at once."""
@@ -58,8 +57,12 @@ class Codec:
         """The shape of the code of one image, `(n,)` for categorical variables."""
         self.values: int | None = latent["values"]
         """How many values each number of a code can take; None where the latent is no row of independent variables."""
-        self._encoder = _open(path, ENCODER, self.manifest, threads)
-        self._decoder = _open(path, DECODER, self.manifest, threads)
+        self.gaussian: int = self.manifest.get("gaussian", 0)
+        """How many Gaussian variables are beside the code; 0 where the model has a code alone."""
+        self.sampling: bool = self.manifest.get("sampling", False)
+        """Whether `draw` can be called: the run was exported with sampling."""
+        self._encoder = open_listed(path, ENCODER, self.manifest, threads)
+        self._decoder = open_listed(path, DECODER, self.manifest, threads)
 
     def __repr__(self) -> str:
         return f"Codec({self.latent}, images {list(self.image_shape)})"
@@ -80,20 +83,51 @@ class Codec:
         """
         return self._run_encoder(images, "logits", self.logits_shape, np.float32)
 
-    def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def draw(self, images: npt.ArrayLike, seed: Seed = None) -> npt.NDArray[np.int64]:
+        """A code of each image, drawn from its distribution, int64 `[N, *code_shape]`.
+
+        Args:
+            images: as for `encode`.
+            seed: a number for the same codes every time, a generator to draw from, or None.
+
+        Raises:
+            InputError: images of another shape, dtype or range; a negative seed; the run was exported without sampling.
+        """
+        if not self.sampling:
+            raise InputError(
+                "this model was exported without --sampling, so it draws no codes; export the run again with it"
+            )
+        return self._run_encoder(images, "sample", self.code_shape, np.int64, _generator(seed))
+
+    def style(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """The mean of the Gaussian variables of each image, float32 `[N, gaussian]`.
+
+        Raises:
+            InputError: images of another shape, dtype or range; a model without such variables.
+        """
+        self._check_gaussian()
+        return self._run_encoder(images, "mean", (self.gaussian,), np.float32)
+
+    def decode(self, codes: npt.ArrayLike, style: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
         """The expected image of each code, float32 in [0, 1], `[N, C, H, W]`.
 
         Args:
             codes: integers `[N, *code_shape]`, or `[*code_shape]` for a single code.
+            style: the Gaussian variables of a mixed model, finite numbers `[N, gaussian]`; zero, their prior's mean, where left out.
 
         Raises:
-            InputError: codes of another shape, dtype or range.
+            InputError: codes or style of another shape, dtype or range; a style for a model without Gaussian variables.
         """
         codes = self._check_codes(codes)
+        feed: dict[str, npt.NDArray[Any]] = {"code": codes.astype(np.int64)}
+        if style is not None:
+            feed["style"] = self._check_style(style, len(codes))
+        elif self.gaussian:
+            feed["style"] = np.zeros((len(codes), self.gaussian), np.float32)
         images = np.empty((len(codes), *self.image_shape), np.float32)
         for start in range(0, len(codes), CHUNK):
-            chunk = np.ascontiguousarray(codes[start : start + CHUNK], dtype=np.int64)
-            images[start : start + CHUNK] = _run(self._decoder, "image", {"code": chunk})
+            chunk = {name: np.ascontiguousarray(values[start : start + CHUNK]) for name, values in feed.items()}
+            images[start : start + CHUNK] = run_session(self._decoder, ["image"], chunk)[0]
         return images
 
     def sample_codes(self, count: int, seed: Seed = None) -> npt.NDArray[np.int64]:
@@ -112,22 +146,34 @@ class Codec:
             )
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
             raise InputError(f"count must be a whole number of at least 0; got {count!r}")
-        try:
-            generator = np.random.default_rng(seed)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"seed must be a whole number of at least 0, a numpy Generator or None; got {seed!r}"
-            ) from None
-        return generator.integers(self.values, size=(count, *self.code_shape), dtype=np.int64)
+        return _generator(seed).integers(self.values, size=(count, *self.code_shape), dtype=np.int64)
 
     def sample(self, count: int, seed: Seed = None) -> npt.NDArray[np.float32]:
         """The images of codes drawn from the uniform prior, float32 in [0, 1], `[count, C, H, W]`.
 
-        The same as `decode(sample_codes(count, seed))`, and the same errors.
+        The same as `decode(sample_codes(count, seed))`, and the same errors; Gaussian variables come from their prior.
         """
-        return self.decode(self.sample_codes(count, seed))
+        generator = _generator(seed)
+        codes = self.sample_codes(count, generator)
+        return self.decode(codes, self.sample_style(count, generator) if self.gaussian else None)
 
-    def _run_encoder(self, images: npt.ArrayLike, output: str, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    def sample_style(self, count: int, seed: Seed = None) -> npt.NDArray[np.float32]:
+        """Gaussian variables drawn from their prior, N(0, 1), float32 `[count, gaussian]`.
+
+        Raises:
+            InputError: a negative seed; a model without such variables.
+        """
+        self._check_gaussian()
+        return _generator(seed).standard_normal((count, self.gaussian), dtype=np.float32)
+
+    def _run_encoder(
+        self,
+        images: npt.ArrayLike,
+        output: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        generator: np.random.Generator | None = None,
+    ) -> npt.NDArray[Any]:
         images = self._check_images(images)
         results: npt.NDArray[Any] = np.empty((len(images), *shape), dtype)
         for start in range(0, len(images), CHUNK):
@@ -135,8 +181,35 @@ class Codec:
             pixels = np.ascontiguousarray(chunk, dtype=np.float32)
             if chunk.dtype == np.uint8:
                 pixels /= np.float32(255)
-            results[start : start + CHUNK] = _run(self._encoder, output, {"image": pixels})
+            feed = {"image": pixels}
+            if self.sampling:
+                feed["uniform"] = self._uniform(len(pixels), generator)
+            results[start : start + CHUNK] = run_session(self._encoder, [output], feed)[0]
         return results
+
+    def _uniform(self, count: int, generator: np.random.Generator | None) -> npt.NDArray[np.float32]:
+        """Noise for the encoder; without a generator any will do: no draw is asked for."""
+        shape = (count, *self.logits_shape)
+        if generator is None:
+            return np.full(shape, 0.5, np.float32)
+        # Odd multiples of 2**-24, which float32 has: never 0, never 1.
+        return (generator.integers(2**23, size=shape).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)
+
+    def _check_gaussian(self) -> None:
+        if not self.gaussian:
+            raise InputError("this model has no Gaussian variables beside its code; leave the style out")
+
+    def _check_style(self, style: npt.ArrayLike, count: int) -> npt.NDArray[np.float32]:
+        self._check_gaussian()
+        array = _array(style, "style")
+        if array.dtype.kind not in "iuf" or array.shape != (count, self.gaussian):
+            raise InputError(
+                f"style is {list(array.shape)} of {array.dtype}; expected numbers [{count}, {self.gaussian}], a row for each code"
+            )
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise InputError("style holds numbers that are not finite in float32; expected finite ones")
+        return array
 
     def _check_images(self, images: npt.ArrayLike) -> npt.NDArray[Any]:
         array = _array(images, "images")
@@ -184,39 +257,18 @@ class Codec:
         return whole
 
 
+def _generator(seed: Seed) -> np.random.Generator:
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"seed must be a whole number of at least 0, a numpy Generator or None; got {seed!r}"
+        ) from None
+
+
 def _array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{what} are no array ({detail}); expected a numpy array: convert them") from None
-
-
-def _open(directory: Path, name: str, manifest: dict[str, Any], threads: int) -> Any:
-    path = directory / name
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} is missing; restore it from a copy or export the run again: {MANIFEST} lists it"
-        ) from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; make it readable or export the run again") from None
-    entry = manifest["files"][name]
-    if len(data) != entry["size"]:
-        raise damaged(path, f"{len(data)} bytes, {MANIFEST} says {entry['size']}")
-    if (found := hashlib.sha256(data).hexdigest()) != entry["sha256"]:
-        raise damaged(path, f"its sha256 is {found[:12]}..., {MANIFEST} says {entry['sha256'][:12]}...")
-    try:
-        return open_session(data, threads)
-    except Exception as error:  # onnxruntime's exceptions have no common base but this
-        detail = " ".join(str(error).split())
-        raise InputError(f"onnxruntime cannot load {path} ({detail}); install a newer onnxruntime") from None
-
-
-def _run(session: Any, output: str, feed: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    try:
-        result: npt.NDArray[Any] = session.run([output], feed)[0]
-    except Exception as error:  # onnxruntime's exceptions have no common base but this
-        raise RunError(f"onnxruntime failed: {' '.join(str(error).split())}; try fewer at a time") from None
-    return result

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dgrad.errors import RunError
 from dgrad.networks import DiscreteVAE
-from dgrad_export._graphs import Decode, Encode
+from dgrad_export._graphs import Decode, Encode, encoder_outputs, gumbel
 from dgrad_export._session import open_session
 
 BATCH_SIZES = (1, 2, 7, 256)
@@ -25,7 +25,14 @@ IMAGE_TOLERANCE = 1e-5
 
 @torch.no_grad()
 def compare(
-    model: DiscreteVAE, encoder: bytes, decoder: bytes, images: Tensor, *, rounds: bool, seed: int = 0
+    model: DiscreteVAE,
+    encoder: bytes,
+    decoder: bytes,
+    images: Tensor,
+    *,
+    rounds: bool,
+    sampling: bool = False,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Run both graphs in onnxruntime and in torch at several batch sizes: on these images, their codes, and random codes.
 
@@ -35,41 +42,64 @@ def compare(
         decoder: the serialised decoder.
         images: `[256, C, H, W]` float32 in [0, 1].
         rounds: whether the encoder rounds pixels at 0.5 first.
-        seed: of the random codes.
+        sampling: whether the encoder also draws codes.
+        seed: of the random codes, style and noise.
 
     Returns:
-        `logits` and `image`, the largest absolute differences; `tied_codes`, how many codes differed in a tie.
+        `logits` and `image`, in a mixed model also `mean` and `log_variance`, the largest absolute differences; `tied_codes`, how many codes differed in a tie.
 
     Raises:
         RunError: a graph does not run, or differs by more than rounding does.
     """
-    layer = model.layer
-    logits, code = Encode(model, rounds=rounds).eval()(images)
     generator = torch.Generator().manual_seed(seed)
-    random_codes = layer.indices(layer.sample(torch.zeros(COUNT, *layer.shape), generator=generator)[0])
-    decode = Decode(model).eval()
+    inputs = {"image": images}
+    if sampling:
+        least = torch.finfo(torch.float32).tiny
+        inputs["uniform"] = torch.rand(COUNT, *model.layer.shape, generator=generator).clamp(min=least)
+    names = encoder_outputs(model, sampling=sampling)
+    encode = Encode(model, rounds=rounds, sampling=sampling).eval()
+    encoded = dict(zip(names, encode(*inputs.values()), strict=True))
+    differences, tied = _compare_encoder(model, _Graph("encoder", encoder), inputs, encoded)
+    differences["image"] = _compare_decoder(model, _Graph("decoder", decoder), encoded["code"], generator)
+    return {**differences, "tied_codes": tied, "batch_sizes": list(BATCH_SIZES)}
 
-    encoder_run, decoder_run = _Graph("encoder", encoder), _Graph("decoder", decoder)
-    largest_logits = largest_image = 0.0
+
+def _compare_encoder(
+    model: DiscreteVAE, run: _Graph, inputs: dict[str, Tensor], expected: dict[str, Tensor]
+) -> tuple[dict[str, float], int]:
+    """The largest difference of each output of real numbers, and how many images got another code in a tie."""
+    potentials = {"code": expected["logits"]}
+    if "uniform" in inputs:
+        potentials["sample"] = expected["logits"] + gumbel(inputs["uniform"])
+    differences = {name: 0.0 for name in expected if name not in potentials}
     tied: set[int] = set()
     for size in BATCH_SIZES:
-        got_logits, got_code = encoder_run(["logits", "code"], "image", images[:size])
-        allowed = LOGIT_TOLERANCE * logits[:size].abs().clamp(min=1)
-        difference = _difference("logits", got_logits, logits[:size], allowed, size)
-        largest_logits = max(largest_logits, difference)
-        tied |= _tied_codes(model, logits[:size], code[:size], got_code, size)
+        results = run(list(expected), {name: values[:size] for name, values in inputs.items()})
+        got = dict(zip(expected, results, strict=True))
+        for name in differences:
+            allowed = LOGIT_TOLERANCE * expected[name][:size].abs().clamp(min=1)
+            difference = _difference(name, got[name], expected[name][:size], allowed, size)
+            differences[name] = max(differences[name], difference)
+        for name, scores in potentials.items():
+            tied |= _tied_codes(model, scores[:size], expected[name][:size], got[name], size)
+    return differences, len(tied)
+
+
+def _compare_decoder(model: DiscreteVAE, run: _Graph, code: Tensor, generator: Generator) -> float:
+    """The largest difference of an image: of these codes, and of random ones."""
+    layer = model.layer
+    random_codes = layer.indices(layer.sample(torch.zeros(COUNT, *layer.shape), generator=generator)[0])
+    style = model.prior_gaussian(COUNT, generator=generator)
+    decode = Decode(model).eval()
     allowed = torch.tensor(IMAGE_TOLERANCE)
+    largest = 0.0
     for codes in (code, random_codes):
-        expected = decode(codes)
+        inputs = {"code": codes} if style is None else {"code": codes, "style": style}
+        expected = decode(*inputs.values())
         for size in BATCH_SIZES:
-            (got,) = decoder_run(["image"], "code", codes[:size])
-            largest_image = max(largest_image, _difference("image", got, expected[:size], allowed, size))
-    return {
-        "logits": largest_logits,
-        "image": largest_image,
-        "tied_codes": len(tied),
-        "batch_sizes": list(BATCH_SIZES),
-    }
+            (got,) = run(["image"], {name: values[:size] for name, values in inputs.items()})
+            largest = max(largest, _difference("image", got, expected[:size], allowed, size))
+    return largest
 
 
 class _Graph:
@@ -82,11 +112,12 @@ class _Graph:
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise self._failure("load", error) from error
 
-    def __call__(self, outputs: list[str], name: str, values: Tensor) -> list[Tensor]:
+    def __call__(self, outputs: list[str], inputs: dict[str, Tensor]) -> list[Tensor]:
         try:
-            results = self.session.run(outputs, {name: values.numpy()})
+            results = self.session.run(outputs, {name: values.numpy() for name, values in inputs.items()})
         except Exception as error:  # onnxruntime's exceptions have no common base but this
-            raise self._failure(f"run, at batch size {len(values)},", error) from error
+            size = len(next(iter(inputs.values())))
+            raise self._failure(f"run, at batch size {size},", error) from error
         return [torch.from_numpy(np.asarray(result)) for result in results]
 
     def _failure(self, what: str, error: Exception) -> RunError:

@@ -26,29 +26,52 @@ _LEAKS = re.compile(rb"""\.py["':,\s]|site-packages|dgrad_export/|File \\?["']""
 
 
 class Encode(nn.Module):
-    """Images `[B, C, H, W]` in [0, 1] to logits `[B, *layer.shape]` and the integer form of the most probable code."""
+    """Images `[B, C, H, W]` in [0, 1] to the tensors that `encoder_outputs` names.
 
-    def __init__(self, model: DiscreteVAE, *, rounds: bool) -> None:
+    With `sampling` a second input, `uniform` `[B, *layer.shape]` in (0, 1), becomes the Gumbel noise of a draw of the code: the
+    randomness comes from outside, so that a result can be had again.
+    """
+
+    def __init__(self, model: DiscreteVAE, *, rounds: bool, sampling: bool = False) -> None:
         super().__init__()
         self.model = model
         self.rounds = rounds
+        self.sampling = sampling
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, ...]:
         if self.rounds:
             image = (image >= 0.5).to(image.dtype)
-        logits = self.model.encoder(image)
-        return logits, self.model.layer.indices(self.model.layer.argmax(logits))
+        posterior = self.model.posterior(image)
+        outputs = [posterior.logits, self._code(posterior.logits)]
+        if uniform is not None:
+            outputs.append(self._code(posterior.logits + gumbel(uniform)))
+        if posterior.gaussian is not None:
+            outputs += [posterior.gaussian.mean, posterior.gaussian.log_variance]
+        return tuple(outputs)
+
+    def _code(self, potentials: Tensor) -> Tensor:
+        return self.model.layer.indices(self.model.layer.argmax(potentials))
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniform noise in (0, 1)."""
+    return -torch.log(-torch.log(uniform))
+
+
+def encoder_outputs(model: DiscreteVAE, *, sampling: bool) -> list[str]:
+    """What an encoder gives: logits and most probable code; a draw; mean and log-variance of Gaussian variables."""
+    return ["logits", "code"] + ["sample"] * sampling + ["mean", "log_variance"] * (model.gaussian > 0)
 
 
 class Decode(nn.Module):
-    """The integer form of codes to images `[B, C, H, W]` in [0, 1]."""
+    """The integer form of codes, in a mixed model with `style` `[B, g]` beside it, to images `[B, C, H, W]` in [0, 1]."""
 
     def __init__(self, model: DiscreteVAE) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, code: Tensor) -> Tensor:
-        return self.model.decode(self.model.layer.codes(code))
+    def forward(self, code: Tensor, style: Tensor | None = None) -> Tensor:
+        return self.model.decode(self.model.layer.codes(code), style)
 
 
 def code_shape(model: DiscreteVAE) -> tuple[int, ...]:
@@ -57,40 +80,48 @@ def code_shape(model: DiscreteVAE) -> tuple[int, ...]:
     return tuple(layer.indices(layer.argmax(torch.zeros(1, *layer.shape))).shape[1:])
 
 
-def encoder_graph(model: DiscreteVAE, *, rounds: bool, opset: int, metadata: Mapping[str, str]) -> bytes:
-    """`image` to `logits` and `code`; with `rounds`, pixels are rounded at 0.5 first.
+def encoder_graph(
+    model: DiscreteVAE, *, rounds: bool, opset: int, metadata: Mapping[str, str], sampling: bool = False
+) -> bytes:
+    """`image`, with `sampling` also `uniform`, to the encoder's outputs; with `rounds`, pixels are rounded at 0.5 first.
 
     Raises:
         RunError: the model cannot be exported.
     """
-    example = torch.full((2, *model.image_shape), 0.25)
-    return _graph(Encode(model, rounds=rounds), "image", example, ["logits", "code"], opset, metadata)
+    examples = {"image": torch.full((2, *model.image_shape), 0.25)}
+    if sampling:
+        examples["uniform"] = torch.full((2, *model.layer.shape), 0.25)
+    module = Encode(model, rounds=rounds, sampling=sampling)
+    return _graph(module, examples, encoder_outputs(model, sampling=sampling), opset, metadata)
 
 
 def decoder_graph(model: DiscreteVAE, *, opset: int, metadata: Mapping[str, str]) -> bytes:
-    """`code` to `image`.
+    """`code`, in a mixed model also `style`, to `image`.
 
     Raises:
         RunError: the model cannot be exported.
     """
     layer = model.layer
-    example = layer.indices(layer.argmax(torch.zeros(2, *layer.shape)))
-    return _graph(Decode(model), "code", example, ["image"], opset, metadata)
+    examples = {"code": layer.indices(layer.argmax(torch.zeros(2, *layer.shape)))}
+    if model.gaussian:
+        examples["style"] = torch.full((2, model.gaussian), 0.25)
+    return _graph(Decode(model), examples, ["image"], opset, metadata)
 
 
 def _graph(
-    module: nn.Module, input_name: str, example: Tensor, outputs: list[str], opset: int, metadata: Mapping[str, str]
+    module: nn.Module, examples: Mapping[str, Tensor], outputs: list[str], opset: int, metadata: Mapping[str, str]
 ) -> bytes:
+    batch = torch.export.Dim(BATCH)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(),
-                (example,),
+                tuple(examples.values()),
                 dynamo=True,
                 external_data=False,
-                input_names=[input_name],
+                input_names=list(examples),
                 output_names=outputs,
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                dynamic_shapes=tuple({0: batch} for _ in examples),
                 opset_version=opset,
                 verbose=False,
             )

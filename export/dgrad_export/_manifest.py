@@ -68,6 +68,9 @@ def _check(path: Path, manifest: dict[str, Any]) -> None:
             "latent.shape": all(_natural(size) for size in latent["shape"]),
             "latent.code_shape": all(_natural(size) for size in latent["code_shape"]),
             "latent.values": latent["values"] is None or _natural(latent["values"]),
+            # Exports of dgrad before these were there have neither.
+            "gaussian": manifest.get("gaussian", 0) == 0 or _natural(manifest["gaussian"]),
+            "sampling": isinstance(manifest.get("sampling", False), bool),
             **{
                 name: isinstance(manifest["files"][name]["sha256"], str) and _natural(manifest["files"][name]["size"])
                 for name in (ENCODER, DECODER)

@@ -40,13 +40,20 @@ PREPROCESSING = {
 
 
 def export_run(
-    run_path: Path, out: Path, *, weights: str = "best", overwrite: bool = False, opset: int = LEAST_OPSET
+    run_path: Path,
+    out: Path,
+    *,
+    weights: str = "best",
+    overwrite: bool = False,
+    opset: int = LEAST_OPSET,
+    sampling: bool = False,
 ) -> dict[str, Any]:
     """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx` and `manifest.json`.
 
     The encoder takes `image` `[batch, C, H, W]`, float32 in [0, 1], and gives `logits` `[batch, *layer.shape]`, float32, and
     `code`, the most probable code in the layer's integer form (`[batch, n]` for categorical variables), int64. The decoder
-    takes `code` and gives `image`. Both are compared with torch in onnxruntime, on the run's own test images where they can
+    takes `code` and gives `image`. In a mixed model the encoder also gives `mean` and `log_variance` `[batch, g]` of its Gaussian
+    variables, and the decoder takes values of them as `style`. Both are compared with torch in onnxruntime, on the run's own test images where they can
     be loaded, before anything appears at `out`.
 
     Args:
@@ -55,6 +62,8 @@ def export_run(
         weights: `best` by the validation bound, or `last`.
         overwrite: replace an earlier export at `out`.
         opset: the ONNX operator set, 20 or newer.
+        sampling: the encoder takes `uniform` `[batch, n, k]` in (0, 1) too, and gives `sample` too: a draw of the code, which is
+            exact up to float32 where the numbers are independent and uniform.
 
     Returns:
         The manifest; `manifest["comparison"]` has the largest differences from torch.
@@ -68,18 +77,17 @@ def export_run(
     _check_free(target, out, overwrite=overwrite)
     run = Run.open(run_path)
     model, state = run.load_model(weights)
-    if model.gaussian:
+    if sampling and not model.layer.independent_rows:
         raise InputError(
-            f"{run_path} has {model.gaussian} Gaussian variables beside its code, which an export has no place for yet; "
-            "export a run of --model linear or mlp"
+            f"--sampling draws codes of independent variables; latent {model.layer} has others: export it without --sampling"
         )
     config = run.config
     metadata = _metadata(config, model)
     rounds = config.binarize == "threshold"
-    encoder = encoder_graph(model, rounds=rounds, opset=opset, metadata=metadata)
+    encoder = encoder_graph(model, rounds=rounds, opset=opset, metadata=metadata, sampling=sampling)
     decoder = decoder_graph(model, opset=opset, metadata=metadata)
     images, source, classes = _images(config, model)
-    differences = compare(model, encoder, decoder, images, rounds=rounds)
+    differences = compare(model, encoder, decoder, images, rounds=rounds, sampling=sampling)
     layer, integers = model.layer, code_shape(model)
     manifest = {
         "format": FORMAT,
@@ -97,6 +105,8 @@ def export_run(
             "code_shape": list(integers),
             "values": layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None,
         },
+        "gaussian": model.gaussian,
+        "sampling": sampling,
         "image_shape": list(model.image_shape),
         "preprocessing": {
             "binarize": config.binarize,

@@ -1,0 +1,197 @@
+"""The server against bare onnxruntime calls, in one run: `python -m benchmarks.serving MODEL [--run RUN]`.
+
+MODEL is what `dgrad export` wrote; with --run, the run it was made from, torch is measured too. Ratios are of medians. May import
+tritonclient, onnxruntime, numpy; torch only for --run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.http as triton
+
+from dgrad_export._served import Served, open_models
+
+Images = npt.NDArray[np.float32]
+
+
+@contextmanager
+def serving(model: Path) -> Iterator[tuple[int, int]]:
+    """A server in a process of its own: its port and process id."""
+    command = [sys.executable, "-m", "dgrad_cli", "serve", str(model), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    match = re.search(r":(\d+)/v2", process.stdout.readline())
+    assert match
+    try:
+        yield int(match[1]), process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+
+
+def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each call; they take turns, so that what the machine does meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def bare(models: dict[str, Served], images: Images) -> None:
+    """Encode and decode with nothing but the sessions."""
+    (code,) = models["encoder"]._session.run(["code"], {"image": images})
+    models["decoder"]._session.run(["image"], {"code": code})
+
+
+def through_client(client: triton.InferenceServerClient, images: Images, *, binary: bool) -> npt.NDArray[np.int64]:
+    """Encode and decode by two requests; the codes."""
+    given = triton.InferInput("image", list(images.shape), "FP32")
+    given.set_data_from_numpy(images, binary_data=binary)
+    asked = [triton.InferRequestedOutput("code", binary_data=binary)]
+    code: npt.NDArray[np.int64] = client.infer("encoder", [given], outputs=asked).as_numpy("code")
+    codes = triton.InferInput("code", list(code.shape), "INT64")
+    codes.set_data_from_numpy(code, binary_data=binary)
+    client.infer("decoder", [codes], outputs=[triton.InferRequestedOutput("image", binary_data=binary)])
+    return code
+
+
+def bad_request(port: int) -> None:
+    """A request that is refused, on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", "/v2/models/encoder/infer", b"no JSON")
+    assert connection.getresponse().status == 400
+    connection.close()
+
+
+def concurrent(port: int, images: Images, requests: int) -> tuple[float, npt.NDArray[np.int64]]:
+    """Seconds and codes of single images from 16 connections at once."""
+
+    def work(worker: int) -> dict[int, npt.NDArray[np.int64]]:
+        with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            return {i: encode(client, images[i % len(images)][None]) for i in range(worker, requests, 16)}
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(16) as pool:
+        codes = {index: code for part in pool.map(work, range(16)) for index, code in part.items()}
+    return time.perf_counter() - start, np.concatenate([codes[index] for index in range(requests)])
+
+
+def encode(client: triton.InferenceServerClient, images: Images) -> npt.NDArray[np.int64]:
+    """The codes by one request."""
+    given = triton.InferInput("image", list(images.shape), "FP32")
+    given.set_data_from_numpy(images)
+    result: npt.NDArray[np.int64] = client.infer(
+        "encoder", [given], outputs=[triton.InferRequestedOutput("code")]
+    ).as_numpy("code")
+    return result
+
+
+def resident_mebibytes(process: int) -> float:
+    """The memory of a process that is in RAM (Linux)."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure_server(model: Path, rounds: int, requests: int) -> None:
+    """Print what the server costs beside the bare calls."""
+    models = open_models(model)
+    shape = models["encoder"].inputs["image"].shape
+    images = np.random.default_rng(0).random((256, *shape), dtype=np.float32)
+    with serving(model) as (port, process), triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        for size in (1, 256):
+            batch = images[:size]
+            times = medians(
+                {
+                    "bare": lambda batch=batch: bare(models, batch),
+                    "binary": lambda batch=batch: through_client(client, batch, binary=True),
+                    "JSON": lambda batch=batch: through_client(client, batch, binary=False),
+                },
+                rounds,
+            )
+            ratio = times["binary"] / times["bare"]
+            print(f"encode and decode {size}: " + ", ".join(f"{k} {v:.3f} ms" for k, v in times.items()), end="")
+            print(f"; binary / bare {ratio:.2f}, binary - bare {times['binary'] - times['bare']:.2f} ms")
+        print(f"a refusal: {medians({'bad': lambda: bad_request(port)}, rounds)['bad']:.2f} ms")
+        one_by_one = np.concatenate([encode(client, images[i : i + 1]) for i in range(len(images))])
+        seconds, codes = concurrent(port, images, 2000)
+        same = bool((codes == one_by_one[np.arange(2000) % len(images)]).all())
+        print(f"2000 requests from 16 connections: {2000 / seconds:.0f} a second, codes equal to one by one: {same}")
+        text = _metrics(port)
+        print("\n".join(line for line in text.splitlines() if re.search(r"_(sum|count)\{", line)))
+    with serving(model) as (port, process):  # fresh: memory freed after large requests would hide what grows
+        concurrent(port, images, 500)
+        before = resident_mebibytes(process)
+        for part in range(4):
+            concurrent(port, images, requests // 4)
+            print(
+                f"memory after {(part + 1) * requests // 4}: {resident_mebibytes(process) - before:+.2f} MiB of {before:.0f}"
+            )
+
+
+def _metrics(port: int) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return text
+
+
+def measure_torch(model: Path, run: Path, rounds: int) -> None:
+    """Print what torch, eager and with one thread, costs beside onnxruntime."""
+    import torch
+
+    from dgrad.runs import Run
+
+    torch.set_num_threads(1)
+    models = open_models(model)
+    trained, _ = Run.open(run).load_model()
+    shape = models["encoder"].inputs["image"].shape
+    images = np.random.default_rng(0).random((256, *shape), dtype=np.float32)
+
+    @torch.inference_mode()
+    def eager(batch: Images) -> None:
+        logits = trained.encoder((torch.from_numpy(batch) >= 0.5).float())
+        trained.decode(trained.layer.argmax(logits))
+
+    for size in (1, 256):
+        batch = images[:size]
+        times = medians(
+            {"onnxruntime": lambda batch=batch: bare(models, batch), "torch": lambda batch=batch: eager(batch)}, rounds
+        )
+        print(f"batch {size}: onnxruntime {times['onnxruntime']:.3f} ms, torch {times['torch']:.3f} ms", end="")
+        print(f"; torch / onnxruntime {times['torch'] / times['onnxruntime']:.2f}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=20_000, help="over which memory is watched")
+    arguments = parser.parse_args()
+    measure_server(arguments.model, arguments.rounds, arguments.requests)
+    if arguments.run:
+        measure_torch(arguments.model, arguments.run, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

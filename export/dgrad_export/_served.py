@@ -1,0 +1,148 @@
+"""The graphs of an export by name, as a server sees them: their tensors, the check of what goes in, the run.
+
+May import numpy, onnxruntime and dgrad.errors; never torch or onnx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from dgrad.errors import InputError
+from dgrad_export._manifest import DECODER, ENCODER, read_manifest
+from dgrad_export._session import open_listed, run_session
+
+FILE_OF = {"encoder": ENCODER, "decoder": DECODER}
+DATATYPES = {"float32": "FP32", "int64": "INT64"}
+"""The Open Inference Protocol's names of the data types that the graphs have."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a tensor may hold: `low` to `high`, or between them where they are themselves excluded."""
+
+    low: float
+    high: float
+    excluded: bool = False
+
+    def holds(self, values: npt.NDArray[Any]) -> bool:
+        """Whether all values, of which there is at least one, are in the range; nan is in none."""
+        low, high = values.min(), values.max()
+        if self.excluded:
+            return bool(low > self.low and high < self.high)
+        return bool(low >= self.low and high <= self.high)
+
+    def __str__(self) -> str:
+        if np.isinf(self.high):
+            return "finite numbers"
+        if self.excluded:
+            return f"numbers above {self.low:g} and below {self.high:g}"
+        return f"{self.low:g} to {self.high:g}"
+
+
+FINITE = Range(-np.inf, np.inf, excluded=True)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph; `shape` is that of one example, without the batch axis."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    range: Range
+
+    @property
+    def datatype(self) -> str:
+        """The protocol's name of the data type."""
+        return DATATYPES[self.dtype.name]
+
+    @property
+    def protocol_shape(self) -> list[int]:
+        """The shape with the batch axis, which is free: -1."""
+        return [-1, *self.shape]
+
+    def check(self, values: npt.NDArray[Any]) -> None:
+        """Make sure that values of the right data type have this shape, with at least one example, and this range.
+
+        Raises:
+            InputError: they do not.
+        """
+        if values.shape[1:] != self.shape or values.ndim == 0 or len(values) == 0:
+            expected = ", ".join(["N of at least 1", *map(str, self.shape)])
+            raise InputError(f"input {self.name} has shape {list(values.shape)}; expected [{expected}]")
+        if not self.range.holds(values):
+            low, high = values.min(), values.max()
+            found = "holds nan" if np.isnan(low) else f"goes from {low:g} to {high:g}"
+            raise InputError(f"input {self.name} {found}; expected {self.range}")
+
+
+class Served:
+    """One graph. Calls may come from several threads at once."""
+
+    def __init__(
+        self,
+        name: str,
+        session: onnxruntime.InferenceSession,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+    ) -> None:
+        self.name = name
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        self._session = session
+
+    def infer(self, values: dict[str, npt.NDArray[Any]], outputs: list[str]) -> list[npt.NDArray[Any]]:
+        """The outputs asked for.
+
+        Args:
+            values: every input by name, of its data type.
+            outputs: names of outputs.
+
+        Raises:
+            InputError: a shape or a value is not what the graph takes, or the inputs are for different numbers of examples.
+            RunError: onnxruntime failed.
+        """
+        for name, array in values.items():
+            self.inputs[name].check(array)
+        if len({len(array) for array in values.values()}) > 1:
+            counts = ", ".join(f"{name} {len(array)}" for name, array in values.items())
+            raise InputError(f"inputs are for different numbers of examples ({counts}); expected the same for all")
+        return run_session(self._session, outputs, values)
+
+
+def open_models(directory: Path) -> dict[str, Served]:
+    """The encoder and the decoder of an export, each with one thread: a server has its own.
+
+    Raises:
+        InputError: there is no export, or a file of it is missing, damaged or not the one that was written.
+    """
+    manifest = read_manifest(directory)
+    return {name: _open(directory, name, manifest) for name in FILE_OF}
+
+
+def _open(directory: Path, name: str, manifest: dict[str, Any]) -> Served:
+    session = open_listed(directory, FILE_OF[name], manifest)
+    ranges = {"image": Range(0, 1), "uniform": Range(0, 1, excluded=True)}
+    values = manifest["latent"]["values"]
+    if values is not None:
+        ranges["code"] = Range(0, values - 1)
+    # The session's own word on its tensors, not the manifest's: this is what will be run.
+    inputs, outputs = (
+        [_spec(tensor, ranges.get(tensor.name, FINITE)) for tensor in tensors]
+        for tensors in (session.get_inputs(), session.get_outputs())
+    )
+    return Served(name, session, inputs, outputs)
+
+
+DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
+
+
+def _spec(tensor: Any, value_range: Range) -> TensorSpec:
+    return TensorSpec(tensor.name, DTYPES[tensor.type], tuple(tensor.shape[1:]), value_range)

@@ -1,0 +1,264 @@
+"""An exported model behind HTTP: the Open Inference Protocol's routes, limits on what a client may take, an orderly end.
+
+May import starlette, uvicorn (extra `serve`), numpy, onnxruntime and dgrad.errors; never torch or onnx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dgrad import __version__
+from dgrad.errors import InputError, RunError
+from dgrad_export._metrics import Metrics
+from dgrad_export._protocol import HEADER_LENGTH, describe, read_request, write_response
+from dgrad_export._served import Served, open_models
+
+MEBIBYTE = 2**20
+BODY_LIMIT = 64 * MEBIBYTE
+SECONDS_FOR_A_REQUEST = 30.0
+"""How long a client may take to send its headers, and how long its body."""
+SECONDS_TO_END = 10.0
+"""How long running requests may take after SIGTERM."""
+
+
+class Refused(HTTPException):
+    """A request that is not answered, with the status that says why."""
+
+
+class Server:
+    """The routes. Models are run in threads, so that a large request holds up nobody else's small one."""
+
+    def __init__(self, models: dict[str, Served], *, body_limit: int, seconds: float) -> None:
+        self.models = models
+        self.body_limit = body_limit
+        self.seconds = seconds
+        self.metrics = Metrics(list(models))
+        self.threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="model")
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        model = "/v2/models/{model}"
+        routes = [
+            Route("/v2", self.server_metadata),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+            Route("/v2/repository/index", self.index, methods=["POST"]),
+            Route("/metrics", self.show_metrics),
+        ]
+        for path in (model, f"{model}/versions/{{version}}"):
+            routes += [
+                Route(path, self.model_metadata),
+                Route(f"{path}/ready", self.model_ready),
+                Route(f"{path}/infer", self.infer, methods=["POST"]),
+            ]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _error})
+
+    async def server_metadata(self, request: Request) -> Response:
+        """`GET /v2`."""
+        extensions = ["binary_tensor_data", "model_repository"]
+        return JSONResponse({"name": "dgrad", "version": __version__, "extensions": extensions})
+
+    async def live(self, request: Request) -> Response:
+        """`GET /v2/health/live`."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """`GET /v2/health/ready`: the models are open before the first connection is taken."""
+        return JSONResponse({"ready": True})
+
+    async def index(self, request: Request) -> Response:
+        """`POST /v2/repository/index`."""
+        return JSONResponse([{"name": name, "version": "1", "state": "READY", "reason": ""} for name in self.models])
+
+    async def show_metrics(self, request: Request) -> Response:
+        """`GET /metrics`."""
+        return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def model_metadata(self, request: Request) -> Response:
+        """`GET /v2/models/{model}`."""
+        return JSONResponse(describe(self._model(request)))
+
+    async def model_ready(self, request: Request) -> Response:
+        """`GET /v2/models/{model}/ready`."""
+        return JSONResponse({"name": self._model(request).name, "ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        """`POST /v2/models/{model}/infer`."""
+        model = self._model(request)
+        try:
+            body = await self._body(request)
+            start = time.perf_counter()
+            answer = asyncio.get_running_loop().run_in_executor(
+                self.threads, _infer, model, body, request.headers.get(HEADER_LENGTH)
+            )
+            response, examples = await answer
+        except HTTPException as error:
+            self.metrics.failed(model.name, error.status_code)
+            raise
+        self.metrics.answered(model.name, examples, time.perf_counter() - start)
+        return response
+
+    def _model(self, request: Request) -> Served:
+        name, version = request.path_params["model"], request.path_params.get("version", "1")
+        if name not in self.models:
+            raise Refused(404, f"unknown model {name[:80]!r}; expected {' or '.join(self.models)}")
+        if version != "1":
+            raise Refused(404, f"model {name} has no version {version[:80]!r}; expected 1")
+        return self.models[name]
+
+    async def _body(self, request: Request) -> bytes:
+        if encoding := request.headers.get("content-encoding"):
+            raise Refused(
+                415, f"the body is encoded as {encoding[:80]!r}; expected it as it is: switch compression off"
+            )
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > self.body_limit:
+            raise self._too_large(f"{announced} bytes")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self.body_limit:
+                        raise self._too_large(f"more than {self.body_limit} bytes")
+        except TimeoutError:
+            message = (
+                f"the body took longer than {self.seconds:g} seconds; expected all of it by then: send fewer examples"
+            )
+            raise Refused(408, message, headers={"connection": "close"}) from None
+        except ClientDisconnect:
+            raise Refused(400, "the client went away") from None
+        return bytes(body)
+
+    def _too_large(self, size: str) -> Refused:
+        limit = self.body_limit / MEBIBYTE
+        return Refused(
+            413, f"the body has {size}; expected at most {self.body_limit} ({limit:g} MiB): send fewer examples"
+        )
+
+
+def _infer(model: Served, body: bytes, header_length: str | None) -> tuple[Response, int]:
+    """The whole answer and for how many examples it is; runs in a thread."""
+    try:
+        inference = read_request(model, body, header_length)
+        results = model.infer(inference.values, [name for name, _ in inference.outputs])
+    except InputError as error:
+        raise Refused(400, str(error)) from None
+    except RunError as error:
+        raise Refused(500, str(error)) from None
+    except MemoryError:
+        raise Refused(500, "not enough memory for this request; send fewer examples") from None
+    data, json_length = write_response(model, inference, results)
+    examples = len(results[0])
+    if json_length is None:
+        return Response(data, media_type="application/json"), examples
+    headers = {HEADER_LENGTH: str(json_length)}
+    return Response(data, media_type="application/octet-stream", headers=headers), examples
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if not isinstance(error, Refused):  # starlette's own words for a route that there is not
+        message = f"{request.method} {request.url.path[:80]}: {message.lower()}; expected a route of the Open Inference Protocol v2"
+    return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 without delays, where a connection that sends no request within the time for one is closed."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the clock; the time for a body starts when it is read."""
+        super().connection_made(transport)
+        # Headers and body of an answer are written one after the other: without this the body waits for the client to
+        # acknowledge the headers, 40 ms. asyncio sets it only on sockets whose protocol number is given.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.loop.call_later(SECONDS_FOR_A_REQUEST, self._close_without_request)
+
+    def _close_without_request(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Ends with a return on SIGTERM and Ctrl-C, where uvicorn would raise the signal again."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ask the server to end on either signal."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(
+    directory: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    body_limit: int = BODY_LIMIT,
+    seconds: float = SECONDS_FOR_A_REQUEST,
+    listening: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve an export until SIGTERM or Ctrl-C; what is running then is finished.
+
+    Args:
+        directory: what `export_run` wrote.
+        host: the address to listen at.
+        port: the port; 0 for a free one.
+        body_limit: bytes that a request's body may have.
+        seconds: that a client may take to send a body.
+        listening: called with the server's address once connections are taken.
+
+    Raises:
+        InputError: there is no export, a file of it is not what was written, or the address cannot be used.
+    """
+    server = Server(open_models(directory), body_limit=body_limit, seconds=seconds)
+    with _listen(host, port) as listener:
+        config = uvicorn.Config(
+            server.app(),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(SECONDS_TO_END),
+        )
+        listening(_address(listener))
+        _Uvicorn(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot listen at {host}, port {port}: {reason}; choose another --host or --port") from None
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
