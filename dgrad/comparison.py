@@ -14,55 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from dgrad import registry
-from dgrad.config import TrainConfig, option
+from dgrad.config import TrainConfig
 from dgrad.devices import choose_device
 from dgrad.errors import DgradError, InputError
-from dgrad.listener import Listener
-from dgrad.pictures import RUN_PICTURES
-from dgrad.runs import Run, build_dataset, build_model, resolve
-from dgrad.training import Interrupted, Trainer, resume
+from dgrad.experiments import Experiment, check, spread
+from dgrad.runs import Run, resolve
+from dgrad.training import Interrupted, Trainer
 from dgrad.variants import Variant
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One run of a comparison.
-
-    Attributes:
-        variant: the estimator.
-        config: everything about the run.
-        path: its directory.
-        limitation: why the estimator cannot work with the latent, or None.
-    """
-
-    variant: Variant
-    config: TrainConfig
-    path: Path
-    limitation: str | None
-
-    @property
-    def name(self) -> str:
-        """The run for people."""
-        return f"{self.variant.label}, seed {self.config.seed}"
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to do, down to the pictures."""
-        return Run(self.path).summary() is not None and all((self.path / name).is_file() for name in RUN_PICTURES)
-
-    def open(self, listener: Listener | None = None) -> tuple[Trainer, Run]:
-        """The trainer and its run: a new one, or the half-finished one at its last checkpoint.
-
-        Raises:
-            DgradError: the configuration cannot be, or the run's files are damaged.
-        """
-        if (self.path / "config.json").is_file():
-            return resume(self.path, listener, device=self.config.device)
-        trainer = Trainer(self.config, listener)
-        return trainer, Run.create(self.path, trainer.config, first_save=trainer.save)
-
-
-def plan(config: TrainConfig, variants: Sequence[Variant], seeds: int, out: Path) -> list[Entry]:
+def plan(config: TrainConfig, variants: Sequence[Variant], seeds: int, out: Path) -> list[Experiment]:
     """The runs of a comparison: every variant with the first seed, then every variant with the next. Nothing is written.
 
     Args:
@@ -82,42 +43,12 @@ def plan(config: TrainConfig, variants: Sequence[Variant], seeds: int, out: Path
         for variant in variants:
             limitation = registry.estimator(variant.estimator, **variant.set).traits.limitation(layer)
             own = replace(common, estimator=variant.estimator, set=dict(variant.set), seed=seed)
-            entries.append(Entry(variant, own, out / f"{variant.file_name}-seed{seed}", limitation))
-    if all(entry.limitation is not None for entry in entries):
-        reasons = "; ".join(dict.fromkeys(str(entry.limitation) for entry in entries))
-        raise InputError(f"none of the estimators works with latent {layer}: {reasons}")
-    for entry in entries:
-        _check_place(entry)
-    build_model(common, build_dataset(common).image_shape)
+            entries.append(Experiment(variant.label, own, out / f"{variant.file_name}-seed{seed}", limitation))
+    check(entries)
     return entries
 
 
-def _check_place(entry: Entry) -> None:
-    """Make sure that the entry's run can be made, or is the one that is asked for."""
-    if not (entry.path / "config.json").is_file():
-        if entry.path.is_dir() and any(entry.path.iterdir()):
-            raise InputError(f"{entry.path} holds files but no run; choose another --out, or move them away")
-        Run.check_free(entry.path)
-        return
-    asked, found = (json.loads(config.to_json()) for config in (entry.config, Run(entry.path).config))
-    differences = [
-        f"{option(name)} {_shown(found[name])} where {_shown(asked[name])} is asked for"
-        for name in asked
-        if name != "device" and asked[name] != found[name]
-    ]
-    if differences:
-        raise InputError(
-            f"{entry.path} is a run with {', '.join(differences)}; give the options it was begun with, or choose another --out"
-        )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        value = [f"{name}={text}" for name, text in value.items()]
-    return (",".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
-
-
-def train_all(entries: Sequence[Entry], train: Callable[[Entry], object]) -> dict[Path, str]:
+def train_all(entries: Sequence[Experiment], train: Callable[[Experiment], object]) -> dict[Path, str]:
     """Train what is not finished, one after the other; what fails is left behind and the others go on.
 
     Args:
@@ -139,10 +70,10 @@ def train_all(entries: Sequence[Entry], train: Callable[[Entry], object]) -> dic
         try:
             if entry.finished:
                 continue
-            if entry.variant.label not in warm:
+            if entry.label not in warm:
                 # What torch does once in a process, at the first step of its kind, is not to count as anybody's time.
                 Trainer(entry.config).train_step()
-                warm.add(entry.variant.label)
+                warm.add(entry.label)
             train(entry)
         except (Interrupted, OSError):
             raise
@@ -212,11 +143,11 @@ class Comparison:
         return asdict(self)
 
 
-def summarize(entries: Sequence[Entry], problems: Mapping[Path, str]) -> Comparison:
+def summarize(entries: Sequence[Experiment], problems: Mapping[Path, str]) -> Comparison:
     """Read the runs back and put the variants side by side."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[Experiment]] = {}
     for entry in entries:
-        groups.setdefault(entry.variant.label, []).append(entry)
+        groups.setdefault(entry.label, []).append(entry)
     runs = {label: [_result(entry, problems.get(entry.path)) for entry in group] for label, group in groups.items()}
     finished = {label: [run for run in results if run["problem"] is None] for label, results in runs.items()}
     times = {label: [run["summary"]["seconds"] for run in done] for label, done in finished.items() if done}
@@ -230,17 +161,17 @@ def summarize(entries: Sequence[Entry], problems: Mapping[Path, str]) -> Compari
         first, done = groups[label][0], finished[label]
         tests = [run["summary"]["test_bound"] for run in done]
         early = [_best_until(run, equal_seconds) for run in done]
-        estimator = registry.estimator(first.variant.estimator, **first.variant.set)
+        estimator = registry.estimator(first.config.estimator, **first.config.set)
         rows.append(
             Row(
-                estimator=first.variant.estimator,
+                estimator=first.config.estimator,
                 label=label,
-                set=dict(first.variant.set),
+                set=dict(first.config.set),
                 rank=ranked.index(label) + 1 if done else None,
                 valid_bound=bounds.get(label),
-                valid_bound_spread=_spread([_best(run) for run in done]),
+                valid_bound_spread=spread([_best(run) for run in done]),
                 test_bound=statistics.fmean(tests) if tests else None,
-                test_bound_spread=_spread(tests),
+                test_bound_spread=spread(tests),
                 valid_bound_at_equal_time=_mean_of_all(early),
                 seconds=statistics.fmean(times[label]) if done else None,
                 evaluations=estimator.traits.evaluations(layer) if first.limitation is None else None,
@@ -256,7 +187,7 @@ def summarize(entries: Sequence[Entry], problems: Mapping[Path, str]) -> Compari
     return Comparison(rows, len(groups[rows[0].label]), equal_seconds, units.pop() if units else "", shared)
 
 
-def _result(entry: Entry, problem: str | None) -> dict[str, Any]:
+def _result(entry: Experiment, problem: str | None) -> dict[str, Any]:
     run = Run(entry.path)
     return {
         "path": str(entry.path),
@@ -278,10 +209,6 @@ def _best_until(run: dict[str, Any], seconds: float | None) -> float | None:
 def _mean_of_all(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
-
-
-def _spread(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _curve(runs: list[dict[str, Any]]) -> list[dict[str, float]]:

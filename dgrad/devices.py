@@ -31,6 +31,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def all_devices(names: str | None) -> list[str]:
+    """The devices that several runs are given in turn.
+
+    Args:
+        names: separated by commas; None for every GPU that torch sees, or else the CPU.
+
+    Raises:
+        InputError: a name is none, or this machine has no such device.
+    """
+    if names is None and torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [str(choose_device(name.strip())) for name in (names or "auto").split(",")]
+
+
 def describe_device(device: torch.device) -> str:
     """The device for people: the name of the GPU, or the number of threads on the CPU."""
     if device.type == "cuda":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from dgrad.networks import DiscreteVAE
 
 SEEDS_FILE = "seeds.json"
 """What a directory of runs with several seeds has in the place of a run's configuration (`dgrad.seeds`)."""
+SECONDS_FOR_ANOTHER = 20.0
+"""How long a run's next process waits for the one before it, which saves its state."""
 MODEL_OPTIONS = {"gaussian": "Gaussian variables", "dropout": "dropout"}
 """Settings that a model's factory takes if it has an argument of that name."""
 
@@ -107,6 +110,23 @@ class Run:
             raise InputError(f"no run at {path}: {found}; expected a directory that dgrad train wrote")
         return run
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Have the run to oneself while it is trained. A process that is about to end, its state saved, is waited for.
+
+        Raises:
+            InputError: another process trains the run.
+        """
+        with self.config_file.open("rb") as file:
+            deadline = time.monotonic() + SECONDS_FOR_ANOTHER
+            while not _lock(file):
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{self.path} is being trained by another process; wait until that has ended, or stop it"
+                    )
+                time.sleep(0.1)
+            yield
+
     @property
     def config(self) -> TrainConfig:
         """The run's configuration."""
@@ -168,6 +188,21 @@ class Run:
         load_state(model, tensors, {"best": "best.", "last": "model."}[weights], self.checkpoint_file)
         model.eval()
         return model, source
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file for this process, until it is closed; whether that went. Where there are no locks, all goes."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 @contextmanager

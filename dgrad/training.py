@@ -303,7 +303,7 @@ class Trainer:
             **{name: value(self.step - 1) for name, value in self.estimator.schedules.items()},
             "seconds": self.seconds,
         }
-        if not self.best_weights or _merit(metrics) > _merit(self.best):
+        if not self.best_weights or merit(metrics) > merit(self.best):
             chosen_by = {"epoch", "step", "valid_bound"}
             self.best = {
                 name: value for name, value in metrics.items() if name in chosen_by or name.startswith("valid_accuracy")
@@ -465,7 +465,7 @@ def _as_written_now(settings: Any) -> Any:
         return settings
 
 
-def _merit(figures: Mapping[str, Any]) -> tuple[float, float]:
+def merit(figures: Mapping[str, Any]) -> tuple[float, float]:
     """What the best weights have most of, by validation: accuracy where there are labels, then the bound, which is to be low."""
     return figures.get("valid_accuracy", 0.0), -figures["valid_bound"]
 

@@ -40,12 +40,17 @@ class Variant:
 
     @property
     def file_name(self) -> str:
-        """The label as a part of a path.
+        """The label as a part of a path."""
+        return file_name(self.label)
 
-        >>> Variant("direct", {"epsilon": "geometric:1:0.02"}, ("epsilon",)).file_name
-        'direct-epsilon=geometric-1-0.02'
-        """
-        return re.sub(r"[^\w.=+-]+", "-", self.label)
+
+def file_name(label: str) -> str:
+    """A label as a part of a path.
+
+    >>> file_name("direct epsilon=geometric:1:0.02")
+    'direct-epsilon=geometric-1-0.02'
+    """
+    return re.sub(r"[^\w.=+-]+", "-", label)
 
 
 def read_variants(estimators: str, values: Iterable[str] = ()) -> list[Variant]:

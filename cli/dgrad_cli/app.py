@@ -9,7 +9,7 @@ import typer
 
 from dgrad.distributed import World
 from dgrad.errors import InputError
-from dgrad_cli import comparing, inspecting, plugins, serving, training, using
+from dgrad_cli import comparing, inspecting, plugins, serving, sweeping, training, using
 
 app = typer.Typer(
     name="dgrad",
@@ -28,6 +28,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     serving.serve,
     comparing.diagnose,
     comparing.compare,
+    sweeping.sweep,
     inspecting.estimators,
     inspecting.latents,
     inspecting.datasets,

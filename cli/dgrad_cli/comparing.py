@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,11 +45,13 @@ from dgrad_cli.settings import (
 )
 from dgrad_cli.training import finish
 from dgrad_cli.using import Weights, load_split
+from dgrad_cli.writing import as_text, check_directory
 
 if TYPE_CHECKING:
-    from dgrad.comparison import Comparison, Entry
+    from dgrad.comparison import Comparison
     from dgrad.data import Split
     from dgrad.diagnostics import Diagnosis, Row
+    from dgrad.experiments import Experiment
     from dgrad.networks import DiscreteVAE
 
 Estimators = Annotated[
@@ -122,7 +123,7 @@ def diagnose(
     from dgrad.variants import read_variants
 
     out = out or run or Path("diagnosis")
-    _check_directory(out)
+    check_directory(out)
     of_the_model = {
         "latent": latent,
         "binarize": binarize,
@@ -156,7 +157,7 @@ def diagnose(
         diagnosis = measure(network, chosen, variants, draws=draws, seed=seed, warm_up=warm_up, progress=progress)
     result = {**place, "dataset": config.dataset, "split": "valid", "model": config.model, **diagnosis.to_json()}
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "diagnosis.json", _dump(result))
+    write_text(out / "diagnosis.json", as_text(result))
     if any(row.problem is None for row in diagnosis.rows):
         save_diagnosis(out / "diagnosis.png", diagnosis)
     if json:
@@ -291,16 +292,16 @@ def compare(
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,
     }  # fmt: skip
-    _check_directory(out)
+    check_directory(out)
     entries = plan(configure(_given(given), TrainConfig()), variants, seeds, out)
     number = {entry.path: f"{index} of {len(entries)}" for index, entry in enumerate(entries, 1)}
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    for label, limitation in {e.variant.label: e.limitation for e in entries if e.limitation is not None}.items():
+    for label, limitation in {e.label: e.limitation for e in entries if e.limitation is not None}.items():
         notes.print(f"{label} is left out: {limitation}", markup=False)
     if not quiet and (done := sum(entry.limitation is None and entry.finished for entry in entries)):
         notes.print(f"{done} of {len(entries)} runs in {out} are finished already", markup=False)
 
-    def train(entry: Entry) -> None:
+    def train(entry: Experiment) -> None:
         label = f"{number[entry.path]}, {entry.name}"
         watcher = Watcher(quiet=quiet, to_stderr=json, label=label)
         trainer, run = entry.open(watcher)
@@ -317,7 +318,7 @@ def compare(
         raise
     comparison = summarize(entries, problems)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "comparison.json", _dump(comparison.to_json()))
+    write_text(out / "comparison.json", as_text(comparison.to_json()))
     if any(row.curve for row in comparison.rows):
         save_comparison(out / "comparison.png", comparison)
     if json:
@@ -375,23 +376,6 @@ def _with_spread(mean: float | None, spread: float | None) -> str:
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _dump(value: Any) -> str:
-    import json
-
-    return json.dumps(value, indent=2) + "\n"
-
-
-def _check_directory(out: Path) -> None:
-    """Make sure, before any work is done, that files can be written into `out`."""
-    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise InputError(f"--out {out}: {nearest} is a file; expected a directory: choose another --out")
-    if not os.access(nearest, os.W_OK):
-        raise InputError(
-            f"--out {out}: {nearest} cannot be written to; choose another --out, or change its permissions"
-        )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -194,7 +194,8 @@ def _train(
         else:
             run = Run(path)
             trainer.save(run)  # its part of it
-        _run(trainer, run, watcher, as_json=as_json)
+        with run.locked() if world.is_first else nullcontext():
+            _run(trainer, run, watcher, as_json=as_json)
 
 
 def _resume(
@@ -225,7 +226,7 @@ def _resume(
         if world.is_first:
             _report(summary, path, as_json=as_json)
         return
-    with world.joined(settings.get("device", run.config.device)):
+    with run.locked() if world.is_first else nullcontext(), world.joined(settings.get("device", run.config.device)):
         trainer, run = resume(path, watcher, world, **settings)
         _run(trainer, run, watcher, as_json=as_json)
 
