@@ -80,8 +80,8 @@ class Started:
 
     def problem(self) -> str | None:
         """Wait for its end; why it failed, in one line, or None."""
-        self.process.communicate()
-        code = self.process.returncode
+        code = self.process.wait()
+        self.process.communicate()  # closes the pipe, which the command takes for our end while it runs
         if code == 0:
             return None
         if code < 0:
