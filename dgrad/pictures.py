@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -342,6 +343,65 @@ def save_comparison(path: Path, comparison: Comparison) -> None:
         f"{Path(config['dataset']).name}, latent {config['latent']}, KL {config['kl']}, {seeds}: {band}", fontsize=11
     )
     figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
+    _save(figure, path)
+
+
+def save_bound_curves(
+    path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]], unit: str
+) -> None:
+    """Write the validation bound by epoch, a panel for each key: the mean over seeds, in a band from the least to the greatest.
+
+    Args:
+        panels: the title of each panel, in it the label of each line, and for that the metrics of each seed.
+        unit: of the bounds.
+    """
+    figure = _figure(max(5.5, 4.2 * len(panels)), 4.2)
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        late = []
+        for index, (label, runs) in enumerate(lines.items()):
+            shortest = min(map(len, runs))
+            epochs = [line["epoch"] for line in runs[0][:shortest]]
+            bounds = [[run[at]["valid_bound"] for run in runs] for at in range(shortest)]
+            means = [statistics.fmean(values) for values in bounds]
+            colour, marker = _colour(index, len(lines)), "o" if shortest == 1 else None
+            axes.plot(epochs, means, color=colour, label=label.replace(title, "").strip() or label, marker=marker)
+            axes.fill_between(
+                epochs, list(map(min, bounds)), list(map(max, bounds)), color=colour, alpha=0.2, linewidth=0
+            )
+            late += [min(means), means[len(means) // 5]]
+        margin = 0.05 * (max(late) - min(late)) or 1.0  # the first evaluations would press the rest together
+        axes.set(title=title, xlabel="epoch", ylim=(min(late) - margin, max(late) + margin))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=9)
+    figure.axes[0].set_ylabel(f"validation bound ({unit})")
+    _save(figure, path)
+
+
+def save_points(
+    path: Path,
+    order: Sequence[str],
+    series: Mapping[str, Mapping[str, tuple[float, float]]],
+    paper: Mapping[str, Mapping[str, float]],
+    x_name: str,
+    y_name: str,
+) -> None:
+    """Write figures over the values of a setting, in the order given: ours with their standard deviation, the paper's as dashed lines."""
+    figure = _figure(8, 4.5)
+    axes = figure.subplots()
+    place = {value: index for index, value in enumerate(order)}
+    for index, (name, points) in enumerate(series.items()):
+        x = sorted(points, key=place.__getitem__)
+        means, deviations = zip(*(points[value] for value in x), strict=True)
+        colour = _colour(index, len(series) + len(paper))
+        axes.errorbar([place[each] for each in x], means, deviations, color=colour, marker="o", capsize=3, label=name)
+    for index, (name, known) in enumerate(paper.items(), len(series)):
+        x = sorted(known, key=place.__getitem__)
+        colour = _colour(index, len(series) + len(paper))
+        axes.plot([place[each] for each in x], [known[each] for each in x], "--", marker="x", color=colour, label=name)
+    axes.set(xlabel=x_name, ylabel=y_name)
+    axes.set_xticks(range(len(order)), order)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     _save(figure, path)
 
 

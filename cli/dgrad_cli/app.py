@@ -9,7 +9,7 @@ import typer
 
 from dgrad.distributed import World
 from dgrad.errors import InputError
-from dgrad_cli import comparing, inspecting, plugins, serving, sweeping, training, using
+from dgrad_cli import comparing, inspecting, plugins, reproducing, serving, sweeping, training, using
 
 app = typer.Typer(
     name="dgrad",
@@ -29,6 +29,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     comparing.diagnose,
     comparing.compare,
     sweeping.sweep,
+    reproducing.reproduce,
     inspecting.estimators,
     inspecting.latents,
     inspecting.datasets,

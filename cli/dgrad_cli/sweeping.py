@@ -133,13 +133,11 @@ def sweep(
         dry_run=dry_run,
         quiet=quiet,
     )
-    _stop_if(received)
+    stop_if(received)
     if json:
         print_json(results.to_json())
-    elif dry_run:
-        _show_plan(results)
     else:
-        show_results(results, out)
+        show_results(results, out, dry_run=dry_run)
     failed = [row for row in results.runs if row["state"] == "failed"]
     if failed:
         raise RunError(
@@ -246,7 +244,8 @@ def _job(experiment: Experiment, out: Path) -> Job:
     return Job(experiment.path.name, command, (out / "logs" / f"{experiment.path.name}.log").absolute())
 
 
-def _stop_if(received: int | None) -> None:
+def stop_if(received: int | None) -> None:
+    """End, as a signal asked for; None for no signal."""
     if received is not None:
         from dgrad.training import Interrupted
 
@@ -319,8 +318,11 @@ def _show_plan(results: Results) -> None:
         print(f"left out: {line}")
 
 
-def show_results(results: Results, out: Path) -> None:
-    """The table, and what is missing in it."""
+def show_results(results: Results, out: Path, *, dry_run: bool = False) -> None:
+    """The table, and what is missing in it; before anything is trained, the runs."""
+    if dry_run:
+        _show_plan(results)
+        return
     trained = [one for one in results.combinations if one.figures or one.problem is None]
     columns = {"validation bound": "valid_bound", "test bound": "test_bound"}
     if any("accuracy" in one.figures for one in trained):
@@ -332,7 +334,7 @@ def show_results(results: Results, out: Path) -> None:
                 "*" if one.best else "",
                 one.label,
                 str(one.finished) if one.finished == one.seeds else f"{one.finished} of {one.seeds}",
-                *(_figure(one, name) for name in columns.values()),
+                *(figure_text(one, name) for name in columns.values()),
                 f"{one.figures['seconds']['mean']:.3g}" if "seconds" in one.figures else "-",
             )
             for one in trained
@@ -350,7 +352,8 @@ def show_results(results: Results, out: Path) -> None:
     print(f"{out}: results.json, logs, and a run directory for each")
 
 
-def _figure(one: Combination, name: str) -> str:
+def figure_text(one: Combination, name: str) -> str:
+    """A figure with its spread over seeds."""
     if name not in one.figures:
         return "-"
     mean, deviation = one.figures[name]["mean"], one.figures[name]["standard_deviation"]
