@@ -357,7 +357,7 @@ def save_bound_curves(
     """
     figure = _figure(max(5.5, 4.2 * len(panels)), 4.2)
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        late = []
+        low, high = math.inf, -math.inf
         for index, (label, runs) in enumerate(lines.items()):
             shortest = min(map(len, runs))
             epochs = [line["epoch"] for line in runs[0][:shortest]]
@@ -368,9 +368,10 @@ def save_bound_curves(
             axes.fill_between(
                 epochs, list(map(min, bounds)), list(map(max, bounds)), color=colour, alpha=0.2, linewidth=0
             )
-            late += [min(means), means[len(means) // 5]]
-        margin = 0.05 * (max(late) - min(late)) or 1.0  # the first evaluations would press the rest together
-        axes.set(title=title, xlabel="epoch", ylim=(min(late) - margin, max(late) + margin))
+            low = min(low, *map(min, bounds))
+            high = max(high, means[len(means) // 5], *bounds[-1])  # the first evaluations would press the rest together
+        margin = 0.05 * (high - low) or 1.0
+        axes.set(title=title, xlabel="epoch", ylim=(low - margin, high + margin))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=9)
     figure.axes[0].set_ylabel(f"validation bound ({unit})")
