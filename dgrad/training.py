@@ -146,10 +146,13 @@ class Trainer:
         others = [parameter for parameter in self.model.parameters() if parameter.ndim <= 1] + list(
             self.estimator.parameters()
         )
-        groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        if self.config.weight_decay:
+            groups = [
+                {"params": decayed, "weight_decay": self.config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ]
+        else:  # one group of the same order: each group costs a step's time
+            groups = [{"params": decayed + others, "weight_decay": 0.0}]
         # A recorded step reads the learning rate on the device. AdamW with no decay is Adam.
         lr = torch.tensor(self.lr(0), device=self.device) if self.captures else self.lr(0)
         return torch.optim.AdamW(groups, lr=lr, fused=self.device.type in ("cpu", "cuda"), capturable=self.captures)

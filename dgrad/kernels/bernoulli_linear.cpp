@@ -79,11 +79,14 @@ inline Floats logarithm(Floats mantissa, Integers exponent) {
 }
 
 inline float sum_of(const Floats& x) {
-    float lanes[LANES];
-    std::memcpy(lanes, &x, sizeof lanes);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    return lanes[0];
+    typedef float Half __attribute__((vector_size(2 * LANES)));
+    Half low, high;
+    std::memcpy(&low, &x, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    low += high;
+    float sum = 0;
+    for (int lane = 0; lane < LANES / 2; ++lane) sum += low[lane];
+    return sum;
 }
 
 // log prod_d (p_d + q_d v_jd) for VALUES rows of v at once; CHAINS products each, so that no multiplication waits for the last one.
@@ -139,6 +142,7 @@ void log_products_of(int64_t values, const float* p, const float* q, const float
 }
 
 constexpr int64_t MOST_VALUES = 9;
+constexpr int64_t PIXELS_AT_ONCE = 4 * LANES;
 constexpr int64_t EXAMPLES_AT_ONCE = 128;  // their sigmoids fit the second-level cache
 
 // An array that begins at a multiple of a vector's size, so that no load crosses two lines of the cache.
@@ -288,31 +292,36 @@ void dgrad_loss(const int32_t* own, const float* rows, const float* bias, const 
     });
 }
 
-// The gradients of sum_e scale[e] loss[e] in the weight [pixels, n*k] and the bias.
+// The gradients of sum_e scale[e] loss[e] in the weight [pixels, n*k] and the bias. A few pixels at a time, so that what belongs to them stays
+// in the first-level cache.
 void dgrad_gradient(const int32_t* own, const float* s, const float* images, const float* scale, float* weight_gradient,
                     float* bias_gradient, int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
-    const int64_t width = dgrad_width(pixels), columns = n * k;
-    Array errors_array(examples * width);
-    float* errors = errors_array.data();
-    in_parallel(examples, threads, [=](int64_t first, int64_t last) {
-        for (int64_t example = first; example < last; ++example) {
-            const float *sigmoid = s + example * width, *image = images + example % batch * pixels;
-            for (int64_t d = 0; d < pixels; ++d) errors[example * width + d] = scale[example] * (sigmoid[d] - image[d]);
-        }
-    });
-    std::fill(bias_gradient, bias_gradient + pixels, 0.0f);
-    for (int64_t example = 0; example < examples; ++example)
-        for (int64_t d = 0; d < pixels; ++d) bias_gradient[d] += errors[example * width + d];
-    in_parallel(n, threads, [=](int64_t first, int64_t last) {
-        std::vector<float> sums(k * width);
-        for (int64_t row = first; row < last; ++row) {
-            std::fill(sums.begin(), sums.end(), 0.0f);
+    const int64_t width = dgrad_width(pixels), columns = n * k, blocks = (pixels + PIXELS_AT_ONCE - 1) / PIXELS_AT_ONCE;
+    in_parallel(blocks, threads, [=](int64_t first, int64_t last) {
+        Array errors_array(examples * PIXELS_AT_ONCE), sums_array(k * PIXELS_AT_ONCE);
+        float *errors = errors_array.data(), *sums = sums_array.data();
+        for (int64_t block = first; block < last; ++block) {
+            const int64_t begin = block * PIXELS_AT_ONCE, count = std::min(PIXELS_AT_ONCE, pixels - begin);
+            float bias[PIXELS_AT_ONCE] = {};
             for (int64_t example = 0; example < examples; ++example) {
-                float* to = sums.data() + own[example * n + row] * width;
-                for (int64_t d = 0; d < pixels; ++d) to[d] += errors[example * width + d];
+                const float *sigmoid = s + example * width + begin, *image = images + example % batch * pixels + begin;
+                for (int64_t d = 0; d < count; ++d) {
+                    errors[example * PIXELS_AT_ONCE + d] = scale[example] * (sigmoid[d] - image[d]);
+                    bias[d] += errors[example * PIXELS_AT_ONCE + d];
+                }
             }
-            for (int64_t d = 0; d < pixels; ++d)
-                for (int64_t value = 0; value < k; ++value) weight_gradient[d * columns + row * k + value] = sums[value * width + d];
+            std::copy_n(bias, count, bias_gradient + begin);
+            for (int64_t row = 0; row < n; ++row) {
+                std::fill_n(sums, k * PIXELS_AT_ONCE, 0.0f);
+                for (int64_t example = 0; example < examples; ++example) {
+                    float* to = sums + own[example * n + row] * PIXELS_AT_ONCE;
+                    for (int64_t d = 0; d < PIXELS_AT_ONCE; d += LANES)
+                        store(load(to + d) + load(errors + example * PIXELS_AT_ONCE + d), to + d);
+                }
+                for (int64_t d = 0; d < count; ++d)
+                    for (int64_t value = 0; value < k; ++value)
+                        weight_gradient[(begin + d) * columns + row * k + value] = sums[value * PIXELS_AT_ONCE + d];
+            }
         }
     });
 }
