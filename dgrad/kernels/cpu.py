@@ -117,10 +117,18 @@ class BernoulliLinear:
         together = min(MOST_TOGETHER, int(SPREAD_LIMIT / max(self.spread, 1.0)))
         loss = loss.detach().contiguous()
         table = loss.new_empty(*loss.shape, self.n, self.k)
-        linear = self.images @ self._plain_weight  # [batch, n*k]
-        tensors = (self.own, self.rows, linear, self.of_minus, self.of_plus, loss, table)
+        tensors = (self.own, self.rows, self._linear(), self.of_minus, self.of_plus, loss, table)
         self.library.dgrad_sweep(*map(_at, tensors), _size(together), *self._sizes())
         return table
+
+    def _linear(self) -> Tensor:
+        """The images times the weight, `[batch, n*k]`."""
+        batch, columns = len(self.images), self.n * self.k
+        linear = self.images.new_empty(batch, columns)
+        tensors = (self.images, self._plain_weight, linear)
+        sizes = (batch, self.pixels, columns, torch.get_num_threads())
+        of_few_pixels = self.library.dgrad_products(*map(_at, tensors), *map(_size, sizes))
+        return linear if of_few_pixels else self.images @ self._plain_weight
 
     def _sizes(self) -> Iterator[ctypes.c_int64]:
         sizes = (len(self.own), len(self.images), self.n, self.k, self.pixels, torch.get_num_threads())
@@ -181,6 +189,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     library.dgrad_width.restype = ctypes.c_int64
     library.dgrad_values.restype = ctypes.c_bool
+    library.dgrad_products.restype = ctypes.c_bool
     library.dgrad_rows.restype = ctypes.c_float
     return library
 
