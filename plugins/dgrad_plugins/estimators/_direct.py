@@ -14,12 +14,12 @@ from dgrad.gradient_estimator import (
     check_choice,
     check_count,
     loss_and_slope,
-    needs_independent_rows,
+    needs_changes,
     replace_gradient,
     sweep_evaluations,
 )
 from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
+from dgrad.objectives import Objective, sweep
 from dgrad.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 
@@ -83,7 +83,7 @@ class Direct(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * sweep_evaluations(layer),
             reference="Lorberbom et al. 2019",
-            limitation=needs_independent_rows("direct"),
+            limitation=needs_changes("direct"),
             kl_inside=True,
             limit=Limit("any", {"epsilon": 0.01}),
         )
@@ -101,9 +101,9 @@ class Direct(GradientEstimator):
             codes = layer.argmax(potentials)
         if self.sweep == "linear":
             # f(z) + h_i . (onehot(j) - z_i), less what is the same for every j of a row and moves no argmax
-            loss, sweep = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+            loss, table = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
         else:
             loss = objective(codes)  # [S, B]
-            sweep = objective.sweep(codes, loss.detach())  # [S, B, n, k]
-        direction = difference(layer.argmax, potentials, sweep, self.epsilon, self.difference, middle=codes)
+            table = sweep(layer, objective, codes, loss)  # [S, B, n, k]
+        direction = difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
