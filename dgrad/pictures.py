@@ -197,7 +197,6 @@ def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
     the most that it can be.
     """
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rows = [row for row in diagnosis.rows if row.bias is not None]
     lines = _lines(rows)
@@ -234,9 +233,7 @@ def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
             axes.set_yticks(range(len(lines)), list(named.values()))
             axes.set_ylim(len(lines) - 0.5, -0.5)
         for axis in (axes.xaxis, axes.yaxis) if names else (axes.xaxis,):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
+            _plain_logarithmic(axis)
         axes.grid(alpha=0.3, which="both")
     handles, labels = both[0].get_legend_handles_labels()
     labels = [named.get(label, label) for label in labels]
@@ -255,6 +252,15 @@ def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
         fontsize=11,
     )
     _save(figure, path)
+
+
+def _plain_logarithmic(axis: Any) -> None:
+    """Numbers as they are at 1, 2 and 5 of each decade of a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_line(
@@ -374,7 +380,7 @@ def save_race(
     path: Path,
     lines: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     unit: str,
-    steps: Mapping[str, Mapping[float, float]],
+    steps: Mapping[str, Mapping[int, float]],
     x_name: str,
 ) -> None:
     """Write the validation bound by epoch and by seconds, and beside them the time of a training step as the latent grows.
@@ -396,7 +402,8 @@ def save_race(
         by_size.plot(list(seconds), [1000 * each for each in seconds.values()], "o-", color=colour)
     by_size.set(xscale="log", yscale="log", xlabel=x_name, ylabel="a training step (ms, median)")
     sizes = sorted({size for seconds in steps.values() for size in seconds})
-    by_size.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    _plain_logarithmic(by_size.yaxis)
+    by_size.set_xticks(sizes, [str(size) for size in sizes])
     by_size.minorticks_off()
     by_size.grid(alpha=0.3)
     figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -405,6 +412,8 @@ def save_race(
 
 def _draw_bounds(axes: Any, lines: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], x_name: str) -> None:
     """The validation bound by `epoch` or `seconds` (the mean of the seeds'): the mean over seeds, in a band from the least to the greatest."""
+    from matplotlib.ticker import MaxNLocator
+
     low, high = math.inf, -math.inf
     for index, (label, runs) in enumerate(lines.items()):
         shortest = min(map(len, runs))
@@ -418,6 +427,8 @@ def _draw_bounds(axes: Any, lines: Mapping[str, Sequence[Sequence[Mapping[str, A
         high = max(high, means[len(means) // 5], *bounds[-1])  # the first evaluations would press the rest together
     margin = 0.05 * (high - low) or 1.0
     axes.set(xlabel=x_name, ylim=(low - margin, high + margin))
+    if x_name == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
 

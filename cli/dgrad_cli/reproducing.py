@@ -253,7 +253,7 @@ def _grids(recipe: Recipe, finished: list[Experiment], results: Results, out: Pa
 
 
 def _race(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
-    """Curves by epoch and by time; and the time of a step of the first seed's runs at other latents, measured now."""
+    """Curves by epoch and by time; and the time of a step as the latent grows, measured now."""
     from dgrad.files import write_text
     from dgrad.pictures import save_race
     from dgrad.runs import Run
@@ -263,36 +263,42 @@ def _race(recipe: Recipe, finished: list[Experiment], results: Results, out: Pat
         lines.setdefault(each.label, []).append(Run(each.path).metrics())
     if not lines:
         return
-    measured = {each.label: each.config for each in finished if each.label in recipe.plot["step_of"]}
-    steps = step_times(measured, recipe.plot["latents"], recipe.plot["rounds"])
-    write_text(out / f"{recipe.name}-steps.json", as_text({"unit": "seconds, median", "steps": steps}))
+    plot = recipe.plot
+    configs = {each.label: each.config for each in finished if each.label in plot["latents"]}
+    steps = step_times(configs, plot["latents"], plot["sizes"], plot["rounds"])
+    write_text(
+        out / f"{recipe.name}-steps.json", as_text({"unit": "seconds, median", "by": plot["size"], "steps": steps})
+    )
     unit = next(one.unit for one in results.combinations if one.unit)
-    sizes = {
-        label: {float(latent.partition("x")[2]): seconds for latent, seconds in row.items()}
-        for label, row in steps.items()
-    }
-    save_race(out / f"{recipe.name}.png", lines, unit, sizes, "values of the variable")
+    save_race(out / f"{recipe.name}.png", lines, unit, steps, plot["size"])
 
 
 def step_times(
-    configs: Mapping[str, TrainConfig], latents: Sequence[str], rounds: int, warm_up: int = 2
-) -> dict[str, dict[str, float]]:
-    """The median seconds of a training step of each configuration with each latent, those of one latent taking turns.
+    configs: Mapping[str, TrainConfig], latents: Mapping[str, str], sizes: Sequence[int], rounds: int, warm_up: int = 2
+) -> dict[str, dict[int, float]]:
+    """The median seconds of a training step of each configuration as its latent grows, those of one size taking turns.
+
+    Args:
+        configs: by label.
+        latents: by label, the spec of the latent with `{}` for its size.
 
     Returns:
-        by label, then by latent.
+        by label, then by size.
     """
     from dgrad.devices import choose_device, synchronize
     from dgrad.training import Trainer
     from dgrad.training_data import TrainingData
 
-    times: dict[str, dict[str, float]] = {label: {} for label in configs}
-    data: TrainingData | None = None
-    for latent in latents:
-        trainers: dict[str, Trainer] = {}
-        for label, config in configs.items():
-            data = data or TrainingData(config, choose_device(config.device))
-            trainers[label] = Trainer(replace(config, latent=latent), data=data)
+    times: dict[str, dict[int, float]] = {label: {} for label in configs}
+    if not configs:
+        return times
+    first = next(iter(configs.values()))
+    data = TrainingData(first, choose_device(first.device))
+    for size in sizes:
+        trainers = {
+            label: Trainer(replace(config, latent=latents[label].format(size)), data=data)
+            for label, config in configs.items()
+        }
         taken: dict[str, list[float]] = {label: [] for label in trainers}
         for _ in range(warm_up + rounds):
             for label, trainer in trainers.items():
@@ -302,7 +308,7 @@ def step_times(
                 synchronize(trainer.device)
                 taken[label].append(time.perf_counter() - start)
         for label, values in taken.items():
-            times[label][latent] = statistics.median(values[warm_up:])
+            times[label][size] = statistics.median(values[warm_up:])
     return times
 
 
