@@ -196,6 +196,7 @@ def test_it_trains_and_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert code == 0, err
     assert json.loads(Run(run).summary_file.read_text())["test_bound"] < 60
     assert dgrad_("evaluate", run, "--importance-samples", 10)[0] == 0
+    assert dgrad_("export", run, "--out", tmp_path / "model")[0] == 0, "compared with torch before it is put in place"
     assert dgrad_("train", "--latent", "pairs:6", "--estimator", "leg", "--out", tmp_path / "other")[0] == 2
     for spec in ("pairs:0", "pairs:17", "pairs:x", "pairs:"):
         code, err = dgrad_("train", "--latent", spec, "--out", tmp_path / "other")

@@ -32,7 +32,8 @@ class Direct(GradientEstimator):
     backward (default): `[z(phi + G) - z(phi + G - eps T)] / eps`; forward (the paper's eq. 10): `[z(phi + G + eps T) - z(phi + G)] / eps`;
     central: their mean. `G` is Gumbel noise, `z` the argmax, `T` the sweep: the loss with one coordinate changed. With one
     variable this is the paper's Theorem 1; with several, its product-space approximation (section 5.2), whose limit as eps falls is
-    exact too. `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`).
+    exact too. A structured layer that says how one variable is changed (`pairs:15`) is solved with `T` on the potentials of single
+    variables, and with the noise of that layer. `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`).
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 

@@ -226,7 +226,8 @@ def _settings(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _bits_of(number: Tensor, bits: int) -> Tensor:
-    return number.unsqueeze(-1) >> torch.arange(bits - 1, -1, -1, device=number.device) & 1
+    place = 2 ** torch.arange(bits - 1, -1, -1, device=number.device)
+    return number.unsqueeze(-1).div(place, rounding_mode="floor") % 2  # ONNX has no shift
 
 
 class PairsDistribution(Distribution):
