@@ -271,6 +271,19 @@ def needs_independent_rows(name: str) -> Callable[[LatentLayer], str | None]:
     return limitation
 
 
+def needs_changes(name: str) -> Callable[[LatentLayer], str | None]:
+    """The limitation of an estimator that changes one variable at a time, whatever the structure."""
+
+    def limitation(layer: LatentLayer) -> str | None:
+        return (
+            None
+            if layer.changes
+            else f"{name} changes one variable of a code at a time, as of 20x10 or pairs:15; {layer} does not say how: take rloo"
+        )
+
+    return limitation
+
+
 def needs_binary_rows(name: str) -> Callable[[LatentLayer], str | None]:
     """The limitation of an estimator that is for binary variables."""
 
@@ -283,6 +296,5 @@ def needs_binary_rows(name: str) -> Callable[[LatentLayer], str | None]:
 
 
 def sweep_evaluations(layer: LatentLayer) -> int:
-    """`n(k-1) + 1`: the evaluations of a sweep over categorical rows, the code itself included."""
-    n, k = layer.shape
-    return n * (k - 1) + 1
+    """The evaluations of a sweep, the code itself included: `n(k-1) + 1` for categorical rows."""
+    return layer.changes + 1

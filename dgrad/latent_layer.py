@@ -87,6 +87,30 @@ class LatentLayer(ABC):
         `weights` broadcast against the codes.
         """
 
+    @property
+    def changes(self) -> int:
+        """In how many ways one variable of a code can be changed by itself; 0 where a layer does not say how (see `neighbours`)."""
+        return self.shape[0] * (self.shape[1] - 1) if self.independent_rows else 0
+
+    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
+        """Every code that differs from these in one variable. Rows need none of it: objectives sweep them themselves."""
+        raise NotImplementedError(f"{self} does not say how one variable of a code is changed")
+
+    def change_potentials(
+        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
+    ) -> Float[Tensor, "samples batch *code"]:
+        """Potentials `T` by which the neighbours differ from the codes: `<T, z'> - <T, z> = changes`."""
+        raise NotImplementedError(f"{self} does not say how one variable of a code is changed")
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """The shape of what a decoder sees of a code: all of it, unless the rest follows from a part."""
+        return self.shape
+
+    def decoded(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*inputs"]:
+        """What a decoder sees of codes, in `decoded_shape`."""
+        return codes
+
     @abstractmethod
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
         """All codes of the support, in the dtype and on the device of `like`.

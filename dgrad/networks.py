@@ -63,9 +63,9 @@ class Decoder(nn.Module):
 
     def __init__(self, layer: LatentLayer, widths: list[int], gaussian: int = 0, *, beside: bool = False) -> None:
         super().__init__()
-        coordinates = math.prod(layer.shape)
+        coordinates = math.prod(layer.decoded_shape)
         self.numbers_per_code = sum(widths)
-        self.input_axes = 1 if beside else len(layer.shape) + (gaussian > 0)
+        self.input_axes = 1 if beside else len(layer.decoded_shape) + (gaussian > 0)
         self.first = nn.Linear(coordinates + gaussian if beside else coordinates * max(gaussian, 1), widths[0])
         self.rest = nn.Sequential(*[module for wide in pairwise(widths) for module in (nn.ReLU(), nn.Linear(*wide))])
 
@@ -77,8 +77,8 @@ class DiscreteVAE(nn.Module):
     """An encoder, a discrete code and a decoder; in a mixed model Gaussian variables beside the code.
 
     A model of one's own is an instance with other networks: any `encoder` from images `[B, C, H, W]` to logits
-    `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.shape]` to outputs `[..., C*H*W]`. With `gaussian` variables c, the
-    encoder gives a pair, the logits and `[B, 2 gaussian]` means and log-variances, and the decoder takes `[..., *layer.shape, gaussian]`,
+    `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.decoded_shape]` to outputs `[..., C*H*W]`. With `gaussian` variables c, the
+    encoder gives a pair, the logits and `[B, 2 gaussian]` means and log-variances, and the decoder takes `[..., *layer.decoded_shape, gaussian]`,
     zero but where the code is one; there it holds the variables (Lorberbom et al. 2019, section 5.1). With `beside` the decoder takes
     `[..., n*k + gaussian]`, the flattened code and the variables side by side.
 
@@ -146,13 +146,14 @@ class DiscreteVAE(nn.Module):
         self, codes: Float[Tensor, "*codes"], gaussian: Float[Tensor, "*lead g"] | None
     ) -> Float[Tensor, "*inputs"]:
         """The codes; with Gaussian variables, each coordinate of the code times all of them, `[..., *code, g]`, or both side by side."""
+        codes, axes = self.layer.decoded(codes), len(self.layer.decoded_shape)
         if gaussian is None:
             return codes
         if self.beside:
-            flat = codes.flatten(-len(self.layer.shape))
+            flat = codes.flatten(-axes)
             lead = torch.broadcast_shapes(flat.shape[:-1], gaussian.shape[:-1])
             return torch.cat([flat.expand(*lead, -1), gaussian.expand(*lead, -1)], -1)
-        beside_code = (..., *[None] * len(self.layer.shape), slice(None))
+        beside_code = (..., *[None] * axes, slice(None))
         return codes.unsqueeze(-1) * gaussian[beside_code]
 
     def prior_gaussian(self, count: int, *, generator: Generator) -> Float[Tensor, "count g"] | None:

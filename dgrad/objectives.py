@@ -155,6 +155,25 @@ class SharedSweeps(Objective):
         return table
 
 
+@torch.no_grad()
+def sweep(
+    layer: LatentLayer,
+    objective: Objective,
+    codes: Float[Tensor, "samples batch *code"],
+    loss: Float[Tensor, "samples batch"],
+) -> Float[Tensor, "samples batch *code"]:
+    """The loss with one variable of the code changed, as potentials: for rows the sweep, for other layers up to a constant.
+
+    Args:
+        loss: of `codes`.
+    """
+    if layer.independent_rows:
+        return objective.sweep(codes, loss.detach())
+    neighbours = layer.neighbours(codes)  # [C, S, B, *code]
+    losses = objective(neighbours.flatten(0, 1)).unflatten(0, neighbours.shape[:2])  # [C, S, B]
+    return layer.change_potentials(codes, losses - loss.detach())
+
+
 class _Sum(Objective):
     def __init__(self, *parts: Objective) -> None:
         self.parts = parts

@@ -140,6 +140,12 @@ def save_class_grid(path: Path, model: DiscreteVAE, *, generator: Generator, row
     save_grid(path, class_grid(model, rows, generator=generator).cpu())
 
 
+def save_class_grids(path: Path, models: Mapping[str, DiscreteVAE], *, seed: int = 0, rows: int = 8) -> None:
+    """Write such a grid for each of several models of one size, side by side under their names (figure 5 of the paper)."""
+    grids = [class_grid(model, rows, generator=Generator().manual_seed(seed)) for model in models.values()]
+    save_grid(path, torch.cat(grids, 1).cpu(), headings=list(models))
+
+
 def save_attribute_grid(
     path: Path, model: DiscreteVAE, attributes: Sequence[str], *, generator: Generator, rows: int = 8
 ) -> None:
@@ -191,7 +197,6 @@ def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
     the most that it can be.
     """
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rows = [row for row in diagnosis.rows if row.bias is not None]
     lines = _lines(rows)
@@ -228,9 +233,7 @@ def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
             axes.set_yticks(range(len(lines)), list(named.values()))
             axes.set_ylim(len(lines) - 0.5, -0.5)
         for axis in (axes.xaxis, axes.yaxis) if names else (axes.xaxis,):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
+            _plain_logarithmic(axis)
         axes.grid(alpha=0.3, which="both")
     handles, labels = both[0].get_legend_handles_labels()
     labels = [named.get(label, label) for label in labels]
@@ -249,6 +252,15 @@ def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
         fontsize=11,
     )
     _save(figure, path)
+
+
+def _plain_logarithmic(axis: Any) -> None:
+    """Numbers as they are at 1, 2 and 5 of each decade of a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_line(
@@ -357,25 +369,67 @@ def save_bound_curves(
     """
     figure = _figure(max(5.5, 4.2 * len(panels)), 4.2)
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        low, high = math.inf, -math.inf
-        for index, (label, runs) in enumerate(lines.items()):
-            shortest = min(map(len, runs))
-            epochs = [line["epoch"] for line in runs[0][:shortest]]
-            bounds = [[run[at]["valid_bound"] for run in runs] for at in range(shortest)]
-            means = [statistics.fmean(values) for values in bounds]
-            colour, marker = _colour(index, len(lines)), "o" if shortest == 1 else None
-            axes.plot(epochs, means, color=colour, label=label.replace(title, "").strip() or label, marker=marker)
-            axes.fill_between(
-                epochs, list(map(min, bounds)), list(map(max, bounds)), color=colour, alpha=0.2, linewidth=0
-            )
-            low = min(low, *map(min, bounds))
-            high = max(high, means[len(means) // 5], *bounds[-1])  # the first evaluations would press the rest together
-        margin = 0.05 * (high - low) or 1.0
-        axes.set(title=title, xlabel="epoch", ylim=(low - margin, high + margin))
-        axes.grid(alpha=0.3)
+        _draw_bounds(axes, {label.replace(title, "").strip() or label: runs for label, runs in lines.items()}, "epoch")
+        axes.set(title=title)
         axes.legend(frameon=False, fontsize=9)
     figure.axes[0].set_ylabel(f"validation bound ({unit})")
     _save(figure, path)
+
+
+def save_race(
+    path: Path,
+    lines: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    unit: str,
+    steps: Mapping[str, Mapping[int, float]],
+    x_name: str,
+) -> None:
+    """Write the validation bound by epoch and by seconds, and beside them the time of a training step as the latent grows.
+
+    Args:
+        lines: the label of each line, and for that the metrics of each seed.
+        unit: of the bounds.
+        steps: for labels of lines, the seconds of a step by the size of the latent.
+        x_name: what that size is.
+    """
+    figure = _figure(14, 4.6)
+    by_epoch, by_time, by_size = figure.subplots(1, 3)
+    _draw_bounds(by_epoch, lines, "epoch")
+    _draw_bounds(by_time, lines, "seconds")
+    by_epoch.set_ylabel(f"validation bound ({unit})")
+    by_time.set_xlabel("seconds of the run, evaluations included")
+    for label, seconds in steps.items():
+        colour = _colour(list(lines).index(label), len(lines))
+        by_size.plot(list(seconds), [1000 * each for each in seconds.values()], "o-", color=colour)
+    by_size.set(xscale="log", yscale="log", xlabel=x_name, ylabel="a training step (ms, median)")
+    sizes = sorted({size for seconds in steps.values() for size in seconds})
+    _plain_logarithmic(by_size.yaxis)
+    by_size.set_xticks(sizes, [str(size) for size in sizes])
+    by_size.minorticks_off()
+    by_size.grid(alpha=0.3)
+    figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def _draw_bounds(axes: Any, lines: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], x_name: str) -> None:
+    """The validation bound by `epoch` or `seconds` (the mean of the seeds'): the mean over seeds, in a band from the least to the greatest."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = math.inf, -math.inf
+    for index, (label, runs) in enumerate(lines.items()):
+        shortest = min(map(len, runs))
+        x = [statistics.fmean(run[at][x_name] for run in runs) for at in range(shortest)]
+        bounds = [[run[at]["valid_bound"] for run in runs] for at in range(shortest)]
+        means = [statistics.fmean(values) for values in bounds]
+        colour, marker = _colour(index, len(lines)), "o" if shortest == 1 else None
+        axes.plot(x, means, color=colour, label=label, marker=marker)
+        axes.fill_between(x, list(map(min, bounds)), list(map(max, bounds)), color=colour, alpha=0.2, linewidth=0)
+        low = min(low, *map(min, bounds))
+        high = max(high, means[len(means) // 5], *bounds[-1])  # the first evaluations would press the rest together
+    margin = 0.05 * (high - low) or 1.0
+    axes.set(xlabel=x_name, ylim=(low - margin, high + margin))
+    if x_name == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
 
 
 def save_points(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -30,6 +32,21 @@ def test_recipes_expand_and_their_paper_figures_belong_to_runs(name: str) -> Non
     assert recipe.plot["kind"] in PLOTS
     assert not [each.limitation for each in experiments if each.limitation]
     assert {each.config.dataset for each in experiments} == {recipe.needs}
+
+
+def test_every_recipe_is_in_the_docs_and_their_links_lead_somewhere() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    text = (docs / "reproducing.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(dict.fromkeys([*_tables_first(), *recipes()]))
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (docs / target).exists(), target
+    for command in re.findall(r"^dgrad reproduce (\S+)(.*)$", text, re.MULTILINE):
+        assert command[0] in recipes()
+        assert command[1] == " --dataset digits --quick", "what test_figures_are_drawn runs"
+
+
+def _tables_first() -> list[str]:
+    return ["bounds", "product-space", "few-labels"]
 
 
 def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +78,27 @@ def test_one_on_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("out/bounds.json").read_text())["combinations"][0]["figures"]["test_bound"]["values"]
 
 
+@pytest.mark.parametrize("name", ["figure1", "figure2", "figure3", "figure5", "figure7"])
+def test_figures_are_drawn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--quick", "--dataset", "digits", "--device", "cpu", "--jobs", 2, "--quiet", "--out", "out"]
+    code, _, err = _command(capsys, "reproduce", name, *options)
+    assert code == 0, err
+    with Image.open(f"out/{name}.png") as picture:
+        assert len(set(picture.convert("L").tobytes())) > 10
+        width = picture.width
+    results = json.loads(Path(f"out/{name}.json").read_text())
+    assert {row["state"] for row in results["runs"]} == {"finished"}
+    if name == "figure5":
+        assert width > 2 * 10 * 56, "two grids of ten columns each"
+    if name in ("figure2", "figure3"):
+        plot = recipes()[name].plot
+        steps = json.loads(Path(f"out/{name}-steps.json").read_text())["steps"]
+        assert steps.keys() == plot["latents"].keys() <= {one["label"] for one in results["combinations"]}
+        for row in steps.values():
+            assert list(map(int, row)) == plot["quick"]["sizes"]
+            assert min(row.values()) > 0
+
+
 def test_the_table_has_the_papers_figures_beside_ours() -> None:
     from dgrad.experiments import Combination, Results
 
@@ -68,6 +106,26 @@ def test_the_table_has_the_papers_figures_beside_ours() -> None:
     one = Combination("plain labels=50", {"labels": 50}, 2, 2, True, {"accuracy": accuracy}, "nats", None)
     text = table(recipes()["few-labels"], Results([one], []))
     assert "| plain labels=50 | 2 | 96.15 ± 0.10 % | 96.10 %, 96.20 % | 95.51 % | 91.78 % |" in text
+
+
+def test_a_race_shows_each_line_by_epoch_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgrad import pictures
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    runs = [
+        [{"epoch": 1, "seconds": 2.0, "valid_bound": 9.0}, {"epoch": 2, "seconds": 4.0, "valid_bound": 5.0}],
+        [{"epoch": 1, "seconds": 4.0, "valid_bound": 7.0}, {"epoch": 2, "seconds": 6.0, "valid_bound": 6.0}],
+    ]
+    lines = {"one": runs, "other": runs[:1]}
+    pictures.save_race(tmp_path / "a.png", lines, "nats", {"other": {5: 0.002, 10: 0.004}}, "bits")
+    by_epoch, by_time, by_size = drawn[0].axes
+    assert [list(line.get_xdata()) for line in by_epoch.lines] == [[1, 2], [1, 2]]
+    assert [list(line.get_xdata()) for line in by_time.lines] == [[3, 5], [2, 4]], "the mean over seeds"
+    assert [list(line.get_ydata()) for line in by_time.lines] == [[8, 5.5], [9, 5]]
+    (line,) = by_size.lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([5, 10], [2, 4]), "milliseconds"
+    assert line.get_color() == by_epoch.lines[1].get_color()
 
 
 def test_points_over_a_setting(tmp_path: Path) -> None:

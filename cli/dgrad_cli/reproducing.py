@@ -1,13 +1,16 @@
 """`dgrad reproduce`: the paper's experiments, each a recipe in the folder `recipes`. May import typer; torch and the core only inside.
 
 A recipe is a TOML file: `title`, `needs` (a data set), `takes` (how long), `[sweep]`, which `dgrad.experiments.expand` reads, `figure` (which one
-is set beside the paper's), `[paper]` (by the label of a combination: its figures there), and `[plot]`, whose `kind` is a function of `PLOTS`.
+is set beside the paper's), `[paper]` (by the label of a combination: its figures there), and `[plot]`, whose `kind` is a function of `PLOTS` and
+whose `quick` replaces some of it with `--quick`.
 """
 
 from __future__ import annotations
 
+import statistics
+import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +23,7 @@ from dgrad_cli.sweeping import figure_text, run_recipe, show_results, stop_if
 from dgrad_cli.writing import as_text, check_directory
 
 if TYPE_CHECKING:
+    from dgrad.config import TrainConfig
     from dgrad.experiments import Experiment, Results
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -102,6 +106,8 @@ def reproduce(
     recipe, out = known[name], out or Path("runs") / name
     if dataset is not None:
         recipe = replace(recipe, paper={})  # its figures are of other images
+    if quick:
+        recipe = replace(recipe, plot=recipe.plot | recipe.plot.get("quick", {}))
     check_directory(out)
     given = {
         "data-root": None if data_root is None else str(data_root),
@@ -235,6 +241,77 @@ def _grid(recipe: Recipe, finished: list[Experiment], results: Results, out: Pat
             save_class_grid(out / f"{recipe.name}.png", model, generator=generator)
 
 
+def _grids(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
+    from dgrad.pictures import save_class_grids
+    from dgrad.runs import Run
+
+    models = {
+        each.label: Run(each.path).load_model()[0] for each in finished if each.config.seed == finished[0].config.seed
+    }
+    if models:
+        save_class_grids(out / f"{recipe.name}.png", models)
+
+
+def _race(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
+    """Curves by epoch and by time; and the time of a step as the latent grows, measured now."""
+    from dgrad.files import write_text
+    from dgrad.pictures import save_race
+    from dgrad.runs import Run
+
+    lines: dict[str, list[list[dict[str, Any]]]] = {}
+    for each in finished:
+        lines.setdefault(each.label, []).append(Run(each.path).metrics())
+    if not lines:
+        return
+    plot = recipe.plot
+    configs = {each.label: each.config for each in finished if each.label in plot["latents"]}
+    steps = step_times(configs, plot["latents"], plot["sizes"], plot["rounds"])
+    write_text(
+        out / f"{recipe.name}-steps.json", as_text({"unit": "seconds, median", "by": plot["size"], "steps": steps})
+    )
+    unit = next(one.unit for one in results.combinations if one.unit)
+    save_race(out / f"{recipe.name}.png", lines, unit, steps, plot["size"])
+
+
+def step_times(
+    configs: Mapping[str, TrainConfig], latents: Mapping[str, str], sizes: Sequence[int], rounds: int, warm_up: int = 2
+) -> dict[str, dict[int, float]]:
+    """The median seconds of a training step of each configuration as its latent grows, those of one size taking turns.
+
+    Args:
+        configs: by label.
+        latents: by label, the spec of the latent with `{}` for its size.
+
+    Returns:
+        by label, then by size.
+    """
+    from dgrad.devices import choose_device, synchronize
+    from dgrad.training import Trainer
+    from dgrad.training_data import TrainingData
+
+    times: dict[str, dict[int, float]] = {label: {} for label in configs}
+    if not configs:
+        return times
+    first = next(iter(configs.values()))
+    data = TrainingData(first, choose_device(first.device))
+    for size in sizes:
+        trainers = {
+            label: Trainer(replace(config, latent=latents[label].format(size)), data=data)
+            for label, config in configs.items()
+        }
+        taken: dict[str, list[float]] = {label: [] for label in trainers}
+        for _ in range(warm_up + rounds):
+            for label, trainer in trainers.items():
+                synchronize(trainer.device)
+                start = time.perf_counter()
+                trainer.train_step()
+                synchronize(trainer.device)
+                taken[label].append(time.perf_counter() - start)
+        for label, values in taken.items():
+            times[label][size] = statistics.median(values[warm_up:])
+    return times
+
+
 def _diagnosis(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
     from dgrad.diagnostics import choose_images, diagnose
     from dgrad.files import write_text
@@ -254,5 +331,7 @@ PLOTS: dict[str, Callable[[Recipe, list[Experiment], Results, Path], None]] = {
     "curves": _curves,
     "points": _points,
     "grid": _grid,
+    "grids": _grids,
+    "race": _race,
     "diagnosis": _diagnosis,
 }

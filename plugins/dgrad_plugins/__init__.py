@@ -15,7 +15,7 @@ from dgrad.networks import linear_vae, mlp_vae
 from dgrad_plugins.datasets import DATASETS
 from dgrad_plugins.estimators import ESTIMATORS
 from dgrad_plugins.labels import dgrad_code_losses
-from dgrad_plugins.latents import Categorical
+from dgrad_plugins.latents import Categorical, Pairs
 
 __all__ = [
     "dgrad_code_losses",
@@ -37,6 +37,7 @@ def dgrad_register_estimators(register: Register) -> None:
 @dgrad.hookimpl
 def dgrad_register_latents(register: Register) -> None:
     register("categorical", Categorical.parse)
+    register("pairs", Pairs.parse)
 
 
 @dgrad.hookimpl

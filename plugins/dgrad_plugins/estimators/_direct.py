@@ -14,12 +14,12 @@ from dgrad.gradient_estimator import (
     check_choice,
     check_count,
     loss_and_slope,
-    needs_independent_rows,
+    needs_changes,
     replace_gradient,
     sweep_evaluations,
 )
 from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
+from dgrad.objectives import Objective, sweep
 from dgrad.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 
@@ -32,7 +32,8 @@ class Direct(GradientEstimator):
     backward (default): `[z(phi + G) - z(phi + G - eps T)] / eps`; forward (the paper's eq. 10): `[z(phi + G + eps T) - z(phi + G)] / eps`;
     central: their mean. `G` is Gumbel noise, `z` the argmax, `T` the sweep: the loss with one coordinate changed. With one
     variable this is the paper's Theorem 1; with several, its product-space approximation (section 5.2), whose limit as eps falls is
-    exact too. `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`).
+    exact too. A structured layer that says how one variable is changed (`pairs:15`) is solved with `T` on the potentials of single
+    variables, and with the noise of that layer. `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`).
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
@@ -83,7 +84,7 @@ class Direct(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * sweep_evaluations(layer),
             reference="Lorberbom et al. 2019",
-            limitation=needs_independent_rows("direct"),
+            limitation=needs_changes("direct"),
             kl_inside=True,
             limit=Limit("any", {"epsilon": 0.01}),
         )
@@ -101,9 +102,9 @@ class Direct(GradientEstimator):
             codes = layer.argmax(potentials)
         if self.sweep == "linear":
             # f(z) + h_i . (onehot(j) - z_i), less what is the same for every j of a row and moves no argmax
-            loss, sweep = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+            loss, table = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
         else:
             loss = objective(codes)  # [S, B]
-            sweep = objective.sweep(codes, loss.detach())  # [S, B, n, k]
-        direction = difference(layer.argmax, potentials, sweep, self.epsilon, self.difference, middle=codes)
+            table = sweep(layer, objective, codes, loss)  # [S, B, n, k]
+        direction = difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

@@ -1,5 +1,6 @@
 """The built-in latent layers, one file each."""
 
 from dgrad_plugins.latents._categorical import Categorical
+from dgrad_plugins.latents._pairs import Pairs
 
-__all__ = ["Categorical"]
+__all__ = ["Categorical", "Pairs"]

@@ -1,0 +1,254 @@
+"""The pairwise latent layer: n bits with a potential for each and for every pair. May import torch and dgrad."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.distributions import Distribution
+
+from dgrad.errors import InputError
+from dgrad.latent_layer import LatentLayer
+from dgrad.noise import gumbel
+
+MOST_BITS = 16
+"""Every one of their 65,536 settings is weighed for each example: 256 KiB of float32."""
+
+
+@dataclass(frozen=True)
+class Pairs(LatentLayer):
+    """`bits` binary variables with a potential for each and for every pair, `<l, z> = sum_i l_i b_i + sum_(i<j) l_ij b_i b_j`.
+
+    A code is `[n + n(n-1)/2]`: the bits, then their products in the order (0,1), (0,2) ... (n-2,n-1). A decoder sees the bits alone. MAP, log Z,
+    marginals and draws are exact, by weighing all settings: those of one half of the bits against those of the other, in a few matrix
+    products for a whole batch. (The authors of Lorberbom et al. 2019 solve the MAP with CPLEX, or with max-flow where all `l_ij >= 0`,
+    an image at a time.)
+
+    `noise` is that of the paper, logistic noise on the bits and none on the pairs: with potentials of pairs `argmax(l + noise)` is
+    perturb-and-MAP, no draw of `q`. `sample` draws from `q` itself.
+
+    >>> import torch
+    >>> layer = Pairs(3)
+    >>> str(layer), layer.shape, layer.support_size
+    ('pairs:3', (6,), 8)
+    >>> layer.argmax(torch.tensor([-1.0, -1.0, -1.0, 3.0, 0.0, 0.0]))
+    tensor([1., 1., 0., 1., 0., 0.])
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MOST_BITS:
+            raise InputError(
+                f"latent {self} has {self.bits} bits; expected 1 to {MOST_BITS}, of which every setting is weighed, for example pairs:15"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Pairs:
+        """Bits with a potential for every pair: `pairs:N`, for example pairs:15.
+
+        Raises:
+            InputError: the text is no number, or out of range.
+        """
+        if not re.fullmatch("[0-9]{1,6}", text):
+            raise InputError(f"cannot read {text!r} as a number of bits; expected for example pairs:15")
+        return cls(int(text))
+
+    def __str__(self) -> str:
+        return f"pairs:{self.bits}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.bits + math.comb(self.bits, 2),)
+
+    @property
+    def support_size(self) -> int:
+        return 2**self.bits
+
+    @property
+    def independent_rows(self) -> bool:
+        return False
+
+    @property
+    def changes(self) -> int:
+        return self.bits
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        return (self.bits,)
+
+    def decoded(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*inputs"]:
+        return codes[..., : self.bits]
+
+    def noise(
+        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
+    ) -> Float[Tensor, "samples batch *code"]:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        uniform = torch.rand(
+            (samples, *logits.shape[:-1], self.bits), dtype=dtype, device=logits.device, generator=generator
+        )
+        # logistic: the difference of the Gumbels of a bit's two values
+        return F.pad(torch.logit(uniform, eps=torch.finfo(dtype).eps), (0, math.comb(self.bits, 2)))
+
+    def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        return self._code_of(self._weights(potentials).flatten(-2).argmax(-1), potentials.dtype)
+
+    def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
+        return self.mean(potentials / temperature)
+
+    def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        first, second = self._half_settings(logits)  # [A, a], [B, b]
+        q = self._log_q(logits).exp().unflatten(-1, (len(first), len(second)))  # [..., A, B]
+        of_first, of_second = q.sum(-1), q.sum(-2)  # [..., A], [..., B]
+        # E[b_i b_j], in blocks of both halves
+        between = first.T @ q @ second  # [..., a, b]
+        moments = torch.cat(
+            [
+                torch.cat([(first.T * of_first.unsqueeze(-2)) @ first, between], -1),
+                torch.cat([between.mT, (second.T * of_second.unsqueeze(-2)) @ second], -1),
+            ],
+            -2,
+        )  # [..., n, n]
+        i, j = self._pairs(logits.device)
+        return torch.cat([moments.diagonal(dim1=-2, dim2=-1), moments[..., i, j]], -1).to(logits.dtype)
+
+    def log_prob(
+        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
+    ) -> Float[Tensor, "samples batch"]:
+        # <l, z> - log Z
+        return (codes * logits).sum(-1) - self._weights(logits).flatten(-2).logsumexp(-1).to(logits.dtype)
+
+    def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        log_q = self._log_q(logits)
+        return -torch.linalg.vecdot(log_q.exp(), log_q).to(logits.dtype)
+
+    def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        log_q = self._log_q(logits)
+        # sum_z q (log q + n log 2), which is 0 at 0 where the difference of two entropies is a rounding error
+        return torch.linalg.vecdot(log_q.exp(), log_q + self.bits * math.log(2)).to(logits.dtype)
+
+    def linear_sweep(
+        self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
+    ) -> Float[Tensor, "samples batch *code"]:
+        # a bit that is flipped takes its pairs along; a product does not change by itself
+        bits = codes[..., : self.bits]
+        slope = weights[..., : self.bits] + (self._matrix(weights, both=True) @ bits.unsqueeze(-1)).squeeze(-1)
+        return F.pad((1 - 2 * bits) * slope, (0, math.comb(self.bits, 2)))
+
+    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
+        bits = codes[..., : self.bits]
+        flips = torch.eye(self.bits, dtype=codes.dtype, device=codes.device)[:, None, None]  # [n, 1, 1, n]
+        return self._with_products(bits + flips * (1 - 2 * bits))
+
+    def change_potentials(
+        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
+    ) -> Float[Tensor, "samples batch *code"]:
+        # what a bit that is 1 loses by becoming 0 is what it gains by being 1
+        return F.pad((1 - 2 * codes[..., : self.bits]) * changes.movedim(0, -1), (0, math.comb(self.bits, 2)))
+
+    def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
+        return self._code_of(torch.arange(self.support_size, device=like.device), like.dtype)
+
+    def indices(self, codes: Float[Tensor, "*lead"]) -> Int[Tensor, "*integers"]:
+        return codes[..., : self.bits].long()
+
+    def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
+        return self._with_products(indices.to(dtype))
+
+    def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
+        return PairsDistribution(self, logits)
+
+    def sample(
+        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
+    ) -> Float[Tensor, "samples batch *code"]:
+        """Draws of `q` itself: the first half of the bits from its marginal, then the second given the first."""
+        weights = self._weights(logits.detach())  # [B, A, C]
+        of_first = weights.logsumexp(-1)  # [B, A]
+        first = (of_first + gumbel(of_first, samples, generator=generator)).argmax(-1)  # [S, B]
+        given_first = weights[torch.arange(len(weights), device=weights.device), first]  # [S, B, C]
+        second = (given_first + gumbel(given_first, generator=generator).squeeze(0)).argmax(-1)  # [S, B]
+        return self._code_of(first * weights.shape[-1] + second, logits.dtype)
+
+    # All settings: rows for those of the first half of the bits, columns for those of the second
+
+    def _weights(self, potentials: Tensor) -> Tensor:
+        """`<l, z>` of every setting, `[..., A, B]`, in float32 or wider."""
+        potentials = potentials.to(torch.promote_types(potentials.dtype, torch.float32))
+        first, second = self._half_settings(potentials)  # [A, a], [B, b]
+        alone, matrix, half = potentials[..., : self.bits], self._matrix(potentials), first.shape[-1]
+        of_first = alone[..., :half] @ first.T + ((first @ matrix[..., :half, :half]) * first).sum(-1)  # [..., A]
+        of_second = alone[..., half:] @ second.T + ((second @ matrix[..., half:, half:]) * second).sum(-1)  # [..., B]
+        # between the halves, and the sums of both, in one product: [first L, of_first, 1] [second, 1, of_second]'
+        ones_first, ones_second = torch.ones_like(of_first), torch.ones_like(of_second)
+        left = torch.cat([first @ matrix[..., :half, half:], torch.stack([of_first, ones_first], -1)], -1)
+        right = torch.cat(
+            [second.expand(*of_second.shape, -1), torch.stack([ones_second, of_second], -1)], -1
+        )  # [..., B, b + 2]
+        return left @ right.mT
+
+    def _log_q(self, logits: Tensor) -> Tensor:
+        """`log q` of every setting, `[..., 2^n]`, in float32 or wider."""
+        return self._weights(logits).flatten(-2).log_softmax(-1)
+
+    def _half_settings(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(like.dtype, torch.float32) if like.dtype.is_floating_point else torch.float32
+        first = self.bits // 2
+        return _settings(first, dtype, like.device), _settings(self.bits - first, dtype, like.device)
+
+    def _pairs(self, device: torch.device) -> Tensor:
+        return torch.triu_indices(self.bits, self.bits, 1, device=device)
+
+    def _matrix(self, potentials: Tensor, *, both: bool = False) -> Tensor:
+        """The potentials of pairs `[..., n, n]`, above the diagonal; with `both` also below."""
+        i, j = self._pairs(potentials.device)
+        matrix = potentials.new_zeros(*potentials.shape[:-1], self.bits, self.bits)
+        matrix[..., i, j] = potentials[..., self.bits :]
+        return matrix + matrix.mT if both else matrix
+
+    def _with_products(self, bits: Tensor) -> Tensor:
+        i, j = self._pairs(bits.device)
+        return torch.cat([bits, bits[..., i] * bits[..., j]], -1)
+
+    def _code_of(self, number: Tensor, dtype: torch.dtype) -> Tensor:
+        """The code of a setting by its number, whose first bit is the greatest."""
+        return self._with_products(_bits_of(number, self.bits).to(dtype))
+
+
+def _settings(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """All settings of some bits, `[2^bits, bits]`."""
+    return _bits_of(torch.arange(2**bits, device=device), bits).to(dtype)
+
+
+def _bits_of(number: Tensor, bits: int) -> Tensor:
+    place = 2 ** torch.arange(bits - 1, -1, -1, device=number.device)
+    return number.unsqueeze(-1).div(place, rounding_mode="floor") % 2  # ONNX has no shift
+
+
+class PairsDistribution(Distribution):
+    """The same family as an object of `torch.distributions`."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 torch declares it so
+
+    def __init__(self, layer: Pairs, logits: Tensor) -> None:
+        self.layer, self.logits = layer, logits
+        super().__init__(logits.shape[:1], logits.shape[1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.layer.mean(self.logits)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        return self.layer.sample(self.logits, shape.numel()).view(*shape, *self.logits.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.layer.log_prob(self.logits, value.reshape(-1, *self.logits.shape)).view(value.shape[:-1])
+
+    def entropy(self) -> Tensor:
+        return self.layer.entropy(self.logits)
