@@ -28,15 +28,23 @@ def page(model: dict[str, Any], networks: dict[str, Any] | None = None) -> str:
     return TEMPLATE.read_text(encoding="utf-8").replace(_DATA, data.replace("<", "\\u003c"))
 
 
-def policy(html: str) -> str:
-    """A Content-Security-Policy that allows the page its own script and style and its own server's routes, and nothing else."""
+def sealed(html: str) -> str:
+    """The page as a file of its own, which says itself that it may ask for nothing."""
+    first = '<meta charset="utf-8">'
+    return html.replace(
+        first, f'{first}\n<meta http-equiv="Content-Security-Policy" content="{policy(html, "none")}">', 1
+    )
+
+
+def policy(html: str, connect: str = "self") -> str:
+    """A Content-Security-Policy that allows the page its own script and style, requests to its own server or `none`, and nothing else."""
     return "; ".join(
         [
             "default-src 'none'",
             f"script-src {_hash(html, 'script')}",
             f"style-src {_hash(html, 'style')}",
             "img-src data:",  # its icon
-            "connect-src 'self'",
+            f"connect-src '{connect}'",
             "base-uri 'none'",
             "form-action 'none'",
         ]
