@@ -677,6 +677,6 @@ def test_codec_needs_neither_torch_nor_onnx(exports: dict[str, Path]) -> None:
 def test_package_names() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dgrad_export.__all__ == ["Codec", "export_run"]
+        assert dgrad_export.__all__ == ["Codec", "build_page", "export_run"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dgrad_export.nothing  # noqa: B018
