@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -178,7 +180,10 @@ def digit(path: Path, seed: int = 0, size: int = 8) -> np.ndarray:
 def test_a_click_on_a_value_decodes_it(browser: Page, served: tuple[str, Codec]) -> None:
     address, codec = served
     browser.open(address)
-    assert "6 variables of 4 values" in browser.get("title").text and "test bound" in browser.get("facts").text
+    assert browser.get("title").text == "6 variables of 4 values"
+    assert re.match(
+        r"trained on digits with rloo · images of 8 × 8 · test bound \d+\.\d\d nats", browser.get("facts").text
+    )
     assert browser.js("document.querySelectorAll('.variable').length") == 6
     for variable, value in ((0, 3), (5, 0), (0, 1), (3, 2)):
         browser.click(f".variable:nth-child({variable + 1}) .cell:nth-child({value + 1})")
@@ -322,8 +327,10 @@ def test_what_fails_is_said_and_what_works_again_is_not(browser: Page, home: Pat
         assert "expected 0 to 3" in browser.complaint()  # the server's words
         process.kill()
         process.wait()
-        browser.click("#random")
-        assert "The server does not answer" in browser.complaint()
+        digit(tmp_path / "digit.png")
+        for act in (lambda: browser.click("#random"), lambda: browser.send(tmp_path / "digit.png")):
+            act()
+            assert "The server does not answer" in browser.complaint()
 
 
 @in_a_browser
@@ -570,6 +577,7 @@ def test_pages_that_cannot_be_made(linear: Run, tmp_path: Path, monkeypatch: pyt
         (tmp_path / "taken.html").write_text("mine")
         assert message in said(linear.path, "--page", tmp_path / place)
     assert (tmp_path / "taken.html").read_text() == "mine"
+    assert "give --out DIR too" in said(linear.path, "--page", tmp_path / "page.html", "--sampling")
     conv = train(tmp_path / "conv", model="conv", hidden=(4,), gaussian=2, binarize="none", steps=1)
     message = said(conv.path, "--page", tmp_path / "page.html", "--out", tmp_path / "model")
     assert "a page computes linear layers and ReLU alone; the conv model" in message
@@ -582,5 +590,10 @@ def test_pages_that_cannot_be_made(linear: Run, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("dgrad_export._single_page.write_text", refuse)
     with pytest.raises(RunError, match="No space left on device; make room"):
         built.save()
+    model, state = linear.load_model("best")
+    torch.nn.init.constant_(model.decoder.first.bias, math.nan)
+    monkeypatch.setattr("dgrad_export._single_page.Run.load_model", lambda *_: (model, state))
+    with pytest.raises(RunError, match="are no numbers"):
+        build_page(linear.path, tmp_path / "page.html")
     with pytest.raises(InputError, match="no run"):
         build_page(tmp_path / "nothing", tmp_path / "page.html")

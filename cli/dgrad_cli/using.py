@@ -179,6 +179,8 @@ def export(
     _check_choice("--weights", weights, ("best", "last"))
     if out is None and page is None:
         raise InputError("nothing to write; give --out DIR for the ONNX files, --page FILE.html for a page, or both")
+    if out is None and sampling:
+        raise InputError("--sampling is about encoder.onnx, and a page has none; give --out DIR too, or leave it out")
     built = None if page is None else build_page(run, page, weights=weights, overwrite=overwrite)
     manifest = None if out is None else export_run(run, out, weights=weights, overwrite=overwrite, sampling=sampling)
     if built is not None:

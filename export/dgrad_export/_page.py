@@ -1,4 +1,4 @@
-"""The page that shows a model's latent space: one HTML file that asks for nothing from elsewhere. May import dgrad.errors; never torch or onnx.
+"""The page that shows a model's latent space: one HTML file that asks for nothing from elsewhere. May import the standard library alone.
 
 The page gets what it must know as JSON inside it. With networks there too it computes by itself; without, it asks the server it came from.
 """
@@ -69,6 +69,8 @@ def model_facts(manifest: dict[str, Any], settings: dict[str, Any]) -> dict[str,
     # Training with labels makes the values of the one variable the classes; without, they have no names.
     named = settings.get("labels") and not attributes
     return {
+        "dataset": settings.get("dataset"),
+        "estimator": settings.get("estimator"),
         "latent": latent["spec"],
         "logits_shape": latent["shape"],
         "code_shape": latent["code_shape"],

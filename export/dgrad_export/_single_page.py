@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -69,6 +70,7 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
 
     Raises:
         InputError: there is no such run, `out` is taken or no place for a page, or the model has other layers than linear ones.
+        RunError: the weights are not finite.
     """
     _check_place(out, overwrite=overwrite)
     run = Run.open(run_path)
@@ -78,7 +80,9 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
     networks = _round(rounded, rounds=run.config.binarize == "threshold")
     images, source, classes = _images(run.config, model)
     seen = (images >= 0.5).to(images.dtype) if run.config.binarize == "threshold" else images
-    comparison = {"images": source, **_compare(model, rounded, seen)}
+    comparison: dict[str, Any] = {"images": source, **_compare(model, rounded, seen)}
+    if not math.isfinite(comparison["largest"]):
+        raise RunError(f"the weights of {run_path} give pixels that are no numbers; train it again with a smaller --lr")
     layer = model.layer
     manifest = {
         "latent": {
@@ -99,7 +103,9 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
         f"{comparison['largest']:.3f} at most and {comparison['mean']:.4f} on average (white is 1), and {comparison['same_codes']:.1%} of "
         "the numbers of the codes were the same."
     )
-    facts = model_facts(manifest, {"labels": run.config.labels})
+    config = run.config  # a data set may be a path, which is this machine's business
+    settings = {"dataset": Path(config.dataset).name, "estimator": config.estimator, "labels": config.labels}
+    facts = model_facts(manifest, settings)
     return SinglePage(out, sealed(page({**facts, "note": note}, networks)), comparison, state)
 
 
