@@ -196,8 +196,8 @@ def test_a_click_on_a_value_decodes_it(browser: Page, served: tuple[str, Codec])
         cell = browser.pixels(f".variable:nth-child(4) .cell:nth-child({other + 1}) canvas")
         change = codec.decode([[*code[:3], other, *code[4:]]])[0] - image
         same = np.repeat(255 * (image + np.minimum(change, 0))[0, ..., None], 3, -1)
-        stained = SAME * same + STRONGER * np.where(change[0, ..., None] > 0, MORE, -LESS) * change[0, ..., None]
-        expected = same if other == 2 else np.minimum(stained, 255)
+        stain = np.minimum(STRONGER * np.abs(change), 1)[0, ..., None] * np.where(change[0, ..., None] > 0, MORE, LESS)
+        expected = same if other == 2 else np.minimum(SAME * same + stain, 255)
         np.testing.assert_allclose(cell, expected, atol=1)
     assert browser.driver.get_log("browser") == []
 
