@@ -129,7 +129,9 @@ def test_routes(port: int) -> None:
         assert ask(port, "GET", f"{path}/ready") == (200, {"name": "encoder", "ready": True})
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/v2/models", "/v2/models/encoder/config", "/manifest.json", "/../x"])
+@pytest.mark.parametrize(
+    "path", ["/page.html", "/docs", "/v2/models", "/v2/models/encoder/config", "/manifest.json", "/../x"]
+)
 def test_nothing_else_is_served(port: int, path: str) -> None:
     status, answer = ask(port, "GET", path)
     assert status == 404 and "expected a route" in answer["error"]

@@ -155,27 +155,52 @@ def reconstruct(
 def export(
     run: RunArgument,
     out: Annotated[
-        Path, typer.Option(help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.")
-    ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export at --out.")] = False,
+        Path | None,
+        typer.Option(
+            help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.", show_default=False
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            help="An .html file to write: the model's page, which computes in the browser.", show_default=False
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out and --page.")] = False,
     sampling: Annotated[
         bool, typer.Option("--sampling", help="The encoder also draws a code, from uniform numbers that it is given.")
     ] = False,
     weights: Weights = "best",
     json: Json = False,
 ) -> None:
-    """Write the encoder and the decoder as ONNX, checked against torch on real images before they are put in place."""
-    from dgrad_export import export_run
+    """Write the encoder and the decoder as ONNX, checked against torch on real images before they are put in place, or as a page."""
+    from dgrad_export import build_page, export_run
 
     _check_choice("--weights", weights, ("best", "last"))
-    manifest = export_run(run, out, weights=weights, overwrite=overwrite, sampling=sampling)
+    if out is None and page is None:
+        raise InputError("nothing to write; give --out DIR for the ONNX files, --page FILE.html for a page, or both")
+    if out is None and sampling:
+        raise InputError("--sampling is about encoder.onnx, and a page has none; give --out DIR too, or leave it out")
+    built = None if page is None else build_page(run, page, weights=weights, overwrite=overwrite)
+    manifest = None if out is None else export_run(run, out, weights=weights, overwrite=overwrite, sampling=sampling)
+    if built is not None:
+        built.save()
     if json:
-        print_json({"out": str(out), **manifest})
+        result: dict[str, Any] = {} if manifest is None else {"out": str(out), **manifest}
+        print_json(result if built is None else {**result, "page": {"path": str(page), **built.comparison}})
         return
-    print(f"{out}: encoder.onnx, decoder.onnx, manifest.json")
-    print(f"checked against torch on {manifest['comparison']['images']}")
-    _note_unfinished(run, manifest["run"])
-    print(f"use it with numpy and onnxruntime alone: dgrad_export.Codec({str(out)!r}).encode(images)")
+    if manifest is not None:
+        print(f"{out}: encoder.onnx, decoder.onnx, manifest.json")
+        print(f"checked against torch on {manifest['comparison']['images']}")
+        _note_unfinished(run, manifest["run"])
+        print(f"use it with numpy and onnxruntime alone: dgrad_export.Codec({str(out)!r}).encode(images)")
+    if built is not None:
+        if manifest is None:
+            _note_unfinished(run, built.state)
+        print(
+            f"{page}: {len(built.html.encode()) / 1000:.0f} kB, open it in a browser; weights rounded to 8 bits: pixels differ by "
+            f"{built.comparison['largest']:.3f} at most, {built.comparison['mean']:.4f} on average"
+        )
 
 
 def load_split(

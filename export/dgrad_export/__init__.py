@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgrad_export._codec import Codec
+    from dgrad_export._single_page import build_page
     from dgrad_export._write import export_run
 
-__all__ = ["Codec", "export_run"]
+__all__ = ["Codec", "build_page", "export_run"]
 
-_HOME_OF = {"Codec": "_codec", "export_run": "_write"}
+_HOME_OF = {"Codec": "_codec", "build_page": "_single_page", "export_run": "_write"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ May import numpy, onnxruntime and dgrad.errors; never torch or onnx.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,14 @@ class Served:
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self._session = session
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that the graph is from, which it carries; empty where it does not."""
+        settings: dict[str, Any] = json.loads(
+            self._session.get_modelmeta().custom_metadata_map.get("dgrad.config", "{}")
+        )
+        return settings
 
     def infer(self, values: dict[str, npt.NDArray[Any]], outputs: list[str]) -> list[npt.NDArray[Any]]:
         """The outputs asked for.

@@ -1,4 +1,4 @@
-"""An exported model behind HTTP: the Open Inference Protocol's routes, limits on what a client may take, an orderly end.
+"""An exported model behind HTTP: its page, the Open Inference Protocol's routes, limits on what a client may take, an orderly end.
 
 May import starlette, uvicorn (extra `serve`), numpy, onnxruntime and dgrad.errors; never torch or onnx.
 """
@@ -20,13 +20,15 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dgrad import __version__
 from dgrad.errors import InputError, RunError
+from dgrad_export._manifest import read_manifest
 from dgrad_export._metrics import Metrics
+from dgrad_export._page import model_facts, page, policy
 from dgrad_export._protocol import HEADER_LENGTH, describe, read_request, write_response
 from dgrad_export._served import Served, open_models
 
@@ -36,6 +38,13 @@ SECONDS_FOR_A_REQUEST = 30.0
 """How long a client may take to send its headers, and how long its body."""
 SECONDS_TO_END = 10.0
 """How long running requests may take after SIGTERM."""
+NOTE = "Every picture is this server's own answer, by the Open Inference Protocol: POST /v2/models/decoder/infer."
+PAGE_HEADERS = {
+    "cache-control": "no-cache",  # another model may be served at the same address
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 
 
 class Refused(HTTPException):
@@ -45,8 +54,10 @@ class Refused(HTTPException):
 class Server:
     """The routes. Models are run in threads, so that a large request holds up nobody else's small one."""
 
-    def __init__(self, models: dict[str, Served], *, body_limit: int, seconds: float) -> None:
+    def __init__(self, models: dict[str, Served], html: str, *, body_limit: int, seconds: float) -> None:
         self.models = models
+        self.html = html
+        self.page_headers = {**PAGE_HEADERS, "content-security-policy": f"{policy(html)}; frame-ancestors 'none'"}
         self.body_limit = body_limit
         self.seconds = seconds
         self.metrics = Metrics(list(models))
@@ -56,6 +67,7 @@ class Server:
         """The ASGI application."""
         model = "/v2/models/{model}"
         routes = [
+            Route("/", self.page),
             Route("/v2", self.server_metadata),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
@@ -69,6 +81,10 @@ class Server:
                 Route(f"{path}/infer", self.infer, methods=["POST"]),
             ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _error})
+
+    async def page(self, request: Request) -> Response:
+        """`GET /`."""
+        return HTMLResponse(self.html, headers=self.page_headers)
 
     async def server_metadata(self, request: Request) -> Response:
         """`GET /v2`."""
@@ -177,7 +193,7 @@ async def _error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = error.detail
     if not isinstance(error, Refused):  # starlette's own words for a route that there is not
-        message = f"{request.method} {request.url.path[:80]}: {message.lower()}; expected a route of the Open Inference Protocol v2"
+        message = f"{request.method} {request.url.path[:80]}: {message.lower()}; expected a route of the Open Inference Protocol v2, or / for a page"
     return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
 
@@ -233,7 +249,9 @@ def serve(
     Raises:
         InputError: there is no export, a file of it is not what was written, or the address cannot be used.
     """
-    server = Server(open_models(directory), body_limit=body_limit, seconds=seconds)
+    models = open_models(directory)
+    facts = model_facts(read_manifest(directory), models["decoder"].settings)
+    server = Server(models, page({**facts, "note": NOTE}), body_limit=body_limit, seconds=seconds)
     with _listen(host, port) as listener:
         config = uvicorn.Config(
             server.app(),
