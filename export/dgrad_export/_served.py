@@ -117,18 +117,18 @@ class Served:
         return run_session(self._session, outputs, values)
 
 
-def open_models(directory: Path) -> dict[str, Served]:
-    """The encoder and the decoder of an export, each with one thread: a server has its own.
+def open_models(directory: Path, threads: int = 1) -> dict[str, Served]:
+    """The encoder and the decoder of an export, each with `threads` threads inside an operator.
 
     Raises:
         InputError: there is no export, or a file of it is missing, damaged or not the one that was written.
     """
     manifest = read_manifest(directory)
-    return {name: _open(directory, name, manifest) for name in FILE_OF}
+    return {name: _open(directory, name, manifest, threads) for name in FILE_OF}
 
 
-def _open(directory: Path, name: str, manifest: dict[str, Any]) -> Served:
-    session = open_listed(directory, FILE_OF[name], manifest)
+def _open(directory: Path, name: str, manifest: dict[str, Any], threads: int) -> Served:
+    session = open_listed(directory, FILE_OF[name], manifest, threads)
     ranges = {"image": Range(0, 1), "uniform": Range(0, 1, excluded=True)}
     values = manifest["latent"]["values"]
     if values is not None:

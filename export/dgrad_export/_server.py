@@ -6,6 +6,8 @@ May import starlette, uvicorn (extra `serve`), numpy, onnxruntime and dgrad.erro
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
 import signal
 import socket
@@ -13,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,20 +24,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dgrad import __version__
 from dgrad.errors import InputError, RunError
+from dgrad_export._connection import SECONDS_FOR_A_REQUEST, Answer, Connection
 from dgrad_export._metrics import Metrics
 from dgrad_export._protocol import HEADER_LENGTH, describe, read_request, write_response
 from dgrad_export._served import Served, open_models
 
 MEBIBYTE = 2**20
 BODY_LIMIT = 64 * MEBIBYTE
-SECONDS_FOR_A_REQUEST = 30.0
-"""How long a client may take to send its headers, and how long its body."""
 SECONDS_TO_END = 10.0
 """How long running requests may take after SIGTERM."""
+AT_ONCE = 0.002
+"""Seconds of work for which nobody else need be kept waiting less: a thread would take longer to wake up."""
+THREADS = 4
+"""That a model uses inside an operator, where there are as many cores."""
 
 
 class Refused(HTTPException):
@@ -43,7 +47,7 @@ class Refused(HTTPException):
 
 
 class Server:
-    """The routes. Models are run in threads, so that a large request holds up nobody else's small one."""
+    """The routes. What takes long is run in threads, so that a large request holds up nobody else's small one."""
 
     def __init__(self, models: dict[str, Served], *, body_limit: int, seconds: float) -> None:
         self.models = models
@@ -51,6 +55,7 @@ class Server:
         self.seconds = seconds
         self.metrics = Metrics(list(models))
         self.threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="model")
+        self._seconds: dict[tuple[str, int], float] = {}  # that the last body of about this length took
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -100,20 +105,48 @@ class Server:
         return JSONResponse({"name": self._model(request).name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
-        """`POST /v2/models/{model}/infer`."""
+        """`POST /v2/models/{model}/infer` where the connection leaves it to uvicorn: in chunks, or to be refused."""
         model = self._model(request)
         try:
             body = await self._body(request)
-            start = time.perf_counter()
-            answer = asyncio.get_running_loop().run_in_executor(
-                self.threads, _infer, model, body, request.headers.get(HEADER_LENGTH)
-            )
-            response, examples = await answer
         except HTTPException as error:
             self.metrics.failed(model.name, error.status_code)
             raise
-        self.metrics.answered(model.name, examples, time.perf_counter() - start)
-        return response
+        start = time.perf_counter()
+        work = self._in_a_thread(model, body, request.headers.get(HEADER_LENGTH))
+        answer = self._counted(model, body, start, await work)
+        return Response(b"".join(answer.pieces), answer.status, answer.headers)
+
+    def answer(
+        self, model: Served, body: memoryview, json_length: str | None, later: Callable[[Answer], None]
+    ) -> Answer | None:
+        """The answer at once, where one to a body of its size was quick; or None, and `later` is called with it."""
+
+        def done(work: asyncio.Future[Answer]) -> None:
+            if not work.cancelled():
+                later(self._counted(model, body, start, work.result()))
+
+        start = time.perf_counter()
+        if self._seconds.get((model.name, len(body).bit_length()), math.inf) <= AT_ONCE:
+            return self._counted(model, body, start, _infer(model, body, json_length))
+        self._in_a_thread(model, body, json_length).add_done_callback(done)
+        return None
+
+    def too_slow(self, model: Served) -> Answer:
+        """The answer to a request whose body did not come in time."""
+        self.metrics.failed(model.name, 408)
+        return _refusal(408, self._too_slow())
+
+    def _in_a_thread(self, model: Served, body: bytes | memoryview, json_length: str | None) -> asyncio.Future[Answer]:
+        return asyncio.get_running_loop().run_in_executor(self.threads, _infer, model, body, json_length)
+
+    def _counted(self, model: Served, body: bytes | memoryview, start: float, answer: Answer) -> Answer:
+        if answer.status == 200:
+            self._seconds[model.name, len(body).bit_length()] = answer.seconds
+            self.metrics.answered(model.name, answer.examples, time.perf_counter() - start)
+        else:
+            self.metrics.failed(model.name, answer.status)
+        return answer
 
     def _model(self, request: Request) -> Served:
         name, version = request.path_params["model"], request.path_params.get("version", "1")
@@ -139,13 +172,13 @@ class Server:
                     if len(body) > self.body_limit:
                         raise self._too_large(f"more than {self.body_limit} bytes")
         except TimeoutError:
-            message = (
-                f"the body took longer than {self.seconds:g} seconds; expected all of it by then: send fewer examples"
-            )
-            raise Refused(408, message, headers={"connection": "close"}) from None
+            raise Refused(408, self._too_slow(), headers={"connection": "close"}) from None
         except ClientDisconnect:
             raise Refused(400, "the client went away") from None
         return bytes(body)
+
+    def _too_slow(self) -> str:
+        return f"the body took longer than {self.seconds:g} seconds; expected all of it by then: send fewer examples"
 
     def _too_large(self, size: str) -> Refused:
         limit = self.body_limit / MEBIBYTE
@@ -154,23 +187,26 @@ class Server:
         )
 
 
-def _infer(model: Served, body: bytes, header_length: str | None) -> tuple[Response, int]:
-    """The whole answer and for how many examples it is; runs in a thread."""
+def _infer(model: Served, body: bytes | memoryview, json_length: str | None) -> Answer:
+    start = time.perf_counter()
     try:
-        inference = read_request(model, body, header_length)
+        inference = read_request(model, body, json_length)
         results = model.infer(inference.values, [name for name, _ in inference.outputs])
+        pieces, length = write_response(model, inference, results)
     except InputError as error:
-        raise Refused(400, str(error)) from None
+        return _refusal(400, str(error))
     except RunError as error:
-        raise Refused(500, str(error)) from None
+        return _refusal(500, str(error))
     except MemoryError:
-        raise Refused(500, "not enough memory for this request; send fewer examples") from None
-    data, json_length = write_response(model, inference, results)
-    examples = len(results[0])
-    if json_length is None:
-        return Response(data, media_type="application/json"), examples
-    headers = {HEADER_LENGTH: str(json_length)}
-    return Response(data, media_type="application/octet-stream", headers=headers), examples
+        return _refusal(500, "not enough memory for this request; send fewer examples")
+    except Exception:  # a bug; without an answer the client would wait for ever
+        logging.getLogger("dgrad").exception("a request to %s failed", model.name)
+        return _refusal(500, "the server failed; its error output says how")
+    return Answer(200, pieces, length, len(results[0]), time.perf_counter() - start)
+
+
+def _refusal(status: int, message: str) -> Answer:
+    return Answer(status, [JSONResponse({"error": message}).body])
 
 
 async def _error(request: Request, error: Exception) -> Response:
@@ -179,22 +215,6 @@ async def _error(request: Request, error: Exception) -> Response:
     if not isinstance(error, Refused):  # starlette's own words for a route that there is not
         message = f"{request.method} {request.url.path[:80]}: {message.lower()}; expected a route of the Open Inference Protocol v2"
     return JSONResponse({"error": message}, error.status_code, headers=error.headers)
-
-
-class Protocol(H11Protocol):
-    """HTTP/1.1 without delays, where a connection that sends no request within the time for one is closed."""
-
-    def connection_made(self, transport: Any) -> None:
-        """Start the clock; the time for a body starts when it is read."""
-        super().connection_made(transport)
-        # Headers and body of an answer are written one after the other: without this the body waits for the client to
-        # acknowledge the headers, 40 ms. asyncio sets it only on sockets whose protocol number is given.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.loop.call_later(SECONDS_FOR_A_REQUEST, self._close_without_request)
-
-    def _close_without_request(self) -> None:
-        if self.cycle is None:
-            self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -233,11 +253,11 @@ def serve(
     Raises:
         InputError: there is no export, a file of it is not what was written, or the address cannot be used.
     """
-    server = Server(open_models(directory), body_limit=body_limit, seconds=seconds)
+    server = Server(open_models(directory, min(THREADS, os.cpu_count() or 1)), body_limit=body_limit, seconds=seconds)
     with _listen(host, port) as listener:
         config = uvicorn.Config(
             server.app(),
-            http=Protocol,
+            http=partial(Connection, server),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
