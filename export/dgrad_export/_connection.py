@@ -11,6 +11,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import h11
 import numpy as np
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dgrad_export._answers import Answer, Asked
 from dgrad_export._protocol import HEADER_LENGTH
 from dgrad_export._served import Served
 
@@ -27,23 +29,12 @@ START = 2**16
 """Bytes for what is read before it is known what it is: headers, small bodies, requests that follow."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer to an inference request: a body in pieces, how much of it is JSON where tensors follow, for how many examples."""
-
-    status: int
-    pieces: list[bytes | memoryview]
-    json_length: int | None = None
-    examples: int = 0
-    seconds: float = 0.0
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The HTTP headers that belong to the body."""
-        length = {"content-length": str(sum(map(len, self.pieces)))}
-        if self.json_length is None:
-            return length | {"content-type": "application/json"}
-        return length | {"content-type": "application/octet-stream", HEADER_LENGTH: str(self.json_length)}
+def headers(answer: Answer) -> dict[str, str]:
+    """The HTTP headers that belong to an answer's body."""
+    length = {"content-length": str(sum(map(len, answer.pieces)))}
+    if answer.json_length is None:
+        return length | {"content-type": "application/json"}
+    return length | {"content-type": "application/octet-stream", HEADER_LENGTH: str(answer.json_length)}
 
 
 class Answering(Protocol):
@@ -53,10 +44,8 @@ class Answering(Protocol):
     body_limit: int
     seconds: float
 
-    def answer(
-        self, model: Served, body: memoryview, json_length: str | None, later: Callable[[Answer], None]
-    ) -> Answer | None:
-        """The answer at once; or None, and `later` is called with it."""
+    def answer(self, asked: Asked, send: Callable[[Answer], None]) -> None:
+        """Have `send` called with the answer, not before this returns."""
 
     def too_slow(self, model: Served) -> Answer:
         """The answer to a request whose body did not come in time."""
@@ -76,6 +65,7 @@ FIELD = re.compile(rb"([\w!#$%&'*+.^`|~-]+):[ \t]*([\x20-\x7e]*)", re.ASCII)
 UNUSUAL = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 
 
+@lru_cache(64)  # a client's requests mostly begin alike
 def read_head(lines: bytes) -> Head | None:
     """What is said in the lines before the empty one; None where it is for uvicorn to say what is to be done.
 
@@ -240,13 +230,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self._head is not None
         self._stop_limit()
         model = self._server.models[self._head.model]
-        answer = self._server.answer(model, self._body, self._head.json_length, self._answered_later)
-        if answer is not None:
-            self._send(answer)
-
-    def _answered_later(self, answer: Answer) -> None:
-        self._send(answer)
-        self._advance()
+        self._server.answer(Asked(model, self._body, self._head.json_length), self._send)
 
     def _too_slow(self) -> None:
         assert self._head is not None
@@ -265,7 +249,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         lines = [b"HTTP/1.1 %d %s" % (answer.status, HTTPStatus(answer.status).phrase.encode())]
         lines += [b"%s: %s" % field for field in self._others.server_state.default_headers]
-        lines += [f"{name}: {value}".encode() for name, value in answer.headers.items()]
+        lines += [f"{name}: {value}".encode() for name, value in headers(answer).items()]
         if self._ending:
             lines.append(b"connection: close")
         first, *rest = answer.pieces
@@ -274,3 +258,4 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(piece)
         if self._ending:
             self._transport.close()
+        self._advance()

@@ -31,6 +31,11 @@ class Inference:
     values: dict[str, npt.NDArray[Any]]
     outputs: list[tuple[str, bool]]
 
+    @property
+    def examples(self) -> int:
+        """How many there are, where the values are checked."""
+        return len(next(iter(self.values.values())))
+
 
 def read_request(model: Served, body: bytes | memoryview, header_length: str | None = None) -> Inference:
     """Take a request apart. Shapes and values are the model's to check; here they only have to fit their data.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     range: Range
 
-    @property
+    @cached_property
     def datatype(self) -> str:
         """The protocol's name of the data type."""
         return DATATYPES[self.dtype.name]
@@ -98,22 +99,24 @@ class Served:
         self.outputs = {spec.name: spec for spec in outputs}
         self._session = session
 
-    def infer(self, values: dict[str, npt.NDArray[Any]], outputs: list[str]) -> list[npt.NDArray[Any]]:
-        """The outputs asked for.
-
-        Args:
-            values: every input by name, of its data type.
-            outputs: names of outputs.
+    def check(self, values: dict[str, npt.NDArray[Any]]) -> None:
+        """Make sure that every input, by name and of its data type, has values that the graph takes.
 
         Raises:
             InputError: a shape or a value is not what the graph takes, or the inputs are for different numbers of examples.
-            RunError: onnxruntime failed.
         """
         for name, array in values.items():
             self.inputs[name].check(array)
         if len({len(array) for array in values.values()}) > 1:
             counts = ", ".join(f"{name} {len(array)}" for name, array in values.items())
             raise InputError(f"inputs are for different numbers of examples ({counts}); expected the same for all")
+
+    def run(self, values: dict[str, npt.NDArray[Any]], outputs: list[str]) -> list[npt.NDArray[Any]]:
+        """The outputs of these names for checked values.
+
+        Raises:
+            RunError: onnxruntime failed.
+        """
         return run_session(self._session, outputs, values)
 
 

@@ -6,7 +6,6 @@ May import starlette, uvicorn (extra `serve`), numpy, onnxruntime and dgrad.erro
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import signal
@@ -26,20 +25,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dgrad import __version__
-from dgrad.errors import InputError, RunError
-from dgrad_export._connection import SECONDS_FOR_A_REQUEST, Answer, Connection
+from dgrad.errors import InputError
+from dgrad_export._answers import Answer, Asked, answer_all, refusal
+from dgrad_export._connection import SECONDS_FOR_A_REQUEST, Connection, headers
 from dgrad_export._metrics import Metrics
-from dgrad_export._protocol import HEADER_LENGTH, describe, read_request, write_response
+from dgrad_export._protocol import HEADER_LENGTH, describe
 from dgrad_export._served import Served, open_models
 
 MEBIBYTE = 2**20
 BODY_LIMIT = 64 * MEBIBYTE
 SECONDS_TO_END = 10.0
 """How long running requests may take after SIGTERM."""
-AT_ONCE = 0.002
-"""Seconds of work for which nobody else need be kept waiting less: a thread would take longer to wake up."""
+AT_ONCE = 0.005
+"""Seconds of work that are done in a turn of the event loop, for which everybody else waits."""
 THREADS = 4
-"""That a model uses inside an operator, where there are as many cores."""
+"""That a large batch is spread over, where there are as many cores; more were not tried."""
 
 
 class Refused(HTTPException):
@@ -47,7 +47,7 @@ class Refused(HTTPException):
 
 
 class Server:
-    """The routes. What takes long is run in threads, so that a large request holds up nobody else's small one."""
+    """The routes, and who is answered when."""
 
     def __init__(self, models: dict[str, Served], *, body_limit: int, seconds: float) -> None:
         self.models = models
@@ -55,7 +55,9 @@ class Server:
         self.seconds = seconds
         self.metrics = Metrics(list(models))
         self.threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="model")
-        self._seconds: dict[tuple[str, int], float] = {}  # that the last body of about this length took
+        self._seconds: dict[tuple[str, bool, int], float] = {}  # that the last request of a kind took
+        self._waiting: list[tuple[Asked, float, Callable[[Answer], None]]] = []
+        self._load = 0.0  # seconds that those will take
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -112,40 +114,53 @@ class Server:
         except HTTPException as error:
             self.metrics.failed(model.name, error.status_code)
             raise
-        start = time.perf_counter()
-        work = self._in_a_thread(model, body, request.headers.get(HEADER_LENGTH))
-        answer = self._counted(model, body, start, await work)
-        return Response(b"".join(answer.pieces), answer.status, answer.headers)
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        asked = Asked(model, body, request.headers.get(HEADER_LENGTH))
+        self.answer(asked, lambda answer: None if answered.done() else answered.set_result(answer))
+        answer = await answered
+        return Response(b"".join(answer.pieces), answer.status, headers(answer))
 
-    def answer(
-        self, model: Served, body: memoryview, json_length: str | None, later: Callable[[Answer], None]
-    ) -> Answer | None:
-        """The answer at once, where one to a body of its size was quick; or None, and `later` is called with it."""
+    def answer(self, asked: Asked, send: Callable[[Answer], None]) -> None:
+        """Have `send` called with the answer.
 
-        def done(work: asyncio.Future[Answer]) -> None:
+        What takes long is done in a thread, so that it holds up nobody else. The rest is not worth a thread's waking up: it is
+        done after this turn of the event loop, together with all that came in it.
+        """
+
+        def done(work: asyncio.Future[list[Answer]]) -> None:
             if not work.cancelled():
-                later(self._counted(model, body, start, work.result()))
+                send(self._counted(asked, start, *work.result()))
 
+        loop = asyncio.get_running_loop()
         start = time.perf_counter()
-        if self._seconds.get((model.name, len(body).bit_length()), math.inf) <= AT_ONCE:
-            return self._counted(model, body, start, _infer(model, body, json_length))
-        self._in_a_thread(model, body, json_length).add_done_callback(done)
-        return None
+        seconds = self._seconds.get(_kind(asked), math.inf)
+        if self._load + seconds > AT_ONCE:
+            loop.run_in_executor(self.threads, answer_all, [asked]).add_done_callback(done)
+            return
+        if not self._waiting:
+            loop.call_soon(self._answer_waiting)
+        self._load += seconds
+        self._waiting.append((asked, start, send))
 
     def too_slow(self, model: Served) -> Answer:
         """The answer to a request whose body did not come in time."""
         self.metrics.failed(model.name, 408)
-        return _refusal(408, self._too_slow())
+        return refusal(408, self._too_slow())
 
-    def _in_a_thread(self, model: Served, body: bytes | memoryview, json_length: str | None) -> asyncio.Future[Answer]:
-        return asyncio.get_running_loop().run_in_executor(self.threads, _infer, model, body, json_length)
+    def _answer_waiting(self) -> None:
+        waiting, self._waiting, self._load = self._waiting, [], 0.0
+        answers = answer_all([asked for asked, _, _ in waiting])
+        for (asked, start, send), answer in zip(waiting, answers, strict=True):
+            send(self._counted(asked, start, answer))
 
-    def _counted(self, model: Served, body: bytes | memoryview, start: float, answer: Answer) -> Answer:
+    def _counted(self, asked: Asked, start: float, answer: Answer) -> Answer:
+        name, kind = asked.model.name, _kind(asked)
+        if answer.status == 200 or answer.seconds > self._seconds.get(kind, math.inf):
+            self._seconds[kind] = answer.seconds
         if answer.status == 200:
-            self._seconds[model.name, len(body).bit_length()] = answer.seconds
-            self.metrics.answered(model.name, answer.examples, time.perf_counter() - start)
+            self.metrics.answered(name, answer.examples, time.perf_counter() - start)
         else:
-            self.metrics.failed(model.name, answer.status)
+            self.metrics.failed(name, answer.status)
         return answer
 
     def _model(self, request: Request) -> Served:
@@ -187,26 +202,9 @@ class Server:
         )
 
 
-def _infer(model: Served, body: bytes | memoryview, json_length: str | None) -> Answer:
-    start = time.perf_counter()
-    try:
-        inference = read_request(model, body, json_length)
-        results = model.infer(inference.values, [name for name, _ in inference.outputs])
-        pieces, length = write_response(model, inference, results)
-    except InputError as error:
-        return _refusal(400, str(error))
-    except RunError as error:
-        return _refusal(500, str(error))
-    except MemoryError:
-        return _refusal(500, "not enough memory for this request; send fewer examples")
-    except Exception:  # a bug; without an answer the client would wait for ever
-        logging.getLogger("dgrad").exception("a request to %s failed", model.name)
-        return _refusal(500, "the server failed; its error output says how")
-    return Answer(200, pieces, length, len(results[0]), time.perf_counter() - start)
-
-
-def _refusal(status: int, message: str) -> Answer:
-    return Answer(status, [JSONResponse({"error": message}).body])
+def _kind(asked: Asked) -> tuple[str, bool, int]:
+    """Requests of a kind take about the same time."""
+    return asked.model.name, asked.json_length is None, len(asked.body).bit_length()
 
 
 async def _error(request: Request, error: Exception) -> Response:
