@@ -99,40 +99,34 @@ class Plain:
 @contextmanager
 def stored(port: int, images: Images) -> Iterator[int]:
     """The port of a process that computes nothing: it sends what the server answered when `images` were encoded and decoded."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=_answer_stored, args=(listener, port), daemon=True)
+        process.start()
+        Plain(listener.getsockname()[1]).both(images)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            process.terminate()
+            process.join()
+
+
+def _answer_stored(listener: socket.socket, port: int) -> None:
+    """Ask the server what the first client asks; give its answers to all that follow."""
     answers: list[bytes] = []
-    with closing(socket.create_server(("127.0.0.1", 0))) as relay:
-        thread = threading.Thread(target=_relay, args=(relay, port, answers))
-        thread.start()
-        Plain(relay.getsockname()[1]).both(images)
-        thread.join()
-    listener = socket.create_server(("127.0.0.1", 0))
-    process = multiprocessing.get_context("fork").Process(target=_answer_stored, args=(listener, answers), daemon=True)
-    process.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        process.terminate()
-        process.join()
-        listener.close()
 
-
-def _relay(relay: socket.socket, port: int, answers: list[bytes]) -> None:
-    """Between one client and the server: the first two answers are kept."""
-    buffer = bytearray(2**22)
-    with closing(relay.accept()[0]) as client, closing(socket.create_connection(("127.0.0.1", port))) as server:
-        for _ in range(2):
-            server.sendall(_read_message(client, buffer))
-            answers.append(bytes(_read_message(server, buffer)))
-            client.sendall(answers[-1])
-
-
-def _answer_stored(listener: socket.socket, answers: list[bytes]) -> None:
     def serve_one(client: socket.socket) -> None:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         buffer = bytearray(2**22)
         while request := _read_message(client, buffer):
             client.sendall(answers[b"/decoder/" in bytes(request[:100])])
 
+    buffer = bytearray(2**22)
+    with closing(listener.accept()[0]) as client, closing(socket.create_connection(("127.0.0.1", port))) as server:
+        for _ in range(2):
+            server.sendall(_read_message(client, buffer))
+            answers.append(bytes(_read_message(server, buffer)))
+            client.sendall(answers[-1])
     while True:
         threading.Thread(target=serve_one, args=(listener.accept()[0],), daemon=True).start()
 

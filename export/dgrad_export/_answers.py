@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Asked:
     json_length: str | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
     """A body in pieces, how much of it is JSON where tensors follow, for how many examples it is and what it took."""
 
@@ -62,7 +62,9 @@ def answer_all(requests: Sequence[Asked]) -> list[Answer]:
             places, inferences = zip(*batch, strict=True)
             answers.update(zip(places, _run(requests[places[0]].model, inferences), strict=True))
     each = (time.perf_counter() - start) / len(requests)
-    return [replace(answers[place], seconds=each) for place in range(len(requests))]
+    for answer in answers.values():
+        answer.seconds = each
+    return [answers[place] for place in range(len(requests))]
 
 
 def _batches(group: Sequence[tuple[int, Inference]]) -> Iterator[list[tuple[int, Inference]]]:
@@ -90,7 +92,7 @@ def _run(model: Served, inferences: Sequence[Inference]) -> list[Answer]:
             start = end
         return answers
     except Exception as error:
-        return [_refusal_for(error, model)] * len(inferences)
+        return [_refusal_for(error, model) for _ in inferences]
 
 
 def _refusal_for(error: Exception, model: Served) -> Answer:

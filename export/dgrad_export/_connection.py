@@ -25,6 +25,8 @@ from dgrad_export._served import Served
 
 SECONDS_FOR_A_REQUEST = 30.0
 """How long a client may take to send its headers, and how long its body; a connection without a request is closed then."""
+AT_ONCE = 2**16
+"""Bytes below which an answer is copied together: it takes less time than another call to the system."""
 START = 2**16
 """Bytes for what is read before it is known what it is: headers, small bodies, requests that follow."""
 
@@ -253,8 +255,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._ending:
             lines.append(b"connection: close")
         first, *rest = answer.pieces
-        self._transport.write(b"\r\n".join([*lines, b"", bytes(first)]))
-        for piece in rest:
+        pieces = [b"\r\n".join([*lines, b"", bytes(first)]), *rest]
+        if sum(map(len, rest)) < AT_ONCE:
+            pieces = [b"".join(pieces)]
+        for piece in pieces:
             self._transport.write(piece)
         if self._ending:
             self._transport.close()
