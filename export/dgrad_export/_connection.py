@@ -27,7 +27,7 @@ SECONDS_FOR_A_REQUEST = 30.0
 """How long a client may take to send its headers, and how long its body; a connection without a request is closed then."""
 AT_ONCE = 2**16
 """Bytes below which an answer is copied together: it takes less time than another call to the system."""
-START = 2**16
+START = 2**14
 """Bytes for what is read before it is known what it is: headers, small bodies, requests that follow."""
 
 
