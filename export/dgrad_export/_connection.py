@@ -25,7 +25,7 @@ from dgrad_export._served import Served
 
 SECONDS_FOR_A_REQUEST = 30.0
 """How long a client may take to send its headers, and how long its body; a connection without a request is closed then."""
-AT_ONCE = 2**16
+ONE_WRITE = 2**16
 """Bytes below which an answer is copied together: it takes less time than another call to the system."""
 START = 2**14
 """Bytes for what is read before it is known what it is: headers, small bodies, requests that follow."""
@@ -47,7 +47,7 @@ class Answering(Protocol):
     seconds: float
 
     def answer(self, asked: Asked, send: Callable[[Answer], None]) -> None:
-        """Have `send` called with the answer, not before this returns."""
+        """Have `send` called with the answer, after this returns."""
 
     def too_slow(self, model: Served) -> Answer:
         """The answer to a request whose body did not come in time."""
@@ -256,7 +256,7 @@ class Connection(asyncio.BufferedProtocol):
             lines.append(b"connection: close")
         first, *rest = answer.pieces
         pieces = [b"\r\n".join([*lines, b"", bytes(first)]), *rest]
-        if sum(map(len, rest)) < AT_ONCE:
+        if sum(map(len, rest)) < ONE_WRITE:
             pieces = [b"".join(pieces)]
         for piece in pieces:
             self._transport.write(piece)
