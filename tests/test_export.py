@@ -187,7 +187,7 @@ def test_manifest(exports: dict[str, Path], runs: dict[str, Run], name: str) -> 
     n, k = map(int, CASES[name].get("latent", "6x4").split("x"))
     assert manifest["latent"] == {"spec": f"{n}x{k}", "shape": [n, k], "code_shape": [n], "values": k}
     assert manifest["image_shape"] == [1, 8, 8]
-    assert manifest["classes"] == list("0123456789")
+    assert manifest["classes"] == list("0123456789") and manifest["attributes"] is None
     assert manifest["preprocessing"]["binarize"] == runs[name].config.binarize
     image = {"name": "image", "shape": ["batch", 1, 8, 8], "dtype": "float32"}
     code = {"name": "code", "shape": ["batch", n], "dtype": "int64"}
@@ -626,6 +626,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no latent": (lambda folder: rewrite(folder, lambda m: m.pop("latent")), "latent is missing"),
     "odd latent": (lambda folder: rewrite(folder, lambda m: m.update(latent=3)), "is damaged"),
     "odd shape": (lambda folder: rewrite(folder, lambda m: m.update(image_shape=[1, 8])), "image_shape"),
+    "odd attributes": (lambda folder: rewrite(folder, lambda m: m.update(attributes=["a", "b"])), "attributes"),
     "no encoder": (lambda folder: (folder / ENCODER).unlink(), "encoder.onnx is missing"),
     "cut decoder": (lambda folder: (folder / DECODER).write_bytes(b"123"), "3 bytes"),
     "wrong encoder": (lambda folder: flip(folder / ENCODER), "its sha256 is"),

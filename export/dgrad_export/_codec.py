@@ -61,6 +61,9 @@ class Codec:
         """How many Gaussian variables are beside the code; 0 where the model has a code alone."""
         self.sampling: bool = self.manifest.get("sampling", False)
         """Whether `draw` can be called: the run was exported with sampling."""
+        attributes = self.manifest.get("attributes")
+        self.attributes: tuple[str, ...] | None = None if attributes is None else tuple(attributes)
+        """The name of each variable of the code, whose values are off (0) and on (1); None where they have none."""
         self._encoder = open_listed(path, ENCODER, self.manifest, threads)
         self._decoder = open_listed(path, DECODER, self.manifest, threads)
 

@@ -68,9 +68,10 @@ def _check(path: Path, manifest: dict[str, Any]) -> None:
             "latent.shape": all(_natural(size) for size in latent["shape"]),
             "latent.code_shape": all(_natural(size) for size in latent["code_shape"]),
             "latent.values": latent["values"] is None or _natural(latent["values"]),
-            # Exports of dgrad before these were there have neither.
+            # Exports of dgrad before these were there have none of them.
             "gaussian": manifest.get("gaussian", 0) == 0 or _natural(manifest["gaussian"]),
             "sampling": isinstance(manifest.get("sampling", False), bool),
+            "attributes": _names(manifest.get("attributes"), latent["code_shape"]),
             **{
                 name: isinstance(manifest["files"][name]["sha256"], str) and _natural(manifest["files"][name]["size"])
                 for name in (ENCODER, DECODER)
@@ -83,6 +84,13 @@ def _check(path: Path, manifest: dict[str, Any]) -> None:
     for name, is_fine in fine.items():
         if not is_fine:
             raise damaged(path, f"{name} is not what it should be")
+
+
+def _names(value: Any, code_shape: list[int]) -> bool:
+    """Whether a value is None or a different name for each variable of the code."""
+    if value is None:
+        return True
+    return all(isinstance(name, str) for name in value) and [len(set(value))] == code_shape == [len(value)]
 
 
 def _natural(value: Any) -> bool:

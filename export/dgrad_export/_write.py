@@ -114,6 +114,7 @@ def export_run(
             "says": PREPROCESSING[config.binarize],
         },
         "classes": classes,
+        "attributes": list(config.attributes) or None,
         "files": {ENCODER: _entry(encoder), DECODER: _entry(decoder)},
         "run": {**state, **_figures(run, state["weights"])},
         "comparison": {"images": source, "random_codes": COUNT, **differences},
