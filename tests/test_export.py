@@ -318,7 +318,8 @@ def test_latent_of_another_integer_form_and_data_that_moved_away(
 @pytest.mark.parametrize("dataset", ["digits", "gone.npz"])
 def test_compared_images_are_such_as_the_encoder_gets(binarize: str, dataset: str) -> None:
     config = TrainConfig(latent="6x4", binarize=binarize, dataset=dataset)
-    images, source, _ = dgrad_export._write._images(config, build_model(config, (1, 8, 8)))
+    model = build_model(config, (1, 8, 8))
+    images, source = dgrad_export._write._images(config, model, dgrad_export._write._dataset(config, model))
     assert images.shape == (256, 1, 8, 8) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1
     assert (len(images.unique()) == 2) == (binarize in ("static", "dynamic"))

@@ -19,12 +19,14 @@ from torch import Tensor
 import dgrad
 from dgrad import registry
 from dgrad.config import TrainConfig
-from dgrad.data import unit
+from dgrad.data import Dataset, unit
 from dgrad.errors import InputError, RunError, unknown_name
 from dgrad.networks import DiscreteVAE
 from dgrad.runs import Run, build_dataset, evaluation_data
+from dgrad_export._bound import compare_bounds
 from dgrad_export._compare import COUNT, compare
-from dgrad_export._graphs import code_shape, decoder_graph, encoder_graph
+from dgrad_export._graphs import code_shape, decoder_graph, encoder_graph, images_only
+from dgrad_export._int8 import quantize
 from dgrad_export._manifest import DECODER, ENCODER, FILES, FORMAT, FORMAT_VERSION, MANIFEST, is_export
 
 LEAST_OPSET = 20
@@ -47,6 +49,7 @@ def export_run(
     overwrite: bool = False,
     opset: int = LEAST_OPSET,
     sampling: bool = False,
+    int8: str | None = None,
 ) -> dict[str, Any]:
     """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx` and `manifest.json`.
 
@@ -64,6 +67,7 @@ def export_run(
         opset: the ONNX operator set, 20 or newer.
         sampling: the encoder takes `uniform` `[batch, n, k]` in (0, 1) too, and gives `sample` too: a draw of the code, which is
             exact up to float32 where the numbers are independent and uniform.
+        int8: `decoder` for a decoder with weights of 8 bits; `manifest["int8"]` says what that costs in the bound of the run's test images.
 
     Returns:
         The manifest; `manifest["comparison"]` has the largest differences from torch.
@@ -72,7 +76,7 @@ def export_run(
         InputError: there is no such run, `out` is taken, or an option is wrong.
         RunError: the model cannot be exported, differs from torch, or cannot be written. `out` is as it was before.
     """
-    _check_options(weights, opset)
+    _check_options(weights, opset, int8)
     target = out.resolve()
     _check_free(target, out, overwrite=overwrite)
     run = Run.open(run_path)
@@ -85,9 +89,13 @@ def export_run(
     metadata = _metadata(config, model)
     rounds = config.binarize == "threshold"
     encoder = encoder_graph(model, rounds=rounds, opset=opset, metadata=metadata, sampling=sampling)
-    decoder = decoder_graph(model, opset=opset, metadata=metadata)
-    images, source, classes = _images(config, model)
+    decoder = decoder_graph(model, opset=opset, metadata=metadata, outputs=int8 is not None)
+    dataset = _dataset(config, model)
+    images, source = _images(config, model, dataset)
     differences = compare(model, encoder, decoder, images, rounds=rounds, sampling=sampling)
+    cost = None
+    if int8:
+        decoder, cost = _quantized(config, model, decoder, dataset)
     layer, integers = model.layer, code_shape(model)
     manifest = {
         "format": FORMAT,
@@ -113,8 +121,9 @@ def export_run(
             "rounds_at": 0.5 if rounds else None,
             "says": PREPROCESSING[config.binarize],
         },
-        "classes": classes,
+        "classes": None if dataset is None or dataset.classes is None else list(dataset.classes),
         "attributes": list(config.attributes) or None,
+        "int8": cost,
         "files": {ENCODER: _entry(encoder), DECODER: _entry(decoder)},
         "run": {**state, **_figures(run, state["weights"])},
         "comparison": {"images": source, "random_codes": COUNT, **differences},
@@ -129,7 +138,14 @@ def export_run(
     return manifest
 
 
-def _check_options(weights: str, opset: int) -> None:
+def _check_options(weights: str, opset: int, int8: str | None) -> None:
+    if int8 == "encoder":
+        raise InputError(
+            "--int8 encoder is not offered: some images would get another code, and with a scale of the activations that is found as it runs, "
+            "an image's code would depend on the images beside it; expected --int8 decoder"
+        )
+    if int8 not in (None, "decoder"):
+        raise InputError(f"--int8 must be decoder, the one graph that can be quantised; got {int8!r}")
     if weights not in SUMMARY_PART:
         raise unknown_name("weights", weights, SUMMARY_PART)
     newest = onnx.defs.onnx_opset_version()
@@ -175,27 +191,48 @@ def _figures(run: Run, weights: str) -> dict[str, Any]:
     return {} if bound is None else {"test_bound": bound, "unit": summary.get("unit")}
 
 
-def _images(config: TrainConfig, model: DiscreteVAE) -> tuple[Tensor, str, list[str] | None]:
-    """What to compare on, `[256, C, H, W]` float32 in [0, 1]; a description; and the data set's class names."""
+def _dataset(config: TrainConfig, model: DiscreteVAE) -> Dataset | None:
+    """The run's data set before binarisation; None where it cannot be loaded."""
     try:
         dataset = build_dataset(config)
-        # Where the encoder rounds, it gets grey images, as a client would send them.
-        split = (dataset if config.binarize == "threshold" else evaluation_data(config, dataset)).test
     except Exception:  # a data set's loader may be anybody's; without one the export is still worth having
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(COUNT, *model.image_shape, generator=generator)
-        if config.binarize in ("static", "dynamic"):
-            images = images.round()
-        return images, f"{COUNT} random images: the run's data set could not be loaded", None
+        return None
     if dataset.image_shape != model.image_shape:
         raise InputError(
             f"{config.dataset} now has images of shape {list(dataset.image_shape)} (channels, height, width); the run was "
             f"trained on {list(model.image_shape)}: put the data set of the run back, or move the other away"
         )
+    return dataset
+
+
+def _images(config: TrainConfig, model: DiscreteVAE, dataset: Dataset | None) -> tuple[Tensor, str]:
+    """What to compare on, `[256, C, H, W]` float32 in [0, 1], and a description."""
+    if dataset is None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(COUNT, *model.image_shape, generator=generator)
+        if config.binarize in ("static", "dynamic"):
+            images = images.round()
+        return images, f"{COUNT} random images: the run's data set could not be loaded"
+    # Where the encoder rounds, it gets grey images, as a client would send them.
+    split = (dataset if config.binarize == "threshold" else evaluation_data(config, dataset)).test
     chosen = torch.arange(COUNT) % len(split)
     found = min(COUNT, len(split))
-    classes = None if dataset.classes is None else list(dataset.classes)
-    return unit(split.images[chosen]), f"{COUNT} images, {found} of them different, of the run's test split", classes
+    return unit(split.images[chosen]), f"{COUNT} images, {found} of them different, of the run's test split"
+
+
+def _quantized(
+    config: TrainConfig, model: DiscreteVAE, decoder: bytes, dataset: Dataset | None
+) -> tuple[bytes, dict[str, Any]]:
+    """The decoder with weights of 8 bits, and what it costs: bytes, and where there are test images the change of their bound."""
+    smaller = quantize(decoder)
+    cost: dict[str, Any] = {
+        "graph": "decoder",
+        "size_before": len(images_only(decoder)),
+        "size_after": len(images_only(smaller)),
+    }
+    if dataset is not None:
+        cost |= compare_bounds(model, decoder, smaller, evaluation_data(config, dataset).test)
+    return images_only(smaller), cost
 
 
 def _entry(data: bytes) -> dict[str, Any]:
