@@ -195,6 +195,6 @@ def test_the_benchmarks_print_their_tables(
     from benchmarks import decoder_input, int8
 
     decoder_input.main(["--rounds", "2"])  # it makes sure that both forms give the same images
-    assert capsys.readouterr().out.count("us |") == 6
+    assert capsys.readouterr().out.count("us |") == 12
     int8.measure(exports["mlp"][1], 2)
     assert "| `--int8 decoder` |" in capsys.readouterr().out

@@ -169,6 +169,12 @@ def export(
             show_default=False,
         ),
     ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="flat, or triton: a Triton model repository, encoder/1/model.onnx and encoder/config.pbtxt and so on."
+        ),
+    ] = "flat",
     weights: Weights = "best",
     json: Json = False,
 ) -> None:
@@ -176,11 +182,11 @@ def export(
     from dgrad_export import export_run
 
     _check_choice("--weights", weights, ("best", "last"))
-    manifest = export_run(run, out, weights=weights, overwrite=overwrite, sampling=sampling, int8=int8)
+    manifest = export_run(run, out, weights=weights, overwrite=overwrite, sampling=sampling, int8=int8, layout=layout)
     if json:
         print_json({"out": str(out), **manifest})
         return
-    print(f"{out}: encoder.onnx, decoder.onnx, manifest.json")
+    print(f"{out}: {', '.join(manifest['files'])}, manifest.json")
     print(f"checked against torch on {manifest['comparison']['images']}")
     if manifest["int8"]:
         print(_describe_int8(manifest["int8"]))

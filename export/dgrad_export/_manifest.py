@@ -1,4 +1,4 @@
-"""What an exported folder holds, and reading its manifest. May import dgrad.errors only: the codec runs without torch and onnx."""
+"""What an exported folder holds, where it holds it, and reading its manifest. May import dgrad.errors only: the codec runs without torch and onnx."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
 MANIFEST = "manifest.json"
 FILES = (ENCODER, DECODER, MANIFEST)
+"""What the flat layout holds."""
+LAYOUTS = {
+    "flat": {"encoder": ENCODER, "decoder": DECODER},
+    "triton": {"encoder": "encoder/1/model.onnx", "decoder": "decoder/1/model.onnx"},
+}
+"""Where each layout has the graphs."""
+TRITON_CONFIGS = {"encoder": "encoder/config.pbtxt", "decoder": "decoder/config.pbtxt"}
+EVERY_FILE = {*FILES, *LAYOUTS["triton"].values(), *TRITON_CONFIGS.values()}
+"""What any export may hold."""
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -43,6 +52,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def graph_file(manifest: dict[str, Any], graph: str) -> str:
+    """The file, relative to the manifest, of `encoder` or `decoder`."""
+    # Exports of dgrad before there were layouts are flat.
+    files: dict[str, str] = manifest.get("graphs", LAYOUTS["flat"])
+    return files[graph]
+
+
 def is_export(directory: Path) -> bool:
     """Whether a folder holds an export, of this or another format version, whole or not."""
     try:
@@ -59,6 +75,8 @@ def damaged(path: Path, what: str) -> InputError:
 
 def _check(path: Path, manifest: dict[str, Any]) -> None:
     """Everything that the codec relies on is there and of its kind."""
+    if manifest.get("graphs", LAYOUTS["flat"]) not in LAYOUTS.values():
+        raise damaged(path, "graphs is not what it should be")
     try:
         latent = manifest["latent"]
         fine = {
@@ -74,7 +92,7 @@ def _check(path: Path, manifest: dict[str, Any]) -> None:
             "attributes": _names(manifest.get("attributes"), latent["code_shape"]),
             **{
                 name: isinstance(manifest["files"][name]["sha256"], str) and _natural(manifest["files"][name]["size"])
-                for name in (ENCODER, DECODER)
+                for name in (graph_file(manifest, graph) for graph in LAYOUTS["flat"])
             },
         }
     except KeyError as error:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,9 @@ from dgrad_export._bound import compare_bounds
 from dgrad_export._compare import COUNT, compare
 from dgrad_export._graphs import code_shape, decoder_graph, encoder_graph, images_only
 from dgrad_export._int8 import quantize
-from dgrad_export._manifest import DECODER, ENCODER, FILES, FORMAT, FORMAT_VERSION, MANIFEST, is_export
+from dgrad_export._manifest import EVERY_FILE, FORMAT, FORMAT_VERSION, LAYOUTS, MANIFEST, TRITON_CONFIGS, is_export
+from dgrad_export._staging import staged
+from dgrad_export._triton import config_text
 
 LEAST_OPSET = 20
 SUMMARY_PART = {"best": "best", "last": "final"}
@@ -50,8 +50,9 @@ def export_run(
     opset: int = LEAST_OPSET,
     sampling: bool = False,
     int8: str | None = None,
+    layout: str = "flat",
 ) -> dict[str, Any]:
-    """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx` and `manifest.json`.
+    """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx` and `manifest.json`, or into a Triton model repository.
 
     The encoder takes `image` `[batch, C, H, W]`, float32 in [0, 1], and gives `logits` `[batch, *layer.shape]`, float32, and
     `code`, the most probable code in the layer's integer form (`[batch, n]` for categorical variables), int64. The decoder
@@ -68,6 +69,8 @@ def export_run(
         sampling: the encoder takes `uniform` `[batch, n, k]` in (0, 1) too, and gives `sample` too: a draw of the code, which is
             exact up to float32 where the numbers are independent and uniform.
         int8: `decoder` for a decoder with weights of 8 bits; `manifest["int8"]` says what that costs in the bound of the run's test images.
+        layout: `flat`, or `triton` for a Triton model repository: `encoder/1/model.onnx`, `encoder/config.pbtxt`, the decoder in the same way, and
+            the manifest beside them.
 
     Returns:
         The manifest; `manifest["comparison"]` has the largest differences from torch.
@@ -76,7 +79,7 @@ def export_run(
         InputError: there is no such run, `out` is taken, or an option is wrong.
         RunError: the model cannot be exported, differs from torch, or cannot be written. `out` is as it was before.
     """
-    _check_options(weights, opset, int8)
+    _check_options(weights, opset, int8, layout)
     target = out.resolve()
     _check_free(target, out, overwrite=overwrite)
     run = Run.open(run_path)
@@ -97,6 +100,12 @@ def export_run(
     if int8:
         decoder, cost = _quantized(config, model, decoder, dataset)
     layer, integers = model.layer, code_shape(model)
+    places = LAYOUTS[layout]
+    graphs = {places["encoder"]: encoder, places["decoder"]: decoder}
+    entries = {file: _entry(graph) for file, graph in graphs.items()}
+    configs = {}
+    if layout == "triton":
+        configs = {file: config_text(name, entries[places[name]]).encode() for name, file in TRITON_CONFIGS.items()}
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -124,13 +133,14 @@ def export_run(
         "classes": None if dataset is None or dataset.classes is None else list(dataset.classes),
         "attributes": list(config.attributes) or None,
         "int8": cost,
-        "files": {ENCODER: _entry(encoder), DECODER: _entry(decoder)},
+        "graphs": places,
+        "files": {**entries, **{name: _size_and_hash(data) for name, data in configs.items()}},
         "run": {**state, **_figures(run, state["weights"])},
         "comparison": {"images": source, "random_codes": COUNT, **differences},
     }
     try:
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        _write(target, {ENCODER: encoder, DECODER: decoder, MANIFEST: text.encode()})
+        _write(target, {**graphs, **configs, MANIFEST: text.encode()})
     except OSError as error:
         raise RunError(
             f"cannot write {out}: {error.strerror or error}; make room and make it writable, or choose another directory"
@@ -138,7 +148,9 @@ def export_run(
     return manifest
 
 
-def _check_options(weights: str, opset: int, int8: str | None) -> None:
+def _check_options(weights: str, opset: int, int8: str | None, layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise unknown_name("layout", layout, LAYOUTS)
     if int8 == "encoder":
         raise InputError(
             "--int8 encoder is not offered: some images would get another code, and with a scale of the activations that is found as it runs, "
@@ -162,7 +174,8 @@ def _check_free(target: Path, given: Path, *, overwrite: bool) -> None:
         raise InputError(f"{given} exists already; choose another directory, or replace it with --overwrite")
     if not is_export(target):
         raise InputError(f"{given} holds files but no export, so --overwrite leaves it alone; choose another directory")
-    if others := sorted({path.name for path in target.iterdir()} - set(FILES)):
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    if others := sorted(found - EVERY_FILE):
         raise InputError(
             f"{given} holds files besides the export ({', '.join(others[:3])}), so --overwrite leaves it alone; "
             "move them, or choose another directory"
@@ -235,11 +248,14 @@ def _quantized(
     return images_only(smaller), cost
 
 
+def _size_and_hash(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
 def _entry(data: bytes) -> dict[str, Any]:
     graph = onnx.load_from_string(data).graph
     return {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "size": len(data),
+        **_size_and_hash(data),
         "inputs": [_signature(value) for value in graph.input],
         "outputs": [_signature(value) for value in graph.output],
     }
@@ -255,34 +271,8 @@ def _signature(value: ValueInfoProto) -> dict[str, Any]:
 
 
 def _write(target: Path, files: dict[str, bytes]) -> None:
-    """All files at once: into a directory beside `target`, which then takes its place."""
-    home = target.parent
-    while not home.exists():
-        home = home.parent
-    staging = _hidden(home, target.name)
-    staging.mkdir()
-    try:
+    """All files at once."""
+    with staged(target) as staging:
         for name, data in files.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(data)
-        _put_in_place(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _put_in_place(staging: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = _hidden(target.parent, target.name)
-    target.rename(old)
-    try:
-        staging.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _hidden(directory: Path, name: str) -> Path:
-    return directory / f".{name}.{uuid.uuid4().hex[:12]}"
