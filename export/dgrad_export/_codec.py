@@ -188,7 +188,9 @@ class Codec:
             "mean": ((self.gaussian,), np.float32),
             "log_variance": ((self.gaussian,), np.float32),
         }
-        results = {name: np.empty((len(images), *kinds[name][0]), kinds[name][1]) for name in names}
+        results: dict[str, npt.NDArray[Any]] = {
+            name: np.empty((len(images), *kinds[name][0]), kinds[name][1]) for name in names
+        }
         for start in range(0, len(images), CHUNK):
             chunk = images[start : start + CHUNK]
             pixels = np.ascontiguousarray(chunk, dtype=np.float32)

@@ -12,6 +12,7 @@ A scale for a whole batch, as `onnxruntime.quantization.quantize_dynamic` has it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +136,7 @@ class _Graph:
         levelled = self._step("Round", [self._step("Div", [name, scale], f"{out}.divided")], f"{out}.rounded")
         return self._step("Cast", [levelled], f"{out}.integers", to=TensorProto.UINT8), scale
 
-    def _step(self, kind: str, inputs: Sequence[str], output: str, **attributes: int) -> str:
+    def _step(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         self.nodes.append(make_node(kind, inputs, [output], **attributes))
         return output
 
