@@ -661,7 +661,7 @@ import sys
 import numpy as np
 import dgrad_export
 from dgrad_export import Codec
-assert "numpy" not in dgrad_export.__dict__ and dir(dgrad_export) == ["Codec", "export_run"]
+assert "numpy" not in dgrad_export.__dict__ and dir(dgrad_export) == ["Codec", "check_export", "export_run"]
 codec = Codec(sys.argv[1])
 codes = codec.encode(np.zeros((3, 8, 8), np.uint8))
 assert codec.decode(codes).shape == (3, 1, 8, 8) and codec.sample(2, seed=0).shape == (2, 1, 8, 8)
@@ -679,6 +679,6 @@ def test_codec_needs_neither_torch_nor_onnx(exports: dict[str, Path]) -> None:
 def test_package_names() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dgrad_export.__all__ == ["Codec", "export_run"]
+        assert dgrad_export.__all__ == ["Codec", "check_export", "export_run"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dgrad_export.nothing  # noqa: B018

@@ -101,7 +101,7 @@ def test_what_is_wrong_is_said(train: Callable[..., Run]) -> None:
 def test_a_code_of_one_number_is_reshaped() -> None:
     entry = {"inputs": [{"name": "code", "shape": ["batch"], "dtype": "int64"}]}
     entry["outputs"] = [{"name": "image", "shape": ["batch", 3, 5, 4], "dtype": "float32"}]
-    config = _config(config_text("decoder", entry))
+    config = _config(config_text("decoder", entry, 256))
     assert list(config.input[0].dims) == [1]
     assert config.input[0].HasField("reshape") and list(config.input[0].reshape.shape) == []
     assert list(config.output[0].dims) == [3, 5, 4] and not config.output[0].HasField("reshape")

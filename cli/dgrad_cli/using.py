@@ -153,10 +153,23 @@ def reconstruct(
 
 
 def export(
-    run: RunArgument,
+    run: Annotated[
+        Path | None, typer.Argument(help="A run directory of dgrad train.", metavar="RUN", show_default=False)
+    ] = None,
     out: Annotated[
-        Path, typer.Option(help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.")
-    ],
+        Path | None,
+        typer.Option(
+            help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.", show_default=False
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: make sure that an export is whole and computes what it did when it was written.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export at --out.")] = False,
     sampling: Annotated[
         bool, typer.Option("--sampling", help="The encoder also draws a code, from uniform numbers that it is given.")
@@ -179,6 +192,14 @@ def export(
     json: Json = False,
 ) -> None:
     """Write the encoder and the decoder as ONNX, checked against torch on real images before they are put in place."""
+    if check is not None:
+        _check_export(check, run, out, json=json)
+        return
+    if run is None or out is None:
+        missing = "a RUN" if run is None else "--out, the directory to write"
+        raise InputError(
+            f"dgrad export needs {missing}; expected dgrad export RUN --out DIR, or dgrad export --check DIR"
+        )
     from dgrad_export import export_run
 
     _check_choice("--weights", weights, ("best", "last"))
@@ -192,6 +213,20 @@ def export(
         print(_describe_int8(manifest["int8"]))
     _note_unfinished(run, manifest["run"])
     print(f"use it with numpy and onnxruntime alone: dgrad_export.Codec({str(out)!r}).encode(images)")
+
+
+def _check_export(directory: Path, run: Path | None, out: Path | None, *, json: bool) -> None:
+    from dgrad_export import check_export
+
+    if run is not None or out is not None:
+        raise InputError(f"--check looks at {directory} and writes nothing; leave RUN and --out out")
+    found = check_export(directory)
+    if json:
+        print_json({"out": str(directory), **found})
+        return
+    print(
+        f"{directory}: whole ({found['files']} files); {found['examples']} examples give what they gave at export, within {found['largest']:.1g}"
+    )
 
 
 def _describe_int8(cost: dict[str, Any]) -> str:

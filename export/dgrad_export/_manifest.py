@@ -13,7 +13,8 @@ FORMAT_VERSION = 1
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
 MANIFEST = "manifest.json"
-FILES = (ENCODER, DECODER, MANIFEST)
+REFERENCE = "reference.npz"
+FILES = (ENCODER, DECODER, REFERENCE, MANIFEST)
 """What the flat layout holds."""
 LAYOUTS = {
     "flat": {"encoder": ENCODER, "decoder": DECODER},

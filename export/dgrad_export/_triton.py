@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
-LARGEST_BATCH = 256
-"""The largest at which graphs are compared with torch before they are written."""
 DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
-def config_text(name: str, entry: dict[str, Any]) -> str:
-    """A `config.pbtxt`: any number of examples up to `LARGEST_BATCH`, requests batched together as they come.
+def config_text(name: str, entry: dict[str, Any], largest_batch: int) -> str:
+    """A `config.pbtxt`; requests are batched together as they come.
 
     Args:
         name: of the model, which is that of its directory.
         entry: the graph's entry in the manifest: names, shapes and data types of its inputs and outputs.
+        largest_batch: how many examples may run at once.
     """
     lines = [
         f'name: "{name}"',
         'platform: "onnxruntime_onnx"',
         'backend: "onnxruntime"',
-        f"max_batch_size: {LARGEST_BATCH}",
+        f"max_batch_size: {largest_batch}",
         *(_tensor("input", tensor) for tensor in entry["inputs"]),
         *(_tensor("output", tensor) for tensor in entry["outputs"]),
         "dynamic_batching {}",

@@ -11,7 +11,6 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
-from onnx import ValueInfoProto
 from torch import Tensor
 
 import dgrad
@@ -25,7 +24,17 @@ from dgrad_export._bound import compare_bounds
 from dgrad_export._compare import COUNT, compare
 from dgrad_export._graphs import code_shape, decoder_graph, encoder_graph, images_only
 from dgrad_export._int8 import quantize
-from dgrad_export._manifest import EVERY_FILE, FORMAT, FORMAT_VERSION, LAYOUTS, MANIFEST, TRITON_CONFIGS, is_export
+from dgrad_export._manifest import (
+    EVERY_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    LAYOUTS,
+    MANIFEST,
+    REFERENCE,
+    TRITON_CONFIGS,
+    is_export,
+)
+from dgrad_export._reference import make_reference, signature
 from dgrad_export._staging import staged
 from dgrad_export._triton import config_text
 
@@ -52,7 +61,7 @@ def export_run(
     int8: str | None = None,
     layout: str = "flat",
 ) -> dict[str, Any]:
-    """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx` and `manifest.json`, or into a Triton model repository.
+    """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx`, `reference.npz` and `manifest.json`, or into a Triton model repository.
 
     The encoder takes `image` `[batch, C, H, W]`, float32 in [0, 1], and gives `logits` `[batch, *layer.shape]`, float32, and
     `code`, the most probable code in the layer's integer form (`[batch, n]` for categorical variables), int64. The decoder
@@ -103,9 +112,12 @@ def export_run(
     places = LAYOUTS[layout]
     graphs = {places["encoder"]: encoder, places["decoder"]: decoder}
     entries = {file: _entry(graph) for file, graph in graphs.items()}
-    configs = {}
+    values = layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None
+    others = {REFERENCE: make_reference(encoder, decoder, values)}
     if layout == "triton":
-        configs = {file: config_text(name, entries[places[name]]).encode() for name, file in TRITON_CONFIGS.items()}
+        others |= {
+            file: config_text(name, entries[places[name]], COUNT).encode() for name, file in TRITON_CONFIGS.items()
+        }
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -120,7 +132,7 @@ def export_run(
             "spec": str(layer),
             "shape": list(layer.shape),
             "code_shape": list(integers),
-            "values": layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None,
+            "values": values,
         },
         "gaussian": model.gaussian,
         "sampling": sampling,
@@ -134,13 +146,13 @@ def export_run(
         "attributes": list(config.attributes) or None,
         "int8": cost,
         "graphs": places,
-        "files": {**entries, **{name: _size_and_hash(data) for name, data in configs.items()}},
+        "files": {**entries, **{name: _size_and_hash(data) for name, data in others.items()}},
         "run": {**state, **_figures(run, state["weights"])},
         "comparison": {"images": source, "random_codes": COUNT, **differences},
     }
     try:
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        _write(target, {**graphs, **configs, MANIFEST: text.encode()})
+        _write(target, {**graphs, **others, MANIFEST: text.encode()})
     except OSError as error:
         raise RunError(
             f"cannot write {out}: {error.strerror or error}; make room and make it writable, or choose another directory"
@@ -256,17 +268,8 @@ def _entry(data: bytes) -> dict[str, Any]:
     graph = onnx.load_from_string(data).graph
     return {
         **_size_and_hash(data),
-        "inputs": [_signature(value) for value in graph.input],
-        "outputs": [_signature(value) for value in graph.output],
-    }
-
-
-def _signature(value: ValueInfoProto) -> dict[str, Any]:
-    tensor = value.type.tensor_type
-    return {
-        "name": value.name,
-        "shape": [axis.dim_param or axis.dim_value for axis in tensor.shape.dim],
-        "dtype": onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+        "inputs": [signature(value) for value in graph.input],
+        "outputs": [signature(value) for value in graph.output],
     }
 
 
