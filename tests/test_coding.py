@@ -112,7 +112,14 @@ def test_a_mixed_model_gives_what_it_decodes_from(models: dict[str, Path], capsy
     for number in range(4):
         with Image.open(f"decoded/{number:06d}.png") as picture:
             assert np.abs(np.array(picture) - 255 * expected[number, 0]).max() < 0.51
+    np.savez("alone.npz", code=code)
+    np.savez("other.npz", code=code, labels=code)
+    np.savez("both.npz", code=code, mean=mean + 1, style=mean)
     without = Codec(models["mixed"]).decode(code)
+    for name, truth in (("alone", without), ("other", without), ("both", expected)):
+        assert _dgrad("decode", f"{name}.npz", "--model", models["mixed"], "--out", name) == 0
+        with Image.open(f"{name}/000003.png") as picture:
+            assert np.abs(np.array(picture) - 255 * truth[3, 0]).max() < 0.51
     assert np.abs(without - expected).max() > 1 / 255, "the style is heard"
 
 
@@ -227,6 +234,7 @@ BAD_IMAGES: dict[str, tuple[str, bytes | None, str]] = {
     "ones": ("ones.npy", _npy(np.ones((2, 8, 8), np.uint8)), "uint8 with a maximum of 1"),
     "order": ("order.npy", _npy(np.asfortranarray(_grey(2))), "in Fortran's order"),
     "cut": ("cut.npy", _npy(_grey(9))[:-1], "cut.npy cannot be read (it ends within rows 0 to 8 of 9)"),
+    "empty": ("empty.npy", _npy(np.zeros((0, 8, 8), np.uint8)), "empty.npy is empty"),
     "scalar": ("scalar.npy", _npy(np.array(1)), "is a single number"),
     "no npz": ("no.npz", b"PK", "no.npz cannot be read"),
     "no npy": ("no.npy", b"nothing", "no.npy cannot be read"),

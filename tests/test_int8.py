@@ -189,6 +189,25 @@ def test_a_decoder_without_large_weights_is_said_so(train: Callable[..., Run]) -
         export_run(Path("nothing"), Path("m"), int8="all")
 
 
+def test_a_weight_that_is_used_twice_is_restored_once_before_its_uses() -> None:
+    weight = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 16])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 16])
+    nodes = [
+        onnx.helper.make_node("Transpose", ["weight"], ["turned"]),
+        onnx.helper.make_node("MatMul", ["x", "turned"], ["between"]),
+        onnx.helper.make_node("MatMul", ["between", "weight"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [onnx.numpy_helper.from_array(weight, "weight")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    quantized = onnx.load_from_string(quantize(model.SerializeToString()))
+    assert [node.op_type for node in quantized.graph.node].count("DequantizeLinear") == 1
+    given = np.random.default_rng(1).standard_normal((3, 16)).astype(np.float32)
+    (got,) = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, {"x": given})
+    whole, scale = integers(weight, 1)
+    np.testing.assert_allclose(got, given @ (whole * scale).T @ (whole * scale), rtol=1e-4, atol=1e-4)
+
+
 def test_the_benchmarks_print_their_tables(
     exports: dict[str, tuple[Run, Path, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,17 +78,26 @@ class ArrayFile:
 
 
 def _member(path: Path, keys: tuple[str, ...]) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-    except DAMAGES as error:
-        raise InputError(f"{path} cannot be read ({error}); expected a .npz file, as np.savez writes it") from None
+    names = names_in(path)
     found = [key for key in keys if key in names] or (names if len(names) == 1 else [])
     if not found:
         raise InputError(
             f"{path} has {', '.join(names) or 'nothing'}; expected an array called {' or '.join(keys)}: save it with np.savez(path, {keys[0]}=...)"
         )
     return found[0]
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the arrays in a .npz.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except DAMAGES as error:
+        raise InputError(f"{path} cannot be read ({error}); expected a .npz file, as np.savez writes it") from None
 
 
 @contextmanager

@@ -8,7 +8,6 @@ a row for each image; `image` is text.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from dgrad.errors import InputError
 from dgrad.writing import replacing
-from dgrad_export._arrays import ArrayFile
+from dgrad_export._arrays import ArrayFile, names_in
 from dgrad_export._codec import Codec
 from dgrad_export._images import Origin
 
@@ -31,6 +30,8 @@ Values = dict[str, npt.NDArray[Any]]
 """`code`, in a mixed model also `mean` and `log_variance`, with a row for each image."""
 Write = Callable[[Sequence[Origin], Values], None]
 LINES = (".jsonl", ".ndjson")
+STYLES = ("style", "mean")
+"""Under which names a file may have the Gaussian variables; the first that is there counts."""
 
 
 def check_name(out: str) -> None:
@@ -80,7 +81,7 @@ def _lines(file: IO[str], codec: Codec) -> Iterator[Write]:
             line |= {name: _plain(array[row]) for name, array in values.items()}
             if codec.attributes is not None:
                 line["attributes"] = dict(zip(codec.attributes, line["code"], strict=True))
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line) + "\n")
         file.flush()
 
     yield write
@@ -173,8 +174,8 @@ class Codes:
         if not path.is_file():
             raise InputError(f"there is no file {path}; check the path")
         self.code = ArrayFile(path, "code")
-        if path.suffix == ".npz" and self.codec.gaussian:
-            self.style = ArrayFile(path, "style", "mean")
+        if path.suffix == ".npz" and self.codec.gaussian and set(STYLES) & set(names_in(path)):
+            self.style = ArrayFile(path, *STYLES)
         expected = [("code", self.code, self.codec.code_shape)]
         if self.style is not None:
             expected.append(("style", self.style, (self.codec.gaussian,)))
@@ -244,7 +245,7 @@ def _reading(source: str) -> Iterator[IO[str]]:
     if source == "-":
         yield sys.stdin
         return
-    with open(os.fspath(source), encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+    with Path(source).open(encoding="utf-8", errors="replace") as file:
         yield file
 
 

@@ -97,6 +97,8 @@ class Images:
             raise InputError(f"{array} has the shape {list(array.shape)}; expected {shapes}: reshape or resize them")
         if array.dtype != np.uint8 and array.dtype.kind != "f":
             raise InputError(f"{array} is {array.dtype}; expected uint8 (0 to 255) or floats (0 to 1): convert it")
+        if not len(array):
+            raise InputError(f"{array} is empty; expected at least one image")
         self.sources.append(array)
 
     def _row_shapes(self) -> list[tuple[int, ...]]:

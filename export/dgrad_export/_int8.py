@@ -70,19 +70,24 @@ class _Graph:
     def add(self, node: NodeProto) -> None:
         """The node, or those that take its place."""
         if node.op_type in OUTPUT_AXIS and self._is_large(node.input[1]):
-            if node.op_type == "Gemm" and _is_plain(node) and self.uses.count(node.input[1]) == 1:
+            if _is_linear(node) and self.uses.count(node.input[1]) == 1:
                 if self._is_code(node.input[0]):
                     self._multiply(node, self._of_code)
                     return
                 if self._maker(node.input[0]) == "Relu":
                     self._multiply(node, self._of_positive)
                     return
-            self._restore(node.input[1], OUTPUT_AXIS[node.op_type] if _is_plain(node) else 0)
+            self._restore(node.input[1], OUTPUT_AXIS[node.op_type])
         self.nodes.append(node)
 
     def _is_large(self, name: str) -> bool:
         tensor = self.weights.get(name)
-        return tensor is not None and tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= FEWEST
+        return (
+            tensor is not None
+            and tensor.data_type == TensorProto.FLOAT
+            and len(tensor.dims) > 1
+            and np.prod(tensor.dims) >= FEWEST
+        )
 
     def _maker(self, name: str) -> str:
         return self.maker_of[name].op_type if name in self.maker_of else ""
@@ -109,7 +114,7 @@ class _Graph:
 
     def _restore(self, name: str, axis: int) -> None:
         integer, scale = self._split(name, axis)
-        self.nodes.append(make_node("DequantizeLinear", [integer, scale], [name], axis=axis))
+        self.nodes.insert(0, make_node("DequantizeLinear", [integer, scale], [name], axis=axis))  # before all its uses
 
     def _multiply(self, node: NodeProto, prepare: Callable[[str, str], tuple[str, str | None]]) -> None:
         """`out = (input_scale *) weight_scale * (integers @ integers) + bias`."""
@@ -141,11 +146,10 @@ class _Graph:
         return output
 
 
-def _is_plain(node: NodeProto) -> bool:
-    """For a Gemm: whether it is `x @ weight.T + bias`, as a linear layer is; any other node is."""
-    if node.op_type != "Gemm":
-        return True
+def _is_linear(node: NodeProto) -> bool:
+    """Whether a node is `x @ weight.T + bias`."""
+    if node.op_type != "Gemm" or len(node.input) != 3:
+        return False
     found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    plain = {"transA": 0, "transB": 1, "alpha": 1.0, "beta": 1.0}
     default = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0}
-    return len(node.input) == 3 and {name: found.get(name, value) for name, value in default.items()} == plain
+    return {**default, **found} == {**default, "transB": 1}

@@ -109,7 +109,11 @@ def _names(value: Any, code_shape: list[int]) -> bool:
     """Whether a value is None or a different name for each variable of the code."""
     if value is None:
         return True
-    return all(isinstance(name, str) for name in value) and [len(set(value))] == code_shape == [len(value)]
+    return isinstance(value, list) and all(map(_text, value)) and [len(set(value))] == code_shape == [len(value)]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _natural(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,11 @@ LARGEST_GRID = 100_000_000
 Pixels = npt.NDArray[np.float32]
 
 
-class Pictures:
+class Pictures(Protocol):
     """Takes images `[B, C, H, W]` in [0, 1], batch after batch."""
 
     def add(self, images: Pixels) -> None:
         """Some more images."""
-        raise NotImplementedError
 
 
 def check_out(out: Path) -> None:
@@ -69,7 +69,7 @@ def _grid(out: Path, columns: int) -> Iterator[Pictures]:
         grid.picture().save(temporary, format="PNG")
 
 
-class _Separate(Pictures):
+class _Separate:
     """000000.png, 000001.png, ... in a directory."""
 
     def __init__(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ class _Separate(Pictures):
             self.count += 1
 
 
-class _Grid(Pictures):
+class _Grid:
     """All images row by row on one picture, which is held in memory, a byte for each of its pixels and channels."""
 
     def __init__(self, columns: int) -> None:
