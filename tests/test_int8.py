@@ -159,7 +159,7 @@ def test_the_command_says_what_it_costs_and_refuses_encoders(
     cost = json.loads((folder / "manifest.json").read_text())["int8"]
     shown = capsys.readouterr().out
     assert f"{cost['size_before']:,} bytes became {cost['size_after']:,}" in shown
-    assert f"{cost['change']:+.4f}; the same codes of {cost['images']} images" in shown
+    assert f"{cost['change']:+.4f}; one code drawn for each of {cost['images']} images, the same for both" in shown
     assert Path("m/decoder.onnx").read_bytes() == (folder / "decoder.onnx").read_bytes()
     assert export(run.path, "--out", "n", "--int8", "encoder") == 2
     assert "an image's code would depend on the images beside it; expected --int8 decoder" in capsys.readouterr().err

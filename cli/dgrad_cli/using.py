@@ -235,7 +235,7 @@ def _describe_int8(cost: dict[str, Any]) -> str:
         return f"{sizes}; the change of the bound was not measured: the run's data set could not be loaded"
     return (
         f"{sizes}; test bound {cost['bound_before']:.3f} became {cost['bound_after']:.3f} {cost['unit']} "
-        f"({cost['change']:+.4f}; the same codes of {cost['images']} images)"
+        f"({cost['change']:+.4f}; one code drawn for each of {cost['images']} images, the same for both)"
     )
 
 
