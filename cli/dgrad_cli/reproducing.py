@@ -240,8 +240,13 @@ def _heat_map(recipe: Recipe, finished: list[Experiment], results: Results, out:
     }
     if values:
         unit = next(one.unit for one in results.combinations if one.unit)
-        names = (name.removeprefix("set.") for name in (x, y))
-        save_heat_map(out / f"{recipe.name}.png", values, *names, f"{FIGURES[recipe.figure]}, {unit}")
+        save_heat_map(
+            out / f"{recipe.name}.png",
+            values,
+            x.removeprefix("set."),
+            y.removeprefix("set."),
+            f"{FIGURES[recipe.figure]}, {unit}",
+        )
 
 
 def _grid(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:

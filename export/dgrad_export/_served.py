@@ -17,10 +17,10 @@ import numpy.typing as npt
 import onnxruntime
 
 from dgrad.errors import InputError
-from dgrad_export._manifest import DECODER, ENCODER, read_manifest
+from dgrad_export._manifest import graph_file, read_manifest
 from dgrad_export._session import open_listed, run_session
 
-FILE_OF = {"encoder": ENCODER, "decoder": DECODER}
+GRAPHS = ("encoder", "decoder")
 DATATYPES = {"float32": "FP32", "int64": "INT64"}
 """The Open Inference Protocol's names of the data types that the graphs have."""
 
@@ -136,11 +136,11 @@ def open_models(directory: Path, threads: int = 1) -> dict[str, Served]:
         InputError: there is no export, or a file of it is missing, damaged or not the one that was written.
     """
     manifest = read_manifest(directory)
-    return {name: _open(directory, name, manifest, threads) for name in FILE_OF}
+    return {name: _open(directory, name, manifest, threads) for name in GRAPHS}
 
 
 def _open(directory: Path, name: str, manifest: dict[str, Any], threads: int) -> Served:
-    session = open_listed(directory, FILE_OF[name], manifest, threads)
+    session = open_listed(directory, graph_file(manifest, name), manifest, threads)
     ranges = {"image": Range(0, 1), "uniform": Range(0, 1, excluded=True)}
     values = manifest["latent"]["values"]
     if values is not None:
