@@ -201,7 +201,7 @@ def test_only_ties_excuse_another_code() -> None:
 def test_it_is_a_command_of_its_own(exports: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         ([], "dgrad export needs a RUN; expected dgrad export RUN --out DIR, or dgrad export --check DIR"),
-        (["run"], "dgrad export needs --out"),
+        (["run"], "nothing to write; give --out DIR"),
         (["run", "--check", exports["linear"]], "leave RUN and --out out"),
         (["--out", "x", "--check", exports["linear"]], "leave RUN and --out out"),
     ):
