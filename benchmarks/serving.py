@@ -1,24 +1,30 @@
 """The server against bare onnxruntime calls, in one run: `python -m benchmarks.serving MODEL [--run RUN]`.
 
-MODEL is what `dgrad export` wrote; with --run, the run it was made from, torch is measured too. Ratios are of medians. May import
-tritonclient, onnxruntime, numpy; torch only for --run.
+MODEL is what `dgrad export` wrote; with --run, the run it was made from, torch is measured too. Ratios are of medians of calls that
+take turns. What a client costs by itself is measured with a socket that sends the server's answers, stored before, and computes
+nothing. May import tritonclient, onnxruntime, numpy; torch only for --run.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import json
+import multiprocessing
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +65,85 @@ def bare(models: dict[str, Served], images: Images) -> None:
     """Encode and decode with nothing but the sessions."""
     (code,) = models["encoder"]._session.run(["code"], {"image": images})
     models["decoder"]._session.run(["image"], {"code": code})
+
+
+class Plain:
+    """A client of http.client and numpy, binary mode: it copies less than tritonclient."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port)
+
+    def infer(self, model: str, given: tuple[str, str, npt.NDArray[Any]], asked: tuple[str, str]) -> npt.NDArray[Any]:
+        """The output `asked`, a name and a numpy type, for one input: name, data type and values."""
+        name, datatype, values = given
+        size = {"binary_data_size": values.nbytes}
+        inputs = [{"name": name, "datatype": datatype, "shape": list(values.shape), "parameters": size}]
+        outputs = [{"name": asked[0], "parameters": {"binary_data": True}}]
+        header = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
+        self.connection.putrequest("POST", f"/v2/models/{model}/infer")
+        self.connection.putheader("Content-Length", str(len(header) + values.nbytes))
+        self.connection.putheader("Inference-Header-Content-Length", str(len(header)))
+        self.connection.endheaders(header)
+        self.connection.send(values.data.cast("B"))
+        response = self.connection.getresponse()
+        start = int(response.headers["Inference-Header-Content-Length"])
+        body = response.read()
+        return np.frombuffer(body, asked[1], offset=start).reshape(json.loads(body[:start])["outputs"][0]["shape"])
+
+    def both(self, images: Images) -> npt.NDArray[Any]:
+        """Encode and decode by two requests; the images."""
+        code = self.infer("encoder", ("image", "FP32", images), ("code", "<i8"))
+        return self.infer("decoder", ("code", "INT64", code), ("image", "<f4"))
+
+
+@contextmanager
+def stored(port: int, images: Images) -> Iterator[int]:
+    """The port of a process that computes nothing: it sends what the server answered when `images` were encoded and decoded."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=_answer_stored, args=(listener, port), daemon=True)
+        process.start()
+        Plain(listener.getsockname()[1]).both(images)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            process.terminate()
+            process.join()
+
+
+def _answer_stored(listener: socket.socket, port: int) -> None:
+    """Ask the server what the first client asks; give its answers to all that follow."""
+    answers: list[bytes] = []
+
+    def serve_one(client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        buffer = bytearray(2**22)
+        while request := _read_message(client, buffer):
+            client.sendall(answers[b"/decoder/" in bytes(request[:100])])
+
+    buffer = bytearray(2**22)
+    with closing(listener.accept()[0]) as client, closing(socket.create_connection(("127.0.0.1", port))) as server:
+        for _ in range(2):
+            server.sendall(_read_message(client, buffer))
+            answers.append(bytes(_read_message(server, buffer)))
+            client.sendall(answers[-1])
+    while True:
+        threading.Thread(target=serve_one, args=(listener.accept()[0],), daemon=True).start()
+
+
+def _read_message(connection: socket.socket, buffer: bytearray) -> memoryview:
+    """A request or an answer with its length; nothing at the end."""
+    view, filled, size = memoryview(buffer), 0, len(buffer)
+    while filled < size:
+        count = connection.recv_into(view[filled:size])
+        if count == 0:
+            break
+        filled += count
+        if size == len(buffer) and (end := buffer.find(b"\r\n\r\n", 0, filled)) >= 0:
+            length = re.search(rb"\r\ncontent-length: (\d+)", buffer[:end].lower())
+            assert length
+            size = end + 4 + int(length[1])
+    return view[:filled]
 
 
 def through_client(client: triton.InferenceServerClient, images: Images, *, binary: bool) -> npt.NDArray[np.int64]:
@@ -117,18 +202,7 @@ def measure_server(model: Path, rounds: int, requests: int) -> None:
     images = np.random.default_rng(0).random((256, *shape), dtype=np.float32)
     with serving(model) as (port, process), triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
         for size in (1, 256):
-            batch = images[:size]
-            times = medians(
-                {
-                    "bare": lambda batch=batch: bare(models, batch),
-                    "binary": lambda batch=batch: through_client(client, batch, binary=True),
-                    "JSON": lambda batch=batch: through_client(client, batch, binary=False),
-                },
-                rounds,
-            )
-            ratio = times["binary"] / times["bare"]
-            print(f"encode and decode {size}: " + ", ".join(f"{k} {v:.3f} ms" for k, v in times.items()), end="")
-            print(f"; binary / bare {ratio:.2f}, binary - bare {times['binary'] - times['bare']:.2f} ms")
+            measure_batch(port, models, images[:size], rounds)
         print(f"a refusal: {medians({'bad': lambda: bad_request(port)}, rounds)['bad']:.2f} ms")
         one_by_one = np.concatenate([encode(client, images[i : i + 1]) for i in range(len(images))])
         seconds, codes = concurrent(port, images, 2000)
@@ -141,9 +215,24 @@ def measure_server(model: Path, rounds: int, requests: int) -> None:
         before = resident_mebibytes(process)
         for part in range(4):
             concurrent(port, images, requests // 4)
-            print(
-                f"memory after {(part + 1) * requests // 4}: {resident_mebibytes(process) - before:+.2f} MiB of {before:.0f}"
-            )
+            more = resident_mebibytes(process) - before
+            print(f"memory after {(part + 1) * requests // 4}: {more:+.2f} MiB of {before:.0f}")
+
+
+def measure_batch(port: int, models: dict[str, Served], images: Images, rounds: int) -> None:
+    """Print what encoding and decoding `images` costs by the server, by clients alone and by neither."""
+    with stored(port, images) as nothing:
+        calls: dict[str, Callable[[], object]] = {"bare": lambda: bare(models, images)}
+        for end, number in (("", port), (", client alone", nothing)):
+            client, plain = triton.InferenceServerClient(f"127.0.0.1:{number}"), Plain(number)
+            calls[f"tritonclient{end}"] = lambda client=client: through_client(client, images, binary=True)
+            calls[f"http.client{end}"] = lambda plain=plain: plain.both(images)
+        times = medians(calls, rounds)
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}")
+    times |= medians({"tritonclient, JSON": lambda: through_client(client, images, binary=False)}, 10)
+    print(f"encode and decode {len(images)}:")
+    for name, time_ in times.items():
+        print(f"  {name:28} {time_:8.3f} ms, {time_ / times['bare']:6.2f} times bare, {time_ - times['bare']:+.2f} ms")
 
 
 def _metrics(port: int) -> str:

@@ -52,6 +52,8 @@ class TrainConfig:
         label_weight: of that loss.
         balance_weight: of `sum m log m/f`, m how frequent each class is in the code of unlabelled images, f how frequent it should be; with labels only.
         independence_weight: of the covariance between code and Gaussian variables, with labels only; None for 1000 with attributes, else 0.
+        adversarial_weight: of the virtual adversarial loss (Miyato et al. 2018): how far q moves, in nats, within a small distance of an image; with labels only.
+        adversarial_radius: that distance, the Euclidean norm of the change of the pixels.
         augment: whether labelled images are redrawn by small random affine maps.
         epochs: passes over the training images.
         steps: the number of steps instead, where it is not None.
@@ -87,6 +89,8 @@ class TrainConfig:
     label_weight: float = 50.0
     balance_weight: float = 30.0
     independence_weight: float | None = None
+    adversarial_weight: float = 0.0
+    adversarial_radius: float = 2.0
     augment: bool = False
     epochs: int = 100
     steps: int | None = None
@@ -115,7 +119,7 @@ class TrainConfig:
             "a share of at least 0 and below 1",
         )
         _check("input_dropout", 0 <= self.input_dropout < 1, self.input_dropout, "a share of at least 0 and below 1")
-        for name in ("label_weight", "balance_weight", "weight_decay"):
+        for name in ("label_weight", "balance_weight", "adversarial_weight", "weight_decay"):
             _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "a finite number of at least 0")
         _check("binarize", self.binarize in BINARIZATIONS, self.binarize, f"one of {', '.join(BINARIZATIONS)}")
         _check("kl", self.kl is None or self.kl in KL_PLACES, self.kl, f"one of {', '.join(KL_PLACES)}")
@@ -126,6 +130,14 @@ class TrainConfig:
             "it without --labels",
             "given with --labels, whose images it redraws",
         )
+        _check(
+            "adversarial_weight",
+            not self.adversarial_weight or self.labels > 0,
+            "it without --labels",
+            "given with --labels",
+        )
+        radius = self.adversarial_radius
+        _check("adversarial_radius", 0 < radius < math.inf, radius, "a finite number above 0")
         weight = self.independence_weight
         _check("independence_weight", weight is None or 0 <= weight < math.inf, weight, "a finite number of at least 0")
         _check(

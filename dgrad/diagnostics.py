@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from dgrad.errors import DgradError, InputError
 from dgrad.gradient_estimator import GradientEstimator
 from dgrad.latent_layer import LatentLayer
 from dgrad.networks import DiscreteVAE
+from dgrad.objectives import SharedSweeps
 from dgrad.posterior import Posterior
 from dgrad.runs import build_dataset, build_model, evaluation_data
 from dgrad.schedules import Constant
@@ -261,6 +262,7 @@ class _Measurement:
         self.images = images
         self.logits = posterior.logits
         self.seed = seed
+        self.tables: dict[Hashable, Tensor] = {}
         self.gaussian = posterior.draw(generator=self._generator(2**43))  # [B, c] or None
 
     def figures(self, estimator: GradientEstimator, draws: int, truth: _Truth, warm_up: int) -> dict[str, Any]:
@@ -298,6 +300,7 @@ class _Measurement:
     def moments(self, estimator: GradientEstimator, draws: int, reference: Tensor | None) -> _Moments:
         """Mean and variance over draws, and the mean cosine of a draw with the reference; without one, of the reference itself."""
         generator = self._generator(0 if reference is not None else 2**42)
+        tables = None if reference is None else self.tables
         origin = self.logits.new_zeros(self.logits.flatten(1).shape) if reference is None else reference.to(self.logits)
         total_squares = torch.zeros(origin.shape, dtype=torch.float64)
         sizes = [len(block) for block in torch.arange(draws).chunk(BLOCKS)]
@@ -306,7 +309,7 @@ class _Measurement:
             block_errors, block_squares = torch.zeros_like(total_squares), torch.zeros_like(total_squares)
             left = size
             while left:
-                gradients = self._gradients(estimator, left, generator)  # [D, B, c]
+                gradients = self._gradients(estimator, left, generator, tables)  # [D, B, c]
                 left -= len(gradients)
                 # Moments around the reference: they keep their digits where the deviation is small.
                 difference = gradients - origin
@@ -329,8 +332,18 @@ class _Measurement:
             cosine=cosine / draws,
         )
 
-    def _gradients(self, estimator: GradientEstimator, draws: int, generator: Generator) -> Tensor:
-        """The gradients of at most `draws` draws for the logits of every image, `[D, B, c]`, within the memory budget."""
+    def _gradients(
+        self,
+        estimator: GradientEstimator,
+        draws: int,
+        generator: Generator,
+        tables: dict[Hashable, Tensor] | None = None,
+    ) -> Tensor:
+        """The gradients of at most `draws` draws for the logits of every image, `[D, B, c]`, within the memory budget.
+
+        Args:
+            tables: where sweeps are kept, for estimators that draw the same codes; None for none.
+        """
         count = len(self.images)
         images_at_once, draws_at_once = count, 1
         if estimator.traits.independent_examples:
@@ -346,6 +359,8 @@ class _Measurement:
             pixels = self.images[chosen].repeat(draws_at_once, 1, 1, 1)
             gaussian = None if self.gaussian is None else self.gaussian[chosen].repeat(draws_at_once, 1)
             objective = self.model.reconstruction(pixels, gaussian)
+            if tables is not None:
+                objective = SharedSweeps(objective, tables, (chosen.start, chosen.stop))
             estimate = estimator(self.model.layer, repeated, objective, generator=generator)
             (gradient,) = torch.autograd.grad(estimate.loss.sum(), repeated)
             parts.append(gradient.reshape(draws_at_once, len(logits), -1))

@@ -1,4 +1,4 @@
-"""Likelihoods: what a decoder's outputs say about an image. May import torch only.
+"""Likelihoods: what a decoder's outputs say about an image. May import torch and dgrad.numerics.
 
 A likelihood has no parameters: it turns outputs `[..., D]` and images `[B, D]` in [0, 1] into losses `[..., ]`.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from dgrad.errors import unknown_name
+from dgrad.numerics import softplus
 
 
 class Likelihood(ABC):
@@ -41,7 +41,7 @@ class Bernoulli(Likelihood):
     def loss(
         self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "*lead batch"]:
-        return F.softplus(outputs).sum(-1) - (images * outputs).sum(-1)
+        return softplus(outputs).sum(-1) - (images * outputs).sum(-1)
 
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         return outputs.sigmoid()

@@ -211,10 +211,10 @@ class Reconstruction(Objective):
         per_code = self.decoder.numbers_per_code
         if self.gaussian is not None:
             weight = weight[:, : -self.gaussian.shape[-1]] if self.beside else self._weight_of_each(self.gaussian)
-            return difference_sweep(codes, weight, hidden, self._rest_loss, loss, numbers_per_code=per_code)
+            return difference_sweep(codes, weight, hidden, self._changed_loss, loss, numbers_per_code=per_code)
         if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
             return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
-        return difference_sweep(codes, weight, hidden, self._rest_loss, loss, numbers_per_code=per_code)
+        return difference_sweep(codes, weight, hidden, self._changed_loss, loss, numbers_per_code=per_code)
 
     def _weight_of_each(self, gaussian: Float[Tensor, "batch g"]) -> Float[Tensor, "batch width coordinates"]:
         """The first layer's weight for the code, with each example's Gaussian variables held: `sum_g W[:, (i, j, g)] c_g`."""
@@ -227,6 +227,13 @@ class Reconstruction(Objective):
         """The loss as a function of the outputs of the decoder's first layer."""
         assert isinstance(self.decoder, Decoder)
         return self.likelihood.loss(self.decoder.rest(hidden), self.pixels)
+
+    def _changed_loss(self, hidden: Tensor) -> Tensor:
+        """The same where no gradient is asked for."""
+        assert isinstance(self.decoder, Decoder)
+        if self.compiled and isinstance(self.likelihood, Bernoulli) and cpu.serves(hidden, self.pixels):
+            return cpu.bernoulli_loss(self.decoder.rest(hidden), self.pixels)
+        return self._rest_loss(hidden)
 
 
 class CompiledReconstruction(Reconstruction):
@@ -248,9 +255,7 @@ class CompiledReconstruction(Reconstruction):
             and isinstance(model.decoder, Decoder)
             and len(model.decoder.rest) == 0
             and isinstance(model.likelihood, Bernoulli)
-            and (pixels.device.type, pixels.dtype, model.decoder.first.weight.dtype)
-            == ("cpu", torch.float32, torch.float32)
-            and cpu.available()
+            and cpu.serves(pixels, model.decoder.first.weight)
         )
 
     def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:

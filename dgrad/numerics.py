@@ -1,7 +1,11 @@
-"""Softmaxes over the values of a variable. May import torch only."""
+"""Softmax and softplus in forms that are fast on a CPU. May import torch only."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,3 +35,29 @@ def log_softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     if x.device.type != "cpu" or x.shape[-1] not in SLOW_LENGTHS:
         return x.log_softmax(-1)
     return x.reshape(-1, x.shape[-1]).T.contiguous().log_softmax(0).T.contiguous().view(x.shape)
+
+
+def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`log(1 + exp(x))`, to within a unit of the last place of 1 or of the result, whichever is larger.
+
+    On a CPU torch takes a `log1p`, which is ten times as slow as a `log` on some processors.
+
+    >>> import torch
+    >>> softplus(torch.tensor([-200.0, 0.0, 200.0]))
+    tensor([  0.0000,   0.6931, 200.0000])
+    """
+    result: Tensor = _Softplus.apply(x) if x.device.type == "cpu" else F.softplus(x)
+    return result
+
+
+class _Softplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        # max(x, 0) - log sigmoid(|x|)
+        return x.abs().sigmoid_().log_().neg_().add_(x.clamp_min(0))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * x.sigmoid()

@@ -6,7 +6,7 @@ May import torch; knows no model and no estimator. An objective is built anew fo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +112,47 @@ class KLObjective(Objective):
     ) -> Float[Tensor, "samples batch n k"]:
         loss = self(codes) if loss is None else loss
         return loss[..., None, None] + self.layer.linear_sweep(self.logits, codes)
+
+
+class SharedSweeps(Objective):
+    """An objective whose sweeps are kept, so that estimators that draw the same codes share one table.
+
+    `direct`, `direct-rb` and `leg`, each with any epsilon and difference, draw the same codes from the same noise. Looking a table up waits
+    for the device: not for training steps.
+
+    Args:
+        objective: whose sweeps are kept.
+        tables: where, by `name` and codes; to be handed to the next objective of the same losses.
+        name: tells objectives of other losses apart.
+        most: numbers that the tables may hold together; what comes later is not kept.
+
+    >>> objective, tables = FunctionObjective(lambda codes: codes[..., 0].sum(-1)), {}
+    >>> codes = torch.tensor([[[[1.0, 0.0]]]])
+    >>> SharedSweeps(objective, tables).sweep(codes) is SharedSweeps(objective, tables).sweep(codes.clone())
+    True
+    """
+
+    def __init__(
+        self, objective: Objective, tables: dict[Hashable, Tensor], name: Hashable = None, *, most: int = 2**27
+    ) -> None:
+        self.objective = objective
+        self.tables = tables
+        self.name = name
+        self.most = most
+
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
+        return self.objective(codes)
+
+    def sweep(
+        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
+    ) -> Float[Tensor, "samples batch n k"]:
+        key = (self.name, codes.shape, codes.argmax(-1).cpu().numpy().tobytes())
+        table = self.tables.get(key)
+        if table is None:
+            table = self.objective.sweep(codes, loss)
+            if (len(self.tables) + 1) * table.numel() <= self.most:
+                self.tables[key] = table
+        return table
 
 
 @torch.no_grad()

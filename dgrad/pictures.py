@@ -460,6 +460,39 @@ def save_points(
     _save(figure, path)
 
 
+def save_heat_map(
+    path: Path, values: Mapping[tuple[str, str], float], x_name: str, y_name: str, value_name: str
+) -> None:
+    """Write a figure over two settings: `values` by their texts (x, y), which stand in the order they come in; the least is framed."""
+    columns, rows = (list(dict.fromkeys(pair[axis] for pair in values)) for axis in (0, 1))
+    table = torch.full((len(rows), len(columns)), torch.nan)
+    for (x, y), value in values.items():
+        table[rows.index(y), columns.index(x)] = value
+    figure = _figure(2.5 + len(columns), 1.5 + 0.6 * len(rows))
+    axes = figure.subplots()
+    # most of the colours for the better half: a few that failed would leave the others alike
+    top = float(table.nanmedian()) * 2 - float(table[~table.isnan()].min())
+    image = axes.imshow(table.numpy(), cmap="viridis", vmax=top, aspect="auto", origin="lower")
+    for (x, y), value in values.items():
+        place = columns.index(x), rows.index(y)
+        light = value < (top + float(table[~table.isnan()].min())) / 2
+        axes.text(*place, f"{value:.1f}", ha="center", va="center", color="white" if light else "black")
+    best = min(values, key=values.__getitem__)
+    frame = {"fill": False, "edgecolor": "white", "linewidth": 2}
+    axes.add_patch(_rectangle((columns.index(best[0]) - 0.48, rows.index(best[1]) - 0.48), 0.96, 0.96, **frame))
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel=x_name, ylabel=y_name)
+    figure.colorbar(image, ax=axes, label=value_name)
+    _save(figure, path)
+
+
+def _rectangle(*arguments: Any, **settings: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(*arguments, **settings)
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -7,10 +7,12 @@ it from a loss of its own: of the code, which every estimator carries back in it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from dgrad.config import TrainConfig
 from dgrad.data import Dataset
@@ -19,6 +21,8 @@ from dgrad.latent_layer import LatentLayer
 from dgrad.numerics import log_softmax
 from dgrad.objectives import Objective
 
+PROBE = 0.1
+"""The norm of the change at which the virtual adversarial loss looks for the worst direction; float32 tells the difference there."""
 MEMORY = 0.9
 """How much of a moving mean stays from step to step."""
 INDEPENDENCE_OF_ATTRIBUTES = 1000.0
@@ -122,6 +126,36 @@ class LabelObjective(Objective):
         """What each value of each variable costs, `[B, n, k]`."""
         known, labelled = known_codes(self.labels, codes.shape[-2:], codes.dtype)
         return self.weight * (known.to(codes.dtype) - labelled)
+
+
+def adversarial_change(
+    logits_of: Callable[[Tensor], Tensor],
+    images: Float[Tensor, "batch c h w"],
+    logits: Float[Tensor, "batch n k"],
+    radius: float,
+    *,
+    generator: Generator | None = None,
+) -> Float[Tensor, ""]:
+    """The virtual adversarial loss (Miyato et al. 2018): `KL(q(x) || q(x + r))` in nats, the mean over images, r the worst change of norm `radius`.
+
+    r is found by one step of the power method from a random direction; it and q(x) are held.
+    """
+    log_q = log_softmax(logits.detach())
+
+    def divergence(change: Tensor) -> Tensor:
+        return (log_q.exp() * (log_q - log_softmax(logits_of(images + change)))).sum((-2, -1)).mean()
+
+    direction = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
+    small = _of_norm(direction, PROBE).requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(divergence(small), small)
+    return divergence(_of_norm(slope, radius))
+
+
+def _of_norm(change: Tensor, norm: float) -> Tensor:
+    """Each image's change, scaled to a Euclidean norm."""
+    length = change.flatten(1).norm(dim=1).clamp_min(torch.finfo(change.dtype).tiny)
+    return norm * change / length.view(-1, *[1] * (change.ndim - 1))
 
 
 class Supervision(nn.Module):

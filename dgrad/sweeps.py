@@ -1,6 +1,6 @@
 """Sweeps of decoders whose first layer is linear in the code: every changed code at the price of its difference.
 
-May import torch and dgrad.kernels. With `a = z W' + bias` the output of the first layer, a code whose row i changes from its own value z to j
+May import torch, dgrad.numerics and dgrad.kernels. With `a = z W' + bias` the output of the first layer, a code whose row i changes from its own value z to j
 has `a + W[:, (i, j)] - W[:, (i, z)]`. The functions here evaluate those differences instead of whole decoders; none builds a
 graph, and none waits for the device. Matrix products are meant in full float32, as torch has them by default (no TF32).
 """
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dgrad.kernels import cpu, cuda
+from dgrad.numerics import softplus
 
 GROUP = 8
 """Pixels whose factors are multiplied before one logarithm is taken."""
@@ -101,7 +102,7 @@ def bernoulli_linear_sweep(
     """
     if compiled and codes.device.type == "cuda" and codes.dtype == torch.float32 and cuda.available():
         return cuda.sweep(codes, weight, logits, images, loss)
-    if compiled and codes.device.type == "cpu" and codes.dtype == torch.float32 and cpu.available():
+    if compiled and cpu.serves(codes):
         table = cpu.BernoulliLinear(weight, None, images, (codes.shape[2], codes.shape[3])).sweep_from(
             codes, logits, loss
         )
@@ -184,12 +185,12 @@ def _exact_change(
 ) -> Float[Tensor, "examples n k"]:
     """By how much `sum_d softplus(a_d)` changes, with one softplus for each changed pixel."""
     n, k, pixels = rows.shape
-    base = F.softplus(logits).unsqueeze(1)  # [N, 1, D]
+    base = softplus(logits).unsqueeze(1)  # [N, 1, D]
     change = logits.new_empty(n, len(logits), k)
     for row in range(n):
         for part in _parts(len(logits), max(1, NUMBERS_AT_ONCE // (k * pixels))):
             without = logits[part] - rows[row].index_select(0, own[part, row])  # [N, D]
-            changed = F.softplus(without.unsqueeze(1) + rows[row])  # [N, k, D]
+            changed = softplus(without.unsqueeze(1) + rows[row])  # [N, k, D]
             # The sum of differences, not the difference of sums, which would lose digits.
             torch.sum(changed.sub_(base[part]), -1, out=change[row, part])
     return change.transpose(0, 1).contiguous()  # [N, n, k]

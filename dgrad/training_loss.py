@@ -19,7 +19,7 @@ from dgrad.networks import DiscreteVAE
 from dgrad.noise import drop
 from dgrad.objectives import KLObjective, as_objective
 from dgrad.schedules import Constant, Schedule, schedule
-from dgrad.supervision import ObservedObjective, Supervision, known_codes
+from dgrad.supervision import ObservedObjective, Supervision, adversarial_change, known_codes
 
 
 class TrainingLoss(nn.Module):
@@ -74,7 +74,8 @@ class TrainingLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         config, layer = self.config, self.model.layer
-        posterior = self.model.posterior(drop(batch.images, config.input_dropout, generator=self.noise))
+        seen = drop(batch.images, config.input_dropout, generator=self.noise)
+        posterior = self.model.posterior(seen)
         logits = posterior.logits  # [B, *code]
         objective = self.model.reconstruction(batch.images, posterior.draw(generator=self.noise))
         kl_logits = logits
@@ -96,7 +97,14 @@ class TrainingLoss(nn.Module):
             loss = loss + posterior.gaussian.kl().mean()
         if self.supervision is not None:
             loss = loss + self.supervision(logits, known, labelled, posterior.mean)
+            if config.adversarial_weight > 0:
+                radius = config.adversarial_radius
+                change = adversarial_change(self._logits, seen, logits, radius, generator=self.noise)
+                loss = loss + config.adversarial_weight * change
         return loss
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return self.model.posterior(images).logits
 
 
 def _buffers_apart() -> dict[str, Any]:

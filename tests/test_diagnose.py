@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import dgrad
+import dgrad.diagnostics
 from dgrad.config import configure
 from dgrad.diagnostics import Diagnosis, choose_images, diagnose, random_start
 from dgrad.errors import InputError
+from dgrad.networks import Reconstruction
 from dgrad.runs import Run
 from dgrad.variants import read_variants
 from dgrad_cli.main import main
@@ -91,6 +94,31 @@ def test_a_small_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     parts = _diagnose("2x3", "exact,leg", draws=20, images=5).rows
     assert parts[0].bias == pytest.approx(whole[0].bias, abs=1e-6)
     assert parts[1].deviation == pytest.approx(whole[1].deviation, rel=0.3)
+
+
+def test_estimators_that_draw_the_same_codes_share_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept, sweep = [], Reconstruction.sweep
+
+    def counted(self: Reconstruction, *arguments: Tensor) -> Tensor:
+        swept.append(1)
+        return sweep(self, *arguments)
+
+    monkeypatch.setattr(Reconstruction, "sweep", counted)
+    monkeypatch.setattr(dgrad.diagnostics, "TIMED_CALLS", 1)
+    monkeypatch.setattr(dgrad.diagnostics, "TIMED_SECONDS", 0.0)
+    alone, together = {}, {}
+    counts = []
+    for estimators in (["direct"], ["direct-rb"], ["leg"], ["direct", "direct-rb", "leg"]):
+        swept.clear()
+        values = [f"{name}.epsilon=0.1,1" for name in estimators if name != "leg"]
+        values += [f"{name}.difference=forward,backward" for name in estimators if name != "leg"]
+        rows = _diagnose("2x4", ",".join(estimators), *values).rows
+        counts.append(len(swept) - 3 * len(rows))  # each is timed three times, for which nothing is kept
+        (alone if len(estimators) == 1 else together).update({row.label: (row.bias, row.deviation) for row in rows})
+    assert len(together) == 9
+    assert together == alone
+    assert counts[0] > 0
+    assert counts[3] == counts[0] == counts[1] == counts[2]
 
 
 def test_an_estimator_that_fails_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:

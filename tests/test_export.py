@@ -187,7 +187,7 @@ def test_manifest(exports: dict[str, Path], runs: dict[str, Run], name: str) -> 
     n, k = map(int, CASES[name].get("latent", "6x4").split("x"))
     assert manifest["latent"] == {"spec": f"{n}x{k}", "shape": [n, k], "code_shape": [n], "values": k}
     assert manifest["image_shape"] == [1, 8, 8]
-    assert manifest["classes"] == list("0123456789")
+    assert manifest["classes"] == list("0123456789") and manifest["attributes"] is None
     assert manifest["preprocessing"]["binarize"] == runs[name].config.binarize
     image = {"name": "image", "shape": ["batch", 1, 8, 8], "dtype": "float32"}
     code = {"name": "code", "shape": ["batch", n], "dtype": "int64"}
@@ -318,7 +318,8 @@ def test_latent_of_another_integer_form_and_data_that_moved_away(
 @pytest.mark.parametrize("dataset", ["digits", "gone.npz"])
 def test_compared_images_are_such_as_the_encoder_gets(binarize: str, dataset: str) -> None:
     config = TrainConfig(latent="6x4", binarize=binarize, dataset=dataset)
-    images, source, _ = dgrad_export._write._images(config, build_model(config, (1, 8, 8)))
+    model = build_model(config, (1, 8, 8))
+    images, source = dgrad_export._write._images(config, model, dgrad_export._write._dataset(config, model))
     assert images.shape == (256, 1, 8, 8) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1
     assert (len(images.unique()) == 2) == (binarize in ("static", "dynamic"))
@@ -626,6 +627,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no latent": (lambda folder: rewrite(folder, lambda m: m.pop("latent")), "latent is missing"),
     "odd latent": (lambda folder: rewrite(folder, lambda m: m.update(latent=3)), "is damaged"),
     "odd shape": (lambda folder: rewrite(folder, lambda m: m.update(image_shape=[1, 8])), "image_shape"),
+    "odd attributes": (lambda folder: rewrite(folder, lambda m: m.update(attributes=["a", "b"])), "attributes"),
     "no encoder": (lambda folder: (folder / ENCODER).unlink(), "encoder.onnx is missing"),
     "cut decoder": (lambda folder: (folder / DECODER).write_bytes(b"123"), "3 bytes"),
     "wrong encoder": (lambda folder: flip(folder / ENCODER), "its sha256 is"),
@@ -659,7 +661,7 @@ import sys
 import numpy as np
 import dgrad_export
 from dgrad_export import Codec
-assert "numpy" not in dgrad_export.__dict__ and dir(dgrad_export) == ["Codec", "export_run"]
+assert "numpy" not in dgrad_export.__dict__ and dir(dgrad_export) == ["Codec", "build_page", "check_export", "export_run"]
 codec = Codec(sys.argv[1])
 codes = codec.encode(np.zeros((3, 8, 8), np.uint8))
 assert codec.decode(codes).shape == (3, 1, 8, 8) and codec.sample(2, seed=0).shape == (2, 1, 8, 8)
@@ -677,6 +679,6 @@ def test_codec_needs_neither_torch_nor_onnx(exports: dict[str, Path]) -> None:
 def test_package_names() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dgrad_export.__all__ == ["Codec", "export_run"]
+        assert dgrad_export.__all__ == ["Codec", "build_page", "check_export", "export_run"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dgrad_export.nothing  # noqa: B018

@@ -19,8 +19,8 @@ from dgrad.config import TrainConfig
 from dgrad.errors import CompilerWarning
 from dgrad.kernels import cpu
 from dgrad.likelihoods import likelihood
-from dgrad.networks import CompiledReconstruction, linear_vae
-from dgrad.numerics import log_softmax, softmax
+from dgrad.networks import CompiledReconstruction, linear_vae, mlp_vae
+from dgrad.numerics import log_softmax, softmax, softplus
 from dgrad.sweeps import bernoulli_linear_sweep
 from dgrad.training import STEPS_WORTH_COMPILING, Trainer
 
@@ -307,3 +307,58 @@ def test_softmaxes_are_those_of_torch(k: int, ours: object, torchs: object) -> N
     torch.testing.assert_close(mine, theirs)
     for one, other in zip(*(torch.autograd.grad((y * weights).sum(), x) for y in (mine, theirs)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_is_that_of_torch(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-30, 30, 1001), torch.tensor([0.0, -0.0, 100.0, -100.0, 3e38, -3e38])]).to(dtype)
+    x.requires_grad_()
+    expected = torch.logaddexp(
+        x.detach().double(), torch.zeros((), dtype=torch.float64)
+    )  # torch's own softplus stops at 20
+    torch.testing.assert_close(
+        softplus(x).double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps
+    )
+    (slope,) = torch.autograd.grad(softplus(x).sum(), x)
+    torch.testing.assert_close(slope, x.sigmoid())
+    assert softplus(torch.tensor(float("nan"))).isnan()
+    assert softplus(torch.tensor(float("inf"))) == float("inf")
+
+
+def test_softplus_can_be_differentiated_twice() -> None:
+    """As estimators with a learned control variate do."""
+    x = torch.tensor([-3.0, 0.0, 0.5, 4.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(softplus, x)
+    assert torch.autograd.gradgradcheck(softplus, x)
+
+
+@pytest.mark.parametrize("pixels", [1, 16, 37, 784, 1100])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_the_compiled_loss_of_logits_is_that_in_float64(compiler: None, pixels: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(pixels)
+    logits = scale * torch.randn(3, 5, pixels, generator=generator)
+    images = torch.rand(5, pixels, generator=generator)
+    expected = (F.softplus(logits.double()) - images.double() * logits.double()).sum(-1)
+    # each sum's own rounding, in units of the largest number in it
+    allowed = 1e-4 + 4e-7 * logits.abs().sum(-1).double()
+    assert ((cpu.bernoulli_loss(logits, images) - expected).abs() <= allowed).all()
+    assert ((cpu.bernoulli_loss(logits.mT.contiguous().mT, images) - expected).abs() <= allowed).all()
+    logits[1, 2, pixels // 2] = float("nan")
+    assert cpu.bernoulli_loss(logits, images).isnan().nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("spec", ["3x4", "5x2"])
+def test_the_sweep_of_a_deep_decoder_is_right_with_and_without_the_kernel(compiler: None, spec: str) -> None:
+    layer, generator = dgrad.latent(spec), torch.Generator().manual_seed(1)
+    model = mlp_vae(layer, (1, 5, 7), likelihood("bernoulli"), (16,))
+    images = torch.rand(6, 1, 5, 7, generator=generator).round()
+    codes = layer.sample(torch.zeros(6, *layer.shape), 2, generator=generator)
+    tables = []
+    for compiled in (False, True):
+        model.compiled_kernels = compiled
+        tables.append(model.reconstruction(images).sweep(codes))
+    torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=1e-5)
+    exact = mlp_vae(layer, (1, 5, 7), likelihood("bernoulli"), (16,)).double()
+    exact.load_state_dict(model.state_dict())
+    expected = exact.reconstruction(images.double()).sweep(codes.double())
+    torch.testing.assert_close(tables[1].double(), expected, rtol=0, atol=1e-4)

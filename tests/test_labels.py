@@ -23,7 +23,7 @@ from dgrad.files import load_checkpoint, save_checkpoint
 from dgrad.listener import Listener
 from dgrad.objectives import FunctionObjective
 from dgrad.runs import Run, build_dataset
-from dgrad.supervision import LabelObjective, ObservedObjective, Supervision, known_codes
+from dgrad.supervision import LabelObjective, ObservedObjective, Supervision, adversarial_change, known_codes
 from dgrad.training import Interrupted, Trainer, resume
 from dgrad_cli.main import main
 
@@ -238,6 +238,29 @@ def test_the_supervision_is_the_cross_entropy_of_the_labelled_and_the_balance_of
     assert (gradient[known.squeeze(-1)] == 0).all()
 
 
+def test_the_adversarial_change_of_a_linear_encoder_is_the_worst_one() -> None:
+    """Of two classes under a linear encoder the divergence grows with the change of one difference of logits: the worst change goes along it."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 12, generator=generator, dtype=torch.float64)
+    images = torch.rand(5, 1, 3, 4, generator=generator, dtype=torch.float64)
+
+    def logits_of(x: Tensor) -> Tensor:
+        return (x.flatten(1) @ weight.T).view(-1, 1, 2)
+
+    radius, logits = 0.7, logits_of(images)
+    loss = adversarial_change(logits_of, images, logits, radius, generator=generator)
+    q, difference = logits.softmax(-1), weight[0] - weight[1]
+    along = radius * (difference / difference.norm()).view(1, 1, 3, 4)
+    ways = torch.stack(
+        [(q * (q.log() - logits_of(images + sign * along).log_softmax(-1))).sum((1, 2)) for sign in (1, -1)]
+    )
+    assert ways.amin(0).mean() - 1e-9 <= loss <= ways.amax(0).mean() + 1e-9
+    around = torch.randn(200, 1, 3, 4, generator=generator, dtype=torch.float64)
+    around = radius * around / around.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    divergences = [(q * (q.log() - logits_of(images + change).log_softmax(-1))).sum((1, 2)).mean() for change in around]
+    assert max(divergences) < loss, "no random change of that norm is as bad"
+
+
 def test_labelled_images_train_the_bound_of_image_and_label() -> None:
     """With nothing unlabelled in the batch: the loss at the label, no KL of the code, and no gradient but the cross-entropy's."""
     config = {**SETTINGS, "estimator": "leg", "balance-weight": 0, "label-weight": 0, "kl": "inside"}
@@ -316,8 +339,9 @@ class _StopAt(Listener):
     [
         {"estimator": "direct", "augment": True, "kl-weight": "geometric:10:1", "model": "mixture", "gaussian": 3},
         {"estimator": "reinforce", "label-loss": "code", "binarize": "dynamic"},
+        {"estimator": "leg", "adversarial-weight": 1},
     ],
-    ids=["augmented", "dynamic"],
+    ids=["augmented", "dynamic", "adversarial"],
 )
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, variant: dict[str, object]) -> None:
     config = configure({**SETTINGS, **variant})

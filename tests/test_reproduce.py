@@ -128,6 +128,46 @@ def test_a_race_shows_each_line_by_epoch_and_time(tmp_path: Path, monkeypatch: p
     assert line.get_color() == by_epoch.lines[1].get_color()
 
 
+def test_a_heat_map_is_of_the_recipes_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgrad import pictures
+    from dgrad.experiments import Combination, Results
+
+    recipe = recipes()["epsilon-and-rate"]
+    experiments = expand(recipe.sweep, tmp_path)
+    combinations = [
+        Combination(
+            each.label, json.loads(each.config.to_json()), 1, 1, False, {"test_bound": {"mean": float(i)}}, "nats", None
+        )
+        for i, each in enumerate(experiments)
+    ]
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "save_heat_map", lambda *arguments: drawn.append(arguments))
+    PLOTS["heat map"](recipe, experiments, Results(combinations[::-1], []), tmp_path)
+    ((path, values, x, y, name),) = drawn
+    assert (path, x, y, name) == (tmp_path / "epsilon-and-rate.png", "lr", "epsilon", "test bound, nats")
+    assert len(values) == 25
+    first = experiments[0].config
+    assert next(iter(values.items())) == ((first.lr, first.set["epsilon"]), 0.0)
+
+
+def test_a_heat_map_frames_the_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgrad import pictures
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    values = {("0.01", "1"): 3.0, ("0.02", "1"): 2.0, ("0.01", "5"): 9.0}
+    pictures.save_heat_map(tmp_path / "a.png", values, "lr", "epsilon", "nats")
+    axes = drawn[0].axes[0]
+    assert axes.images[0].get_array().tolist() == [[3.0, 2.0], [9.0, None]]
+    assert {text.get_text(): text.get_position() for text in axes.texts} == {
+        "3.0": (0, 0),
+        "2.0": (1, 0),
+        "9.0": (0, 1),
+    }
+    (frame,) = axes.patches
+    assert frame.get_xy() == pytest.approx((0.52, -0.48))
+
+
 def test_points_over_a_setting(tmp_path: Path) -> None:
     from dgrad.pictures import save_points
 

@@ -24,10 +24,12 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from dgrad.config import configure
-from dgrad.errors import InputError
+from dgrad.errors import InputError, RunError
 from dgrad.runs import Run
 from dgrad.training import Trainer
 from dgrad_export import Codec, export_run
+from dgrad_export._answers import Asked, answer_all
+from dgrad_export._connection import read_head
 from dgrad_export._protocol import read_request
 from dgrad_export._served import open_models
 from dgrad_export._server import serve
@@ -62,10 +64,10 @@ def codec(bundle: Path) -> Codec:
 
 
 @contextmanager
-def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server and its port."""
+def serving(bundle: Path, *options: str, first: str = "") -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server, which runs the code `first` before it begins, and its port."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", COMMAND, "serve", str(bundle), "--port", "0", *options]
+    command = [sys.executable, "-c", first + COMMAND, "serve", str(bundle), "--port", "0", *options]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
@@ -129,7 +131,9 @@ def test_routes(port: int) -> None:
         assert ask(port, "GET", f"{path}/ready") == (200, {"name": "encoder", "ready": True})
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/v2/models", "/v2/models/encoder/config", "/manifest.json", "/../x"])
+@pytest.mark.parametrize(
+    "path", ["/page.html", "/docs", "/v2/models", "/v2/models/encoder/config", "/manifest.json", "/../x"]
+)
 def test_nothing_else_is_served(port: int, path: str) -> None:
     status, answer = ask(port, "GET", path)
     assert status == 404 and "expected a route" in answer["error"]
@@ -266,6 +270,7 @@ BAD: dict[str, tuple[str, str, Any, dict[str, str], int, str]] = {
     "cut": ("POST", INFER, *binary(256, bytes(100)), 400, "100 bytes of binary data left"),
     "odd size": ("POST", INFER, *binary(255, bytes(255)), 400, "multiple of 4"),
     "no size": ("POST", INFER, *binary("256", bytes(256)), 400, 'binary_data_size "256"'),
+    "surrogate": ("POST", INFER, b'{"inputs": [{"name": "\\ud800"}]}', {}, 400, "known: image"),
     "left over": ("POST", INFER, *binary(256, bytes(300)), 400, "44 bytes are left"),
     "header too long": ("POST", INFER, *binary(256, bytes(256), length="9999"), 400, "cut short"),
     "header no number": ("POST", INFER, *binary(256, bytes(256), length="-5"), 400, "expected a number of bytes"),
@@ -309,7 +314,218 @@ def test_a_slow_client_is_told_so_and_holds_up_nobody(bundle: Path) -> None:
         assert b" 408 " in received.splitlines()[0] and b'"error":"the body took longer than 0.5 seconds' in received
 
 
+# Connections
+
+
+def infer_request(count: int = 1, seed: int = 0, *more: str, payload: bytes | None = None) -> bytes:
+    """An inference request as bytes, binary both ways."""
+    images = grey(count, seed)
+    entry = {"name": "image", "shape": list(images.shape), "datatype": "FP32"}
+    inputs = [{**entry, "parameters": {"binary_data_size": images.nbytes}}]
+    text = json.dumps({"inputs": inputs, "outputs": [{"name": "code", "parameters": {"binary_data": True}}]}).encode()
+    body = text + (images.tobytes() if payload is None else payload)
+    lines = [f"POST {INFER} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *more]
+    return "\r\n".join([*lines, f"Inference-Header-Content-Length: {len(text)}", "", ""]).encode() + body
+
+
+def read_response(stream: Any) -> tuple[int, dict[str, str], bytes]:
+    status = int(stream.readline().split()[1])
+    headers = {}
+    while line := stream.readline().decode().strip():
+        name, _, value = line.partition(": ")
+        headers[name.lower()] = value
+    return status, headers, stream.read(int(headers["content-length"]))
+
+
+def read_codes(stream: Any) -> np.ndarray:
+    status, headers, body = read_response(stream)
+    assert status == 200, body
+    return np.frombuffer(body, "<i8", offset=int(headers["inference-header-content-length"])).reshape(-1, 6)
+
+
+@contextmanager
+def connected(port: int) -> Iterator[tuple[socket.socket, Any]]:
+    with (
+        closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as client,
+        closing(client.makefile("rb")) as stream,
+    ):
+        yield client, stream
+
+
+def test_all_kinds_of_requests_on_one_connection(port: int, codec: Codec) -> None:
+    other = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    body = json.dumps({"inputs": [image(2)], "outputs": [{"name": "code"}]}).encode()
+    in_chunks = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n".encode()
+    in_chunks += body + b"\r\n0\r\n\r\n"
+    with connected(port) as (client, stream):
+        for _ in range(2):
+            client.sendall(infer_request(3))
+            np.testing.assert_array_equal(read_codes(stream), codec.encode(grey(3)))
+            client.sendall(other)
+            assert read_response(stream)[0] == 200
+            client.sendall(infer_request(1, payload=b""))
+            status, _, answer = read_response(stream)
+            assert status == 400 and b"0 bytes of binary data left" in answer
+            client.sendall(in_chunks)
+            _, _, answer = read_response(stream)
+            assert (
+                np.reshape(json.loads(answer)["outputs"][0]["data"], (2, 6)).tolist() == codec.encode(grey(2)).tolist()
+            )
+        client.sendall(infer_request(2, 5, "Expect: 100-continue"))
+        assert b" 100 " in stream.readline() and not stream.readline().strip()
+        np.testing.assert_array_equal(read_codes(stream), codec.encode(grey(2, 5)))
+        client.sendall(infer_request(2, 6, "Connection: close"))
+        np.testing.assert_array_equal(read_codes(stream), codec.encode(grey(2, 6)))
+        assert stream.read() == b""
+
+
+def test_requests_in_pieces(port: int, codec: Codec) -> None:
+    request = infer_request(2)
+    with connected(port) as (client, stream):
+        for piece in (request[:1], request[1:70], request[70:180], request[180:-1], request[-1:] + request[:9]):
+            client.sendall(piece)
+            time.sleep(0.02)
+        np.testing.assert_array_equal(read_codes(stream), codec.encode(grey(2)))
+        client.sendall(request[9:])
+        np.testing.assert_array_equal(read_codes(stream), codec.encode(grey(2)))
+
+
+def test_requests_sent_before_the_answers_are_answered_in_order(port: int, codec: Codec) -> None:
+    seeds = range(400)  # more than is read ahead
+    other = b"GET /v2/models/none HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connected(port) as (client, stream), ThreadPoolExecutor(1) as pool:
+        requests = b"".join(infer_request(1 + seed % 3, seed) + other * (seed % 50 == 49) for seed in seeds)
+        sending = pool.submit(client.sendall, requests)
+        for seed in seeds:
+            np.testing.assert_array_equal(read_codes(stream), codec.encode(grey(1 + seed % 3, seed)))
+            if seed % 50 == 49:
+                assert read_response(stream)[0] == 404
+        sending.result()
+
+
+def test_a_client_that_reads_nothing_holds_up_nobody(port: int, codec: Codec) -> None:
+    entry = {"inputs": [image(200)]}  # answers of 60 KiB
+    body = json.dumps(entry).encode()
+    request = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    with connected(port) as (client, stream):
+        client.settimeout(1)
+        with pytest.raises(TimeoutError):
+            for _ in range(1000):  # the server stops to read when it cannot write
+                client.sendall(request)
+        assert ask(port, "POST", INFER, entry)[0] == 200
+        assert read_response(stream)[0] == 200
+
+
+def test_a_connection_without_a_request_is_closed(bundle: Path) -> None:
+    first = "import dgrad_export._connection as c\nc.SECONDS_FOR_A_REQUEST = 0.4\n"
+    with serving(bundle, first=first) as (_, port), connected(port) as (silent, _), connected(port) as (client, stream):
+        silent.sendall(b"POST ")
+        for _ in range(3):
+            time.sleep(0.25)
+            client.sendall(infer_request())
+            read_codes(stream)
+        assert silent.recv(1) == b""
+        started = time.monotonic()
+        assert client.recv(1) == b"" and time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Transfer-Encoding: chunked",
+        "Content-Encoding: gzip",
+        "Expect: 100-continue",
+        "Upgrade: h2c",
+        "Connection: close",
+        "Host: y",
+        "Content-Length: 7",
+        "Content-Length : 7",
+        " folded",
+        "no colon",
+        "Bell: \a",
+    ],
+)
+def test_what_is_unusual_is_left_to_uvicorn(line: str) -> None:
+    usual = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\nConnection: keep-alive"
+    assert read_head(usual.encode()) is not None
+    assert read_head(f"{usual}\r\n{line}".encode()) is None
+    for before, after in (
+        ("POST", "GET"),
+        ("1.1", "1.0"),
+        ("infer", "infer?a=1"),
+        ("Host: x\r\n", ""),
+        (": 7", ": -7"),
+    ):
+        assert read_head(usual.replace(before, after).encode()) is None
+
+
 # Many at once, and the end
+
+
+def test_requests_that_wait_together_are_answered_as_alone(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = open_models(bundle)
+    codes = tensor("code", np.random.default_rng(0).integers(4, size=(5, 6)), "INT64")
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        *(("encoder", {"inputs": [tensor("image", grey(1, seed), "FP32")], "id": str(seed)}) for seed in range(70)),
+        ("encoder", {"inputs": [tensor("image", grey(1), "FP64")]}),
+        ("decoder", {"inputs": [codes]}),
+        ("encoder", {"inputs": [image(100)]}),
+        ("encoder", {"inputs": [image(3)], "outputs": [{"name": "code"}]}),
+        ("decoder", {"inputs": [{**codes, "data": [9] * 30}]}),
+        ("encoder", {"inputs": [image(2)], "outputs": [{"name": "code"}]}),
+    ]
+    asked = [Asked(models[name], json.dumps(body).encode(), None) for name, body in bodies]
+    alone = [answer_all([one])[0] for one in asked]
+    assert [answer.status for answer in alone] == [200] * 70 + [400, 200, 200, 200, 400, 200]
+    batches: list[int] = []
+    for model in models.values():
+
+        def counted(values: Any, outputs: Any, run: Any = model.run) -> Any:
+            batches.append(len(next(iter(values.values()))))
+            return run(values, outputs)
+
+        monkeypatch.setattr(model, "run", counted)
+    for one, together in zip(alone, answer_all(asked), strict=True):
+        assert (one.status, one.examples) == (together.status, together.examples)
+        one_body, body = json.loads(one.pieces[0]), json.loads(together.pieces[0])
+        outputs = zip(one_body.pop("outputs", []), body.pop("outputs", []), strict=True)
+        assert one_body == body
+        for expected, found in outputs:
+            assert {**expected, "data": 0} == {**found, "data": 0}
+            np.testing.assert_allclose(found["data"], expected["data"], atol=1e-6 * (found["datatype"] == "FP32"))
+    assert sorted(batches) == [5, 5, 6, 64, 100]
+
+
+def test_a_failure_is_answered_too(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = open_models(bundle)["encoder"]
+    asked = Asked(model, json.dumps({"inputs": [image()]}).encode(), None)
+    for error, expected in (
+        (MemoryError(), b"fewer examples"),
+        (RunError("no; wait"), b"wait"),
+        (KeyError(1), b"failed"),
+    ):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(model, "run", fail)
+        for answer in answer_all([asked, asked]):
+            assert answer.status == 500 and expected in answer.pieces[0]
+    assert "KeyError" in caplog.text
+
+
+def test_threads_change_no_bit(bundle: Path) -> None:
+    images = grey(300)
+    results = [
+        open_models(bundle, threads)["encoder"].run({"image": images[:count]}, ["logits", "code"])
+        for threads in (1, 3)
+        for count in (300, 77)
+    ]
+    for one, other in ((0, 2), (1, 3)):
+        for expected, found in zip(results[one], results[other], strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_concurrent_requests_get_the_codes_of_one_by_one(port: int, codec: Codec) -> None:
@@ -408,6 +624,8 @@ def test_no_body_whatever_does_more_than_be_refused(bundle: Path, seed: int) -> 
 
 def refused_or_inferred(read: Callable[[], dict[str, Any]], model: Any) -> None:
     try:
-        model.infer(read(), ["code"])
+        values = read()
+        model.check(values)
+        model.run(values, ["code"])
     except InputError as error:
         assert "\n" not in str(error)

@@ -9,7 +9,7 @@ import typer
 
 from dgrad.distributed import World
 from dgrad.errors import InputError
-from dgrad_cli import comparing, inspecting, plugins, reproducing, serving, sweeping, training, using
+from dgrad_cli import coding, comparing, inspecting, plugins, reproducing, serving, sweeping, training, using
 
 app = typer.Typer(
     name="dgrad",
@@ -25,6 +25,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     using.sample,
     using.reconstruct,
     using.export,
+    coding.encode,
+    coding.decode,
     serving.serve,
     comparing.diagnose,
     comparing.compare,

@@ -15,6 +15,8 @@ from dgrad.errors import InputError, RunError
 from dgrad_cli.display import Watcher, duration, print_json, print_table
 from dgrad_cli.inspecting import load_plugins
 from dgrad_cli.settings import (
+    AdversarialRadiusOption,
+    AdversarialWeightOption,
     AugmentOption,
     BalanceWeightOption,
     BatchSizeOption,
@@ -257,6 +259,8 @@ def compare(
     label_loss: LabelLossOption = None,
     label_weight: LabelWeightOption = None,
     balance_weight: BalanceWeightOption = None,
+    adversarial_weight: AdversarialWeightOption = None,
+    adversarial_radius: AdversarialRadiusOption = None,
     augment: AugmentOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
@@ -288,7 +292,7 @@ def compare(
     given = {
         "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
         "dropout": dropout, "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
-        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "augment": augment, "epochs": epochs, "steps": steps,
+        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "augment": augment, "epochs": epochs, "steps": steps,
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,
     }  # fmt: skip

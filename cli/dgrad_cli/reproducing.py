@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).with_name("recipes")
 QUICK = {"epochs": 1, "seed": [0], "eval-samples": 1}
 """What `--quick` puts on top of a recipe."""
-FIGURES = {"test_bound": "test bound", "accuracy": "test accuracy"}
+FIGURES = {"test_bound": "test bound", "valid_bound": "validation bound", "accuracy": "test accuracy"}
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,29 @@ def _points(recipe: Recipe, finished: list[Experiment], results: Results, out: P
         save_points(out / f"{recipe.name}.png", list(values), series, paper, axis, FIGURES[recipe.figure])
 
 
+def _heat_map(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
+    from dgrad.pictures import save_heat_map
+
+    def setting(config: Mapping[str, Any], name: str) -> str:
+        return str(config["set"][name.removeprefix("set.")] if name.startswith("set.") else config[name])
+
+    x, y = recipe.plot["x"], recipe.plot["y"]
+    found = {one.label: one for one in results.combinations}
+    values = {  # in the recipe's order, where results have the best first
+        (setting(one.config, x), setting(one.config, y)): one.figures[recipe.figure]["mean"]
+        for one in (found[label] for label in dict.fromkeys(each.label for each in finished))
+    }
+    if values:
+        unit = next(one.unit for one in results.combinations if one.unit)
+        save_heat_map(
+            out / f"{recipe.name}.png",
+            values,
+            x.removeprefix("set."),
+            y.removeprefix("set."),
+            f"{FIGURES[recipe.figure]}, {unit}",
+        )
+
+
 def _grid(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
     from torch import Generator
 
@@ -330,6 +353,7 @@ def _diagnosis(recipe: Recipe, finished: list[Experiment], results: Results, out
 PLOTS: dict[str, Callable[[Recipe, list[Experiment], Results, Path], None]] = {
     "curves": _curves,
     "points": _points,
+    "heat map": _heat_map,
     "grid": _grid,
     "grids": _grids,
     "race": _race,

@@ -29,6 +29,9 @@ def serve(
         ) from None
 
     def say_where(address: str) -> None:
-        print(f"serving {directory} at {address}/v2 (models encoder and decoder); Ctrl-C ends it", flush=True)
+        print(
+            f"serving {directory} at {address}/v2 (models encoder and decoder), its page at {address}/; Ctrl-C ends it",
+            flush=True,
+        )
 
     run_server(directory, host=host, port=port, body_limit=body_limit * MEBIBYTE, seconds=timeout, listening=say_where)

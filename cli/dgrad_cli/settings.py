@@ -106,6 +106,16 @@ IndependenceWeightOption = Annotated[
         "independence_weight",
     ),
 ]
+AdversarialWeightOption = Annotated[
+    str | None,
+    setting(
+        "Weight of the virtual adversarial loss: that the code hardly changes near an image; with --labels only.",
+        "adversarial_weight",
+    ),
+]
+AdversarialRadiusOption = Annotated[
+    str | None, setting("How near: the Euclidean norm of the change of the pixels.", "adversarial_radius")
+]
 AugmentOption = Annotated[
     bool | None,
     typer.Option(

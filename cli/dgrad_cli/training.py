@@ -15,6 +15,8 @@ from dgrad.distributed import World
 from dgrad.errors import InputError, RunError
 from dgrad_cli.display import Watcher, duration, figures, print_json, print_table
 from dgrad_cli.settings import (
+    AdversarialRadiusOption,
+    AdversarialWeightOption,
     AttributesOption,
     AugmentOption,
     BalanceWeightOption,
@@ -78,6 +80,8 @@ def train(
     label_weight: LabelWeightOption = None,
     balance_weight: BalanceWeightOption = None,
     independence_weight: IndependenceWeightOption = None,
+    adversarial_weight: AdversarialWeightOption = None,
+    adversarial_radius: AdversarialRadiusOption = None,
     augment: AugmentOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
@@ -125,7 +129,7 @@ def train(
         "estimator": estimator, "set": None if set_ is None else dict(map(name_and_value, set_)), "latent": latent, "dataset": dataset,
         "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "dropout": dropout, "input-dropout": input_dropout,
         "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "attributes": attributes, "labelled-batch": labelled_batch,
-        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "independence-weight": independence_weight, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
+        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "independence-weight": independence_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
         "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "eval-every": eval_every, "eval-samples": eval_samples,
         "plugin": plugin,
     }  # fmt: skip

@@ -1,13 +1,12 @@
 """Reads a folder of images sorted by class.
 
-May import torch, numpy, dgrad.errors, dgrad.data.partitioning and dgrad.data.splits only;
-torchvision and PIL when it reads.
+May import torch, numpy, dgrad.errors, dgrad.image_files, dgrad.data.partitioning and dgrad.data.splits only;
+torchvision when it reads.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ import torch
 from dgrad.data.partitioning import partition
 from dgrad.data.splits import Dataset
 from dgrad.errors import InputError
+from dgrad.image_files import read_image
 
 _FEWEST = 10
 _LAYOUT = "<folder>/<class>/<image>, with .png, .jpg and the like"
@@ -33,7 +33,7 @@ def load_folder(path: Path) -> Dataset:
     files, labels, classes = _list(path)
     images: list[np.ndarray] = []  # each [H, W] or [H, W, 3]
     for file in files:
-        image = _read(file)
+        image = read_image(file)
         if images and image.shape != images[0].shape:
             raise InputError(
                 f"{files[0]} is {_describe(images[0])}, {file} is {_describe(image)}; expected one size, all grey or "
@@ -75,36 +75,6 @@ def _list(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
             f"{path} has {len(found.samples)} images; expected at least {_FEWEST}, to be split; add images"
         )
     return [Path(file) for file, _ in found.samples], list(found.targets), tuple(found.classes)
-
-
-def _read(file: Path) -> np.ndarray:  # [H, W] or [H, W, 3], uint8
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return _eight_bits(image)
-    except Exception as error:  # what a decoder raises on a broken file is anybody's guess
-        raise InputError(
-            f"{file} cannot be read as an image ({type(error).__name__}: {error}); expected a whole 8- or 16-bit "
-            "image; replace or delete it"
-        ) from error
-
-
-def _eight_bits(image: Any) -> np.ndarray:
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16 bits of grey, whether PIL holds them in 16 or in 32
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"grey values from {values.min()} to {values.max()}, more than 16 bits hold")
-        return (values >> 8).astype(np.uint8)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    grey = image.mode in ("1", "L", "LA")
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    return np.array(image.convert("L" if grey else "RGB"))
 
 
 def _describe(image: np.ndarray) -> str:

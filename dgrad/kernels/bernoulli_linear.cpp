@@ -293,6 +293,32 @@ void dgrad_loss(const int32_t* own, const float* rows, const float* bias, const 
     });
 }
 
+// loss[e] = sum_d softplus(a_d) - x_d a_d of given logits a [examples, pixels], whatever decoder they come from. Example e is of image e % batch.
+void dgrad_loss_of_logits(const float* logits, const float* images, float* loss, int64_t examples, int64_t batch, int64_t pixels, int64_t threads) {
+    const int64_t whole = pixels / LANES * LANES;
+    in_parallel(examples, threads, [=](int64_t first, int64_t last) {
+        for (int64_t example = first; example < last; ++example) {
+            const float *a = logits + example * pixels, *x = images + example % batch * pixels;
+            float last_a[LANES], last_x[LANES] = {};  // what is left of a vector, filled up
+            std::fill_n(last_a, LANES, NOTHING);
+            std::copy(a + whole, a + pixels, last_a);
+            std::copy(x + whole, x + pixels, last_x);
+            Floats total{}, mantissa = Floats{} + 1.0f;
+            Integers exponent{};
+            const auto add = [&](const Floats& logit, const Floats& pixel) {
+                total += (logit > 0.0f ? logit : Floats{}) - pixel * logit;
+                mantissa *= 1.0f + exponential(logit < 0.0f ? logit : -logit);
+            };
+            for (int64_t d = 0; d < whole; d += LANES) {
+                add(load(a + d), load(x + d));
+                if (d / LANES % 64 == 63) normalise(mantissa, exponent);
+            }
+            add(load(last_a), load(last_x));
+            loss[example] = sum_of(total + logarithm(mantissa, exponent));
+        }
+    });
+}
+
 // The gradients of sum_e scale[e] loss[e] in the weight [pixels, n*k] and the bias. A few pixels at a time, so that what belongs to them stays
 // in the first-level cache.
 void dgrad_gradient(const int32_t* own, const float* s, const float* images, const float* scale, float* weight_gradient,

@@ -44,6 +44,28 @@ def available() -> bool:
     return _library() is not None
 
 
+def serves(*tensors: Tensor) -> bool:
+    """Whether the kernels are for tensors like these, and can be had."""
+    return all((tensor.device.type, tensor.dtype) == ("cpu", torch.float32) for tensor in tensors) and available()
+
+
+@torch.no_grad()
+def bernoulli_loss(
+    logits: Float[Tensor, "*lead batch pixels"], images: Float[Tensor, "batch pixels"]
+) -> Float[Tensor, "*lead batch"]:
+    """`sum_d softplus(a_d) - x_d a_d`, in nats, of the outputs a of any decoder; no gradient.
+
+    For tensors that this module `serves`.
+    """
+    library = _library()
+    assert library is not None, "use it where serves()"
+    logits, images = logits.contiguous(), images.contiguous()
+    loss = logits.new_empty(logits.shape[:-1])
+    sizes = (loss.numel(), *images.shape, torch.get_num_threads())
+    library.dgrad_loss_of_logits(*map(_at, (logits, images, loss)), *map(_size, sizes))
+    return loss
+
+
 class BernoulliLinear:
     """`f(z) = sum_d softplus(a_d) - x_d a_d`, in nats, `a = W z + bias`, of one-hot codes: its value, its gradient in W and bias, its sweep.
 

@@ -2,6 +2,7 @@
 
     export_run(Path("runs/digits"), Path("model"))     # needs torch and onnx
     codes = Codec("model").encode(images)              # needs numpy and onnxruntime alone
+    check_export(Path("model"))                        # needs onnx too, not torch
 
 May import dgrad. Names are loaded on first use: importing this package, or `Codec` from it, imports neither torch nor onnx.
 """
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgrad_export._codec import Codec
+    from dgrad_export._reference import check_export
+    from dgrad_export._single_page import build_page
     from dgrad_export._write import export_run
 
-__all__ = ["Codec", "export_run"]
+__all__ = ["Codec", "build_page", "check_export", "export_run"]
 
-_HOME_OF = {"Codec": "_codec", "export_run": "_write"}
+_HOME_OF = {"Codec": "_codec", "build_page": "_single_page", "check_export": "_reference", "export_run": "_write"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgrad.errors import InputError
-from dgrad_export._manifest import DECODER, ENCODER, read_manifest
+from dgrad_export._manifest import graph_file, read_manifest
 from dgrad_export._session import open_listed, run_session
 
 CHUNK = 1024
@@ -61,8 +61,11 @@ class Codec:
         """How many Gaussian variables are beside the code; 0 where the model has a code alone."""
         self.sampling: bool = self.manifest.get("sampling", False)
         """Whether `draw` can be called: the run was exported with sampling."""
-        self._encoder = open_listed(path, ENCODER, self.manifest, threads)
-        self._decoder = open_listed(path, DECODER, self.manifest, threads)
+        attributes = self.manifest.get("attributes")
+        self.attributes: tuple[str, ...] | None = None if attributes is None else tuple(attributes)
+        """The name of each variable of the code, whose values are off (0) and on (1); None where they have none."""
+        self._encoder = open_listed(path, graph_file(self.manifest, "encoder"), self.manifest, threads)
+        self._decoder = open_listed(path, graph_file(self.manifest, "decoder"), self.manifest, threads)
 
     def __repr__(self) -> str:
         return f"Codec({self.latent}, images {list(self.image_shape)})"
@@ -73,7 +76,7 @@ class Codec:
         Raises:
             InputError: images of another shape, dtype or range.
         """
-        return self._run_encoder(images, "code", self.code_shape, np.int64)
+        return self._run_encoder(images, ["code"])["code"]
 
     def logits(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """The logits of the distribution of each image's code, float32 `[N, *logits_shape]`.
@@ -81,7 +84,15 @@ class Codec:
         Raises:
             InputError: images of another shape, dtype or range.
         """
-        return self._run_encoder(images, "logits", self.logits_shape, np.float32)
+        return self._run_encoder(images, ["logits"])["logits"]
+
+    def posterior(self, images: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
+        """What the encoder says of each image, in one run: `logits` and `code`, in a mixed model also `mean` and `log_variance`.
+
+        Raises:
+            InputError: images of another shape, dtype or range.
+        """
+        return self._run_encoder(images, ["logits", "code"] + ["mean", "log_variance"] * (self.gaussian > 0))
 
     def draw(self, images: npt.ArrayLike, seed: Seed = None) -> npt.NDArray[np.int64]:
         """A code of each image, drawn from its distribution, int64 `[N, *code_shape]`.
@@ -97,7 +108,7 @@ class Codec:
             raise InputError(
                 "this model was exported without --sampling, so it draws no codes; export the run again with it"
             )
-        return self._run_encoder(images, "sample", self.code_shape, np.int64, _generator(seed))
+        return self._run_encoder(images, ["sample"], _generator(seed))["sample"]
 
     def style(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """The mean of the Gaussian variables of each image, float32 `[N, gaussian]`.
@@ -106,7 +117,7 @@ class Codec:
             InputError: images of another shape, dtype or range; a model without such variables.
         """
         self._check_gaussian()
-        return self._run_encoder(images, "mean", (self.gaussian,), np.float32)
+        return self._run_encoder(images, ["mean"])["mean"]
 
     def decode(self, codes: npt.ArrayLike, style: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
         """The expected image of each code, float32 in [0, 1], `[N, C, H, W]`.
@@ -167,15 +178,19 @@ class Codec:
         return _generator(seed).standard_normal((count, self.gaussian), dtype=np.float32)
 
     def _run_encoder(
-        self,
-        images: npt.ArrayLike,
-        output: str,
-        shape: tuple[int, ...],
-        dtype: Any,
-        generator: np.random.Generator | None = None,
-    ) -> npt.NDArray[Any]:
+        self, images: npt.ArrayLike, names: list[str], generator: np.random.Generator | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
         images = self._check_images(images)
-        results: npt.NDArray[Any] = np.empty((len(images), *shape), dtype)
+        kinds: dict[str, tuple[tuple[int, ...], type]] = {
+            "logits": (self.logits_shape, np.float32),
+            "code": (self.code_shape, np.int64),
+            "sample": (self.code_shape, np.int64),
+            "mean": ((self.gaussian,), np.float32),
+            "log_variance": ((self.gaussian,), np.float32),
+        }
+        results: dict[str, npt.NDArray[Any]] = {
+            name: np.empty((len(images), *kinds[name][0]), kinds[name][1]) for name in names
+        }
         for start in range(0, len(images), CHUNK):
             chunk = images[start : start + CHUNK]
             pixels = np.ascontiguousarray(chunk, dtype=np.float32)
@@ -184,7 +199,8 @@ class Codec:
             feed = {"image": pixels}
             if self.sampling:
                 feed["uniform"] = self._uniform(len(pixels), generator)
-            results[start : start + CHUNK] = run_session(self._encoder, [output], feed)[0]
+            for name, values in zip(names, run_session(self._encoder, names, feed), strict=True):
+                results[name][start : start + CHUNK] = values
         return results
 
     def _uniform(self, count: int, generator: np.random.Generator | None) -> npt.NDArray[np.float32]:

@@ -11,16 +11,14 @@ from torch import Generator, Tensor
 from dgrad.errors import RunError
 from dgrad.networks import DiscreteVAE
 from dgrad_export._graphs import Decode, Encode, encoder_outputs, gumbel
+from dgrad_export._reference import IMAGE_TOLERANCE, LOGIT_TOLERANCE
 from dgrad_export._session import open_session
 
 BATCH_SIZES = (1, 2, 7, 256)
 COUNT = max(BATCH_SIZES)
 
-LOGIT_TOLERANCE = 1e-4
-"""Of a logit, times its size where that is above 1: float32 sums in another order differ so."""
 TIE_TOLERANCE = 1e-5
 """Two codes are a tie where their scores `<logits, z>` differ by less, times the largest logit where that is above 1."""
-IMAGE_TOLERANCE = 1e-5
 
 
 @torch.no_grad()

@@ -64,14 +64,22 @@ def encoder_outputs(model: DiscreteVAE, *, sampling: bool) -> list[str]:
 
 
 class Decode(nn.Module):
-    """The integer form of codes, in a mixed model with `style` `[B, g]` beside it, to images `[B, C, H, W]` in [0, 1]."""
+    """The integer form of codes, in a mixed model with `style` `[B, g]` beside it, to images `[B, C, H, W]` in [0, 1].
 
-    def __init__(self, model: DiscreteVAE) -> None:
+    With `outputs`, the decoder's outputs `[B, C*H*W]` too: what the likelihood takes.
+    """
+
+    def __init__(self, model: DiscreteVAE, *, outputs: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.outputs = outputs
 
-    def forward(self, code: Tensor, style: Tensor | None = None) -> Tensor:
-        return self.model.decode(self.model.layer.codes(code), style)
+    def forward(self, code: Tensor, style: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        model, codes = self.model, self.model.layer.codes(code)
+        if not self.outputs:
+            return model.decode(codes, style)
+        outputs = model.decoder(model.decoder_inputs(codes, style))
+        return model.likelihood.mean(outputs).unflatten(-1, model.image_shape), outputs
 
 
 def code_shape(model: DiscreteVAE) -> tuple[int, ...]:
@@ -95,8 +103,8 @@ def encoder_graph(
     return _graph(module, examples, encoder_outputs(model, sampling=sampling), opset, metadata)
 
 
-def decoder_graph(model: DiscreteVAE, *, opset: int, metadata: Mapping[str, str]) -> bytes:
-    """`code`, in a mixed model also `style`, to `image`.
+def decoder_graph(model: DiscreteVAE, *, opset: int, metadata: Mapping[str, str], outputs: bool = False) -> bytes:
+    """`code`, in a mixed model also `style`, to `image`; with `outputs`, also to what the likelihood takes.
 
     Raises:
         RunError: the model cannot be exported.
@@ -105,7 +113,17 @@ def decoder_graph(model: DiscreteVAE, *, opset: int, metadata: Mapping[str, str]
     examples = {"code": layer.indices(layer.argmax(torch.zeros(2, *layer.shape)))}
     if model.gaussian:
         examples["style"] = torch.full((2, model.gaussian), 0.25)
-    return _graph(Decode(model), examples, ["image"], opset, metadata)
+    return _graph(Decode(model, outputs=outputs), examples, ["image"] + ["outputs"] * outputs, opset, metadata)
+
+
+def images_only(decoder: bytes) -> bytes:
+    """A decoder's graph without `outputs` among what it gives."""
+    proto = onnx.load_from_string(decoder)
+    kept = [value for value in proto.graph.output if value.name == "image"]
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString(deterministic=True)
 
 
 def _graph(

@@ -1,4 +1,4 @@
-"""What an exported folder holds, and reading its manifest. May import dgrad.errors only: the codec runs without torch and onnx."""
+"""What an exported folder holds, where it holds it, and reading its manifest. May import dgrad.errors only: the codec runs without torch and onnx."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ FORMAT_VERSION = 1
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
 MANIFEST = "manifest.json"
-FILES = (ENCODER, DECODER, MANIFEST)
+REFERENCE = "reference.npz"
+FILES = (ENCODER, DECODER, REFERENCE, MANIFEST)
+"""What the flat layout holds."""
+LAYOUTS = {
+    "flat": {"encoder": ENCODER, "decoder": DECODER},
+    "triton": {"encoder": "encoder/1/model.onnx", "decoder": "decoder/1/model.onnx"},
+}
+"""Where each layout has the graphs."""
+TRITON_CONFIGS = {"encoder": "encoder/config.pbtxt", "decoder": "decoder/config.pbtxt"}
+EVERY_FILE = {*FILES, *LAYOUTS["triton"].values(), *TRITON_CONFIGS.values()}
+"""What any export may hold."""
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -43,6 +53,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def graph_file(manifest: dict[str, Any], graph: str) -> str:
+    """The file, relative to the manifest, of `encoder` or `decoder`."""
+    # Exports of dgrad before there were layouts are flat.
+    files: dict[str, str] = manifest.get("graphs", LAYOUTS["flat"])
+    return files[graph]
+
+
 def is_export(directory: Path) -> bool:
     """Whether a folder holds an export, of this or another format version, whole or not."""
     try:
@@ -59,6 +76,8 @@ def damaged(path: Path, what: str) -> InputError:
 
 def _check(path: Path, manifest: dict[str, Any]) -> None:
     """Everything that the codec relies on is there and of its kind."""
+    if manifest.get("graphs", LAYOUTS["flat"]) not in LAYOUTS.values():
+        raise damaged(path, "graphs is not what it should be")
     try:
         latent = manifest["latent"]
         fine = {
@@ -68,12 +87,13 @@ def _check(path: Path, manifest: dict[str, Any]) -> None:
             "latent.shape": all(_natural(size) for size in latent["shape"]),
             "latent.code_shape": all(_natural(size) for size in latent["code_shape"]),
             "latent.values": latent["values"] is None or _natural(latent["values"]),
-            # Exports of dgrad before these were there have neither.
+            # Exports of dgrad before these were there have none of them.
             "gaussian": manifest.get("gaussian", 0) == 0 or _natural(manifest["gaussian"]),
             "sampling": isinstance(manifest.get("sampling", False), bool),
+            "attributes": _names(manifest.get("attributes"), latent["code_shape"]),
             **{
                 name: isinstance(manifest["files"][name]["sha256"], str) and _natural(manifest["files"][name]["size"])
-                for name in (ENCODER, DECODER)
+                for name in (graph_file(manifest, graph) for graph in LAYOUTS["flat"])
             },
         }
     except KeyError as error:
@@ -83,6 +103,17 @@ def _check(path: Path, manifest: dict[str, Any]) -> None:
     for name, is_fine in fine.items():
         if not is_fine:
             raise damaged(path, f"{name} is not what it should be")
+
+
+def _names(value: Any, code_shape: list[int]) -> bool:
+    """Whether a value is None or a different name for each variable of the code."""
+    if value is None:
+        return True
+    return isinstance(value, list) and all(map(_text, value)) and [len(set(value))] == code_shape == [len(value)]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _natural(value: Any) -> bool:

@@ -31,8 +31,13 @@ class Inference:
     values: dict[str, npt.NDArray[Any]]
     outputs: list[tuple[str, bool]]
 
+    @property
+    def examples(self) -> int:
+        """How many there are, where the values are checked."""
+        return len(next(iter(self.values.values())))
 
-def read_request(model: Served, body: bytes, header_length: str | None = None) -> Inference:
+
+def read_request(model: Served, body: bytes | memoryview, header_length: str | None = None) -> Inference:
     """Take a request apart. Shapes and values are the model's to check; here they only have to fit their data.
 
     Args:
@@ -44,7 +49,7 @@ def read_request(model: Served, body: bytes, header_length: str | None = None) -
         InputError: the body is no such request, or names what the model has not.
     """
     end = _json_length(header_length, len(body))
-    request = _object(_parse(body[:end]), "the request")
+    request = _object(_parse(bytes(body[:end])), "the request")
     binary = _Binary(memoryview(body)[end:])
     values = {}
     for entry in _list(request, "inputs"):
@@ -63,9 +68,10 @@ def read_request(model: Served, body: bytes, header_length: str | None = None) -
 
 def write_response(
     model: Served, inference: Inference, results: Sequence[npt.NDArray[Any]]
-) -> tuple[bytes, int | None]:
-    """The body of the answer, and how much of it is JSON where binary tensors follow; else None."""
-    entries, tensors = [], []
+) -> tuple[list[bytes | memoryview], int | None]:
+    """The body of the answer in pieces, and how much of it is JSON where binary tensors follow; else None."""
+    entries = []
+    tensors: list[memoryview] = []
     for (name, binary), result in zip(inference.outputs, results, strict=True):
         entry: dict[str, Any] = {
             "name": name,
@@ -82,7 +88,7 @@ def write_response(
     if inference.id is not None:
         answer["id"] = inference.id
     header = json.dumps(answer).encode()
-    return (b"".join([header, *tensors]), len(header)) if tensors else (header, None)
+    return [header, *tensors], len(header) if tensors else None
 
 
 def describe(model: Served) -> dict[str, Any]:

@@ -5,8 +5,10 @@ May import numpy, onnxruntime and dgrad.errors; never torch or onnx.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ import numpy.typing as npt
 import onnxruntime
 
 from dgrad.errors import InputError
-from dgrad_export._manifest import DECODER, ENCODER, read_manifest
+from dgrad_export._manifest import graph_file, read_manifest
 from dgrad_export._session import open_listed, run_session
 
-FILE_OF = {"encoder": ENCODER, "decoder": DECODER}
+GRAPHS = ("encoder", "decoder")
 DATATYPES = {"float32": "FP32", "int64": "INT64"}
 """The Open Inference Protocol's names of the data types that the graphs have."""
 
@@ -58,7 +60,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     range: Range
 
-    @property
+    @cached_property
     def datatype(self) -> str:
         """The protocol's name of the data type."""
         return DATATYPES[self.dtype.name]
@@ -98,37 +100,47 @@ class Served:
         self.outputs = {spec.name: spec for spec in outputs}
         self._session = session
 
-    def infer(self, values: dict[str, npt.NDArray[Any]], outputs: list[str]) -> list[npt.NDArray[Any]]:
-        """The outputs asked for.
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that the graph is from, which it carries; empty where it does not."""
+        settings: dict[str, Any] = json.loads(
+            self._session.get_modelmeta().custom_metadata_map.get("dgrad.config", "{}")
+        )
+        return settings
 
-        Args:
-            values: every input by name, of its data type.
-            outputs: names of outputs.
+    def check(self, values: dict[str, npt.NDArray[Any]]) -> None:
+        """Make sure that every input, by name and of its data type, has values that the graph takes.
 
         Raises:
             InputError: a shape or a value is not what the graph takes, or the inputs are for different numbers of examples.
-            RunError: onnxruntime failed.
         """
         for name, array in values.items():
             self.inputs[name].check(array)
         if len({len(array) for array in values.values()}) > 1:
             counts = ", ".join(f"{name} {len(array)}" for name, array in values.items())
             raise InputError(f"inputs are for different numbers of examples ({counts}); expected the same for all")
+
+    def run(self, values: dict[str, npt.NDArray[Any]], outputs: list[str]) -> list[npt.NDArray[Any]]:
+        """The outputs of these names for checked values.
+
+        Raises:
+            RunError: onnxruntime failed.
+        """
         return run_session(self._session, outputs, values)
 
 
-def open_models(directory: Path) -> dict[str, Served]:
-    """The encoder and the decoder of an export, each with one thread: a server has its own.
+def open_models(directory: Path, threads: int = 1) -> dict[str, Served]:
+    """The encoder and the decoder of an export, each with `threads` threads inside an operator.
 
     Raises:
         InputError: there is no export, or a file of it is missing, damaged or not the one that was written.
     """
     manifest = read_manifest(directory)
-    return {name: _open(directory, name, manifest) for name in FILE_OF}
+    return {name: _open(directory, name, manifest, threads) for name in GRAPHS}
 
 
-def _open(directory: Path, name: str, manifest: dict[str, Any]) -> Served:
-    session = open_listed(directory, FILE_OF[name], manifest)
+def _open(directory: Path, name: str, manifest: dict[str, Any], threads: int) -> Served:
+    session = open_listed(directory, graph_file(manifest, name), manifest, threads)
     ranges = {"image": Range(0, 1), "uniform": Range(0, 1, excluded=True)}
     values = manifest["latent"]["values"]
     if values is not None:

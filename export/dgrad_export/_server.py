@@ -1,4 +1,4 @@
-"""An exported model behind HTTP: the Open Inference Protocol's routes, limits on what a client may take, an orderly end.
+"""An exported model behind HTTP: its page, the Open Inference Protocol's routes, limits on what a client may take, an orderly end.
 
 May import starlette, uvicorn (extra `serve`), numpy, onnxruntime and dgrad.errors; never torch or onnx.
 """
@@ -6,6 +6,7 @@ May import starlette, uvicorn (extra `serve`), numpy, onnxruntime and dgrad.erro
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -13,29 +14,41 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dgrad import __version__
-from dgrad.errors import InputError, RunError
+from dgrad.errors import InputError
+from dgrad_export._answers import Answer, Asked, answer_all, refusal
+from dgrad_export._connection import SECONDS_FOR_A_REQUEST, Connection, headers
+from dgrad_export._manifest import read_manifest
 from dgrad_export._metrics import Metrics
-from dgrad_export._protocol import HEADER_LENGTH, describe, read_request, write_response
+from dgrad_export._page import model_facts, page, policy
+from dgrad_export._protocol import HEADER_LENGTH, describe
 from dgrad_export._served import Served, open_models
 
 MEBIBYTE = 2**20
 BODY_LIMIT = 64 * MEBIBYTE
-SECONDS_FOR_A_REQUEST = 30.0
-"""How long a client may take to send its headers, and how long its body."""
 SECONDS_TO_END = 10.0
 """How long running requests may take after SIGTERM."""
+AT_ONCE = 0.005
+"""Seconds of work that are done in a turn of the event loop, for which everybody else waits."""
+THREADS = 4
+"""That a large batch is spread over, where there are as many cores; more were not tried."""
+NOTE = "Every picture is this server's own answer, by the Open Inference Protocol: POST /v2/models/decoder/infer."
+PAGE_HEADERS = {
+    "cache-control": "no-cache",  # another model may be served at the same address
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 
 
 class Refused(HTTPException):
@@ -43,19 +56,25 @@ class Refused(HTTPException):
 
 
 class Server:
-    """The routes. Models are run in threads, so that a large request holds up nobody else's small one."""
+    """The routes, and who is answered when."""
 
-    def __init__(self, models: dict[str, Served], *, body_limit: int, seconds: float) -> None:
+    def __init__(self, models: dict[str, Served], html: str, *, body_limit: int, seconds: float) -> None:
         self.models = models
+        self.html = html
+        self.page_headers = {**PAGE_HEADERS, "content-security-policy": f"{policy(html)}; frame-ancestors 'none'"}
         self.body_limit = body_limit
         self.seconds = seconds
         self.metrics = Metrics(list(models))
         self.threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="model")
+        self._seconds: dict[tuple[str, bool, int], float] = {}  # that the last request of a kind took
+        self._waiting: list[tuple[Asked, float, Callable[[Answer], None]]] = []
+        self._load = 0.0  # seconds that those will take
 
     def app(self) -> Starlette:
         """The ASGI application."""
         model = "/v2/models/{model}"
         routes = [
+            Route("/", self.page),
             Route("/v2", self.server_metadata),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
@@ -69,6 +88,10 @@ class Server:
                 Route(f"{path}/infer", self.infer, methods=["POST"]),
             ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _error})
+
+    async def page(self, request: Request) -> Response:
+        """`GET /`."""
+        return HTMLResponse(self.html, headers=self.page_headers)
 
     async def server_metadata(self, request: Request) -> Response:
         """`GET /v2`."""
@@ -100,20 +123,61 @@ class Server:
         return JSONResponse({"name": self._model(request).name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
-        """`POST /v2/models/{model}/infer`."""
+        """`POST /v2/models/{model}/infer` where the connection leaves it to uvicorn: in chunks, or to be refused."""
         model = self._model(request)
         try:
             body = await self._body(request)
-            start = time.perf_counter()
-            answer = asyncio.get_running_loop().run_in_executor(
-                self.threads, _infer, model, body, request.headers.get(HEADER_LENGTH)
-            )
-            response, examples = await answer
         except HTTPException as error:
             self.metrics.failed(model.name, error.status_code)
             raise
-        self.metrics.answered(model.name, examples, time.perf_counter() - start)
-        return response
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        asked = Asked(model, body, request.headers.get(HEADER_LENGTH))
+        self.answer(asked, lambda answer: None if answered.done() else answered.set_result(answer))
+        answer = await answered
+        return Response(b"".join(answer.pieces), answer.status, headers(answer))
+
+    def answer(self, asked: Asked, send: Callable[[Answer], None]) -> None:
+        """Have `send` called with the answer.
+
+        What takes long is done in a thread, so that it holds up nobody else. The rest is not worth a thread's waking up: it is
+        done after this turn of the event loop, together with all that came in it.
+        """
+
+        def done(work: asyncio.Future[list[Answer]]) -> None:
+            if not work.cancelled():
+                send(self._counted(asked, start, *work.result()))
+
+        loop = asyncio.get_running_loop()
+        start = time.perf_counter()
+        seconds = self._seconds.get(_kind(asked), math.inf)
+        if self._load + seconds > AT_ONCE:
+            loop.run_in_executor(self.threads, answer_all, [asked]).add_done_callback(done)
+            return
+        if not self._waiting:
+            loop.call_soon(self._answer_waiting)
+        self._load += seconds
+        self._waiting.append((asked, start, send))
+
+    def too_slow(self, model: Served) -> Answer:
+        """The answer to a request whose body did not come in time."""
+        self.metrics.failed(model.name, 408)
+        return refusal(408, self._too_slow())
+
+    def _answer_waiting(self) -> None:
+        waiting, self._waiting, self._load = self._waiting, [], 0.0
+        answers = answer_all([asked for asked, _, _ in waiting])
+        for (asked, start, send), answer in zip(waiting, answers, strict=True):
+            send(self._counted(asked, start, answer))
+
+    def _counted(self, asked: Asked, start: float, answer: Answer) -> Answer:
+        name, kind = asked.model.name, _kind(asked)
+        if answer.status == 200 or answer.seconds > self._seconds.get(kind, math.inf):
+            self._seconds[kind] = answer.seconds
+        if answer.status == 200:
+            self.metrics.answered(name, answer.examples, time.perf_counter() - start)
+        else:
+            self.metrics.failed(name, answer.status)
+        return answer
 
     def _model(self, request: Request) -> Served:
         name, version = request.path_params["model"], request.path_params.get("version", "1")
@@ -139,13 +203,13 @@ class Server:
                     if len(body) > self.body_limit:
                         raise self._too_large(f"more than {self.body_limit} bytes")
         except TimeoutError:
-            message = (
-                f"the body took longer than {self.seconds:g} seconds; expected all of it by then: send fewer examples"
-            )
-            raise Refused(408, message, headers={"connection": "close"}) from None
+            raise Refused(408, self._too_slow(), headers={"connection": "close"}) from None
         except ClientDisconnect:
             raise Refused(400, "the client went away") from None
         return bytes(body)
+
+    def _too_slow(self) -> str:
+        return f"the body took longer than {self.seconds:g} seconds; expected all of it by then: send fewer examples"
 
     def _too_large(self, size: str) -> Refused:
         limit = self.body_limit / MEBIBYTE
@@ -154,47 +218,17 @@ class Server:
         )
 
 
-def _infer(model: Served, body: bytes, header_length: str | None) -> tuple[Response, int]:
-    """The whole answer and for how many examples it is; runs in a thread."""
-    try:
-        inference = read_request(model, body, header_length)
-        results = model.infer(inference.values, [name for name, _ in inference.outputs])
-    except InputError as error:
-        raise Refused(400, str(error)) from None
-    except RunError as error:
-        raise Refused(500, str(error)) from None
-    except MemoryError:
-        raise Refused(500, "not enough memory for this request; send fewer examples") from None
-    data, json_length = write_response(model, inference, results)
-    examples = len(results[0])
-    if json_length is None:
-        return Response(data, media_type="application/json"), examples
-    headers = {HEADER_LENGTH: str(json_length)}
-    return Response(data, media_type="application/octet-stream", headers=headers), examples
+def _kind(asked: Asked) -> tuple[str, bool, int]:
+    """Requests of a kind take about the same time."""
+    return asked.model.name, asked.json_length is None, len(asked.body).bit_length()
 
 
 async def _error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = error.detail
     if not isinstance(error, Refused):  # starlette's own words for a route that there is not
-        message = f"{request.method} {request.url.path[:80]}: {message.lower()}; expected a route of the Open Inference Protocol v2"
+        message = f"{request.method} {request.url.path[:80]}: {message.lower()}; expected a route of the Open Inference Protocol v2, or / for a page"
     return JSONResponse({"error": message}, error.status_code, headers=error.headers)
-
-
-class Protocol(H11Protocol):
-    """HTTP/1.1 without delays, where a connection that sends no request within the time for one is closed."""
-
-    def connection_made(self, transport: Any) -> None:
-        """Start the clock; the time for a body starts when it is read."""
-        super().connection_made(transport)
-        # Headers and body of an answer are written one after the other: without this the body waits for the client to
-        # acknowledge the headers, 40 ms. asyncio sets it only on sockets whose protocol number is given.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.loop.call_later(SECONDS_FOR_A_REQUEST, self._close_without_request)
-
-    def _close_without_request(self) -> None:
-        if self.cycle is None:
-            self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -233,11 +267,13 @@ def serve(
     Raises:
         InputError: there is no export, a file of it is not what was written, or the address cannot be used.
     """
-    server = Server(open_models(directory), body_limit=body_limit, seconds=seconds)
+    models = open_models(directory, min(THREADS, os.cpu_count() or 1))
+    facts = model_facts(read_manifest(directory), models["decoder"].settings)
+    server = Server(models, page({**facts, "note": NOTE}), body_limit=body_limit, seconds=seconds)
     with _listen(host, port) as listener:
         config = uvicorn.Config(
             server.app(),
-            http=Protocol,
+            http=partial(Connection, server),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,

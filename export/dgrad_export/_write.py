@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,32 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
-from onnx import ValueInfoProto
 from torch import Tensor
 
 import dgrad
 from dgrad import registry
 from dgrad.config import TrainConfig
-from dgrad.data import unit
+from dgrad.data import Dataset, unit
 from dgrad.errors import InputError, RunError, unknown_name
 from dgrad.networks import DiscreteVAE
 from dgrad.runs import Run, build_dataset, evaluation_data
+from dgrad_export._bound import compare_bounds
 from dgrad_export._compare import COUNT, compare
-from dgrad_export._graphs import code_shape, decoder_graph, encoder_graph
-from dgrad_export._manifest import DECODER, ENCODER, FILES, FORMAT, FORMAT_VERSION, MANIFEST, is_export
+from dgrad_export._graphs import code_shape, decoder_graph, encoder_graph, images_only
+from dgrad_export._int8 import quantize
+from dgrad_export._manifest import (
+    EVERY_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    LAYOUTS,
+    MANIFEST,
+    REFERENCE,
+    TRITON_CONFIGS,
+    is_export,
+)
+from dgrad_export._reference import make_reference, signature
+from dgrad_export._staging import staged
+from dgrad_export._triton import config_text
 
 LEAST_OPSET = 20
 SUMMARY_PART = {"best": "best", "last": "final"}
@@ -47,8 +58,10 @@ def export_run(
     overwrite: bool = False,
     opset: int = LEAST_OPSET,
     sampling: bool = False,
+    int8: str | None = None,
+    layout: str = "flat",
 ) -> dict[str, Any]:
-    """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx` and `manifest.json`.
+    """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx`, `reference.npz` and `manifest.json`, or into a Triton model repository.
 
     The encoder takes `image` `[batch, C, H, W]`, float32 in [0, 1], and gives `logits` `[batch, *layer.shape]`, float32, and
     `code`, the most probable code in the layer's integer form (`[batch, n]` for categorical variables), int64. The decoder
@@ -64,6 +77,9 @@ def export_run(
         opset: the ONNX operator set, 20 or newer.
         sampling: the encoder takes `uniform` `[batch, n, k]` in (0, 1) too, and gives `sample` too: a draw of the code, which is
             exact up to float32 where the numbers are independent and uniform.
+        int8: `decoder` for a decoder with weights of 8 bits; `manifest["int8"]` says what that costs in the bound of the run's test images.
+        layout: `flat`, or `triton` for a Triton model repository: `encoder/1/model.onnx`, `encoder/config.pbtxt`, the decoder in the same way, and
+            the manifest beside them.
 
     Returns:
         The manifest; `manifest["comparison"]` has the largest differences from torch.
@@ -72,7 +88,7 @@ def export_run(
         InputError: there is no such run, `out` is taken, or an option is wrong.
         RunError: the model cannot be exported, differs from torch, or cannot be written. `out` is as it was before.
     """
-    _check_options(weights, opset)
+    _check_options(weights, opset, int8, layout)
     target = out.resolve()
     _check_free(target, out, overwrite=overwrite)
     run = Run.open(run_path)
@@ -85,10 +101,23 @@ def export_run(
     metadata = _metadata(config, model)
     rounds = config.binarize == "threshold"
     encoder = encoder_graph(model, rounds=rounds, opset=opset, metadata=metadata, sampling=sampling)
-    decoder = decoder_graph(model, opset=opset, metadata=metadata)
-    images, source, classes = _images(config, model)
+    decoder = decoder_graph(model, opset=opset, metadata=metadata, outputs=int8 is not None)
+    dataset = _dataset(config, model)
+    images, source = _images(config, model, dataset)
     differences = compare(model, encoder, decoder, images, rounds=rounds, sampling=sampling)
+    cost = None
+    if int8:
+        decoder, cost = _quantized(config, model, decoder, dataset)
     layer, integers = model.layer, code_shape(model)
+    places = LAYOUTS[layout]
+    graphs = {places["encoder"]: encoder, places["decoder"]: decoder}
+    entries = {file: _entry(graph) for file, graph in graphs.items()}
+    values = layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None
+    others = {REFERENCE: make_reference(encoder, decoder, values)}
+    if layout == "triton":
+        others |= {
+            file: config_text(name, entries[places[name]], COUNT).encode() for name, file in TRITON_CONFIGS.items()
+        }
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -103,7 +132,7 @@ def export_run(
             "spec": str(layer),
             "shape": list(layer.shape),
             "code_shape": list(integers),
-            "values": layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None,
+            "values": values,
         },
         "gaussian": model.gaussian,
         "sampling": sampling,
@@ -113,14 +142,17 @@ def export_run(
             "rounds_at": 0.5 if rounds else None,
             "says": PREPROCESSING[config.binarize],
         },
-        "classes": classes,
-        "files": {ENCODER: _entry(encoder), DECODER: _entry(decoder)},
+        "classes": None if dataset is None or dataset.classes is None else list(dataset.classes),
+        "attributes": list(config.attributes) or None,
+        "int8": cost,
+        "graphs": places,
+        "files": {**entries, **{name: _size_and_hash(data) for name, data in others.items()}},
         "run": {**state, **_figures(run, state["weights"])},
         "comparison": {"images": source, "random_codes": COUNT, **differences},
     }
     try:
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        _write(target, {ENCODER: encoder, DECODER: decoder, MANIFEST: text.encode()})
+        _write(target, {**graphs, **others, MANIFEST: text.encode()})
     except OSError as error:
         raise RunError(
             f"cannot write {out}: {error.strerror or error}; make room and make it writable, or choose another directory"
@@ -128,7 +160,16 @@ def export_run(
     return manifest
 
 
-def _check_options(weights: str, opset: int) -> None:
+def _check_options(weights: str, opset: int, int8: str | None, layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise unknown_name("layout", layout, LAYOUTS)
+    if int8 == "encoder":
+        raise InputError(
+            "--int8 encoder is not offered: some images would get another code, and with a scale of the activations that is found as it runs, "
+            "an image's code would depend on the images beside it; expected --int8 decoder"
+        )
+    if int8 not in (None, "decoder"):
+        raise InputError(f"--int8 must be decoder, the one graph that can be quantised; got {int8!r}")
     if weights not in SUMMARY_PART:
         raise unknown_name("weights", weights, SUMMARY_PART)
     newest = onnx.defs.onnx_opset_version()
@@ -145,7 +186,8 @@ def _check_free(target: Path, given: Path, *, overwrite: bool) -> None:
         raise InputError(f"{given} exists already; choose another directory, or replace it with --overwrite")
     if not is_export(target):
         raise InputError(f"{given} holds files but no export, so --overwrite leaves it alone; choose another directory")
-    if others := sorted({path.name for path in target.iterdir()} - set(FILES)):
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    if others := sorted(found - EVERY_FILE):
         raise InputError(
             f"{given} holds files besides the export ({', '.join(others[:3])}), so --overwrite leaves it alone; "
             "move them, or choose another directory"
@@ -174,77 +216,66 @@ def _figures(run: Run, weights: str) -> dict[str, Any]:
     return {} if bound is None else {"test_bound": bound, "unit": summary.get("unit")}
 
 
-def _images(config: TrainConfig, model: DiscreteVAE) -> tuple[Tensor, str, list[str] | None]:
-    """What to compare on, `[256, C, H, W]` float32 in [0, 1]; a description; and the data set's class names."""
+def _dataset(config: TrainConfig, model: DiscreteVAE) -> Dataset | None:
+    """The run's data set before binarisation; None where it cannot be loaded."""
     try:
         dataset = build_dataset(config)
-        # Where the encoder rounds, it gets grey images, as a client would send them.
-        split = (dataset if config.binarize == "threshold" else evaluation_data(config, dataset)).test
     except Exception:  # a data set's loader may be anybody's; without one the export is still worth having
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(COUNT, *model.image_shape, generator=generator)
-        if config.binarize in ("static", "dynamic"):
-            images = images.round()
-        return images, f"{COUNT} random images: the run's data set could not be loaded", None
+        return None
     if dataset.image_shape != model.image_shape:
         raise InputError(
             f"{config.dataset} now has images of shape {list(dataset.image_shape)} (channels, height, width); the run was "
             f"trained on {list(model.image_shape)}: put the data set of the run back, or move the other away"
         )
+    return dataset
+
+
+def _images(config: TrainConfig, model: DiscreteVAE, dataset: Dataset | None) -> tuple[Tensor, str]:
+    """What to compare on, `[256, C, H, W]` float32 in [0, 1], and a description."""
+    if dataset is None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(COUNT, *model.image_shape, generator=generator)
+        if config.binarize in ("static", "dynamic"):
+            images = images.round()
+        return images, f"{COUNT} random images: the run's data set could not be loaded"
+    # Where the encoder rounds, it gets grey images, as a client would send them.
+    split = (dataset if config.binarize == "threshold" else evaluation_data(config, dataset)).test
     chosen = torch.arange(COUNT) % len(split)
     found = min(COUNT, len(split))
-    classes = None if dataset.classes is None else list(dataset.classes)
-    return unit(split.images[chosen]), f"{COUNT} images, {found} of them different, of the run's test split", classes
+    return unit(split.images[chosen]), f"{COUNT} images, {found} of them different, of the run's test split"
+
+
+def _quantized(
+    config: TrainConfig, model: DiscreteVAE, decoder: bytes, dataset: Dataset | None
+) -> tuple[bytes, dict[str, Any]]:
+    """The decoder with weights of 8 bits, and what it costs: bytes, and where there are test images the change of their bound."""
+    smaller = quantize(decoder)
+    cost: dict[str, Any] = {
+        "graph": "decoder",
+        "size_before": len(images_only(decoder)),
+        "size_after": len(images_only(smaller)),
+    }
+    if dataset is not None:
+        cost |= compare_bounds(model, decoder, smaller, evaluation_data(config, dataset).test)
+    return images_only(smaller), cost
+
+
+def _size_and_hash(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
 def _entry(data: bytes) -> dict[str, Any]:
     graph = onnx.load_from_string(data).graph
     return {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "size": len(data),
-        "inputs": [_signature(value) for value in graph.input],
-        "outputs": [_signature(value) for value in graph.output],
-    }
-
-
-def _signature(value: ValueInfoProto) -> dict[str, Any]:
-    tensor = value.type.tensor_type
-    return {
-        "name": value.name,
-        "shape": [axis.dim_param or axis.dim_value for axis in tensor.shape.dim],
-        "dtype": onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+        **_size_and_hash(data),
+        "inputs": [signature(value) for value in graph.input],
+        "outputs": [signature(value) for value in graph.output],
     }
 
 
 def _write(target: Path, files: dict[str, bytes]) -> None:
-    """All files at once: into a directory beside `target`, which then takes its place."""
-    home = target.parent
-    while not home.exists():
-        home = home.parent
-    staging = _hidden(home, target.name)
-    staging.mkdir()
-    try:
+    """All files at once."""
+    with staged(target) as staging:
         for name, data in files.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(data)
-        _put_in_place(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _put_in_place(staging: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = _hidden(target.parent, target.name)
-    target.rename(old)
-    try:
-        staging.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _hidden(directory: Path, name: str) -> Path:
-    return directory / f".{name}.{uuid.uuid4().hex[:12]}"

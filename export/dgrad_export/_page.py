@@ -1,0 +1,86 @@
+"""The page that shows a model's latent space: one HTML file that asks for nothing from elsewhere. May import the standard library alone.
+
+The page gets what it must know as JSON inside it. With networks there too it computes by itself; without, it asks the server it came from.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+TEMPLATE = Path(__file__).with_name("page.html")
+_DATA = "@DATA@"
+
+
+def page(model: dict[str, Any], networks: dict[str, Any] | None = None) -> str:
+    """The HTML.
+
+    Args:
+        model: what `model_facts` gives, with a `note` to stand below the page.
+        networks: weights to compute with; None where the page is served and may ask the server.
+    """
+    data = json.dumps({"model": model, "networks": networks}, ensure_ascii=False, allow_nan=False)
+    # No text in the data may end the element that it stands in.
+    return TEMPLATE.read_text(encoding="utf-8").replace(_DATA, data.replace("<", "\\u003c"))
+
+
+def sealed(html: str) -> str:
+    """The page as a file of its own, which says itself that it may ask for nothing."""
+    first = '<meta charset="utf-8">'
+    return html.replace(
+        first, f'{first}\n<meta http-equiv="Content-Security-Policy" content="{policy(html, "none")}">', 1
+    )
+
+
+def policy(html: str, connect: str = "self") -> str:
+    """A Content-Security-Policy that allows the page its own script and style, requests to its own server or `none`, and nothing else."""
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {_hash(html, 'script')}",
+            f"style-src {_hash(html, 'style')}",
+            "img-src data:",  # its icon
+            f"connect-src '{connect}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _hash(html: str, tag: str) -> str:
+    """The policy's word for what stands in the page's one element of this name, without attributes."""
+    (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def model_facts(manifest: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What the page needs to know of an exported model.
+
+    Args:
+        manifest: of the export.
+        settings: of the run, as its configuration has them.
+    """
+    latent, run = manifest["latent"], manifest.get("run", {})
+    attributes = manifest.get("attributes")
+    # Training with labels makes the values of the one variable the classes; without, they have no names.
+    named = settings.get("labels") and not attributes
+    return {
+        "dataset": settings.get("dataset"),
+        "estimator": settings.get("estimator"),
+        "latent": latent["spec"],
+        "logits_shape": latent["shape"],
+        "code_shape": latent["code_shape"],
+        "values": latent["values"],
+        "names": manifest.get("classes") if named else None,
+        "attributes": attributes,
+        "gaussian": manifest.get("gaussian", 0),
+        "sampling": manifest.get("sampling", False),
+        "image_shape": manifest["image_shape"],
+        "rounds_at": manifest.get("preprocessing", {}).get("rounds_at"),
+        "test_bound": run.get("test_bound"),
+        "unit": run.get("unit"),
+    }
