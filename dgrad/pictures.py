@@ -341,7 +341,7 @@ def save_comparison(path: Path, comparison: Comparison) -> None:
     high = sorted(late)[len(late) * 9 // 10 if len(rows) > 10 else -1] if late else 1.0
     margin = 0.05 * (high - low) or 1.0
     by_epoch.set(xlabel="epoch", ylabel=f"validation bound ({comparison.unit})", ylim=(low - margin, high + margin))
-    by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     by_time.set(xlabel="seconds of the run, evaluations included")
     seconds = [row.curve[-1]["seconds"] for row in rows]
     if seconds and max(seconds) > 10 * min(seconds):
@@ -428,7 +428,7 @@ def _draw_bounds(axes: Any, lines: Mapping[str, Sequence[Sequence[Mapping[str, A
     margin = 0.05 * (high - low) or 1.0
     axes.set(xlabel=x_name, ylim=(low - margin, high + margin))
     if x_name == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
 
 

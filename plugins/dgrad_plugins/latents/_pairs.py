@@ -197,7 +197,7 @@ class Pairs(LatentLayer):
         return self._weights(logits).flatten(-2).log_softmax(-1)
 
     def _half_settings(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(like.dtype, torch.float32) if like.dtype.is_floating_point else torch.float32
+        dtype = torch.promote_types(like.dtype, torch.float32)
         first = self.bits // 2
         return _settings(first, dtype, like.device), _settings(self.bits - first, dtype, like.device)
 
