@@ -26,6 +26,7 @@ from dgrad.errors import DgradError, InputError
 from dgrad.gradient_estimator import GradientEstimator
 from dgrad.latent_layer import LatentLayer
 from dgrad.networks import DiscreteVAE
+from dgrad.noise import seed_for
 from dgrad.objectives import SharedSweeps
 from dgrad.posterior import Posterior
 from dgrad.runs import build_dataset, build_model, evaluation_data
@@ -263,7 +264,7 @@ class _Measurement:
         self.logits = posterior.logits
         self.seed = seed
         self.tables: dict[Hashable, Tensor] = {}
-        self.gaussian = posterior.draw(generator=self._generator(2**43))  # [B, c] or None
+        self.gaussian = posterior.draw(generator=self._generator("Gaussian variables"))  # [B, c] or None
 
     def figures(self, estimator: GradientEstimator, draws: int, truth: _Truth, warm_up: int) -> dict[str, Any]:
         learns = bool(estimator.state_dict())
@@ -299,7 +300,7 @@ class _Measurement:
 
     def moments(self, estimator: GradientEstimator, draws: int, reference: Tensor | None) -> _Moments:
         """Mean and variance over draws, and the mean cosine of a draw with the reference; without one, of the reference itself."""
-        generator = self._generator(0 if reference is not None else 2**42)
+        generator = self._generator("draws" if reference is not None else "reference")
         tables = None if reference is None else self.tables
         origin = self.logits.new_zeros(self.logits.flatten(1).shape) if reference is None else reference.to(self.logits)
         total_squares = torch.zeros(origin.shape, dtype=torch.float64)
@@ -369,7 +370,7 @@ class _Measurement:
         return torch.cat(parts, 1)
 
     def _warm_up(self, estimator: GradientEstimator, calls: int) -> None:
-        generator = self._generator(2**41)
+        generator = self._generator("warm-up")
         parameters = [parameter for parameter in estimator.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=WARM_UP_LR) if parameters else None
         for _ in range(calls):
@@ -384,7 +385,7 @@ class _Measurement:
 
     def _seconds(self, estimator: GradientEstimator) -> float:
         """The median time of one draw of the gradient for all the images."""
-        device, generator = self.logits.device, self._generator(0)
+        device, generator = self.logits.device, self._generator("draws")
         times: list[float] = []
         started = time.perf_counter()
         while len(times) < 3 or (len(times) < TIMED_CALLS and time.perf_counter() - started < TIMED_SECONDS):
@@ -395,9 +396,9 @@ class _Measurement:
             times.append(time.perf_counter() - before)
         return statistics.median(times)
 
-    def _generator(self, purpose: int) -> Generator:
+    def _generator(self, purpose: str) -> Generator:
         """Noise of its own for each purpose; the same for every estimator."""
-        return Generator(self.logits.device).manual_seed(self.seed + purpose)
+        return Generator(self.logits.device).manual_seed(seed_for(purpose, self.seed))
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:

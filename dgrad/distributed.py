@@ -1,4 +1,4 @@
-"""Training by several processes: which of them this one is, what is its part, and how they agree. May import dgrad.errors and dgrad.devices.
+"""Training by several processes: which of them this one is, what is its part, and how they agree. May import dgrad.errors, dgrad.devices and dgrad.noise.
 
 torchrun starts the processes. Torch is imported inside functions only, so that the command line can ask which process it is before
 anything heavy is loaded; alone, a process never touches torch.distributed.
@@ -88,12 +88,9 @@ class World:
 
     def noise_seed(self, seed: int) -> int:
         """The seed of this process's noise in a run with the given seed; that of the first is the same as alone."""
-        if self.rank == 0:
-            return seed + 2**41
-        import numpy as np
+        from dgrad.noise import seed_for
 
-        # Mixed, not added: torch's generator on a CPU looks at the lower 32 bits alone, and the next seed is another run's.
-        return int(np.random.SeedSequence((seed, self.rank)).generate_state(1)[0])
+        return seed_for("training noise", seed, self.rank)
 
     @contextmanager
     def joined(self, device: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from dgrad.data import Split, unit
 from dgrad.latent_layer import LatentLayer
 from dgrad.networks import DiscreteVAE
+from dgrad.noise import seed_for
 from dgrad.objectives import Objective
 from dgrad.posterior import Posterior
 
@@ -46,7 +47,7 @@ class Bound:
 
 def evaluation_generator(device: torch.device, seed: int) -> Generator:
     """A fresh generator for one evaluation: every evaluation of a run draws the same noise, and none of the training's."""
-    return Generator(device).manual_seed(seed + 2**40)
+    return Generator(device).manual_seed(seed_for("evaluation", seed))
 
 
 def evaluate_accuracy(model: DiscreteVAE, split: Split) -> float:

@@ -1,6 +1,6 @@
 """The images of a training run, and the batches that it draws, as its configuration says.
 
-May import torch, dgrad.config, dgrad.data, dgrad.runs and dgrad.supervision.
+May import torch, dgrad.config, dgrad.data, dgrad.noise, dgrad.runs and dgrad.supervision.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dgrad.data import (
 from dgrad.distributed import World
 from dgrad.errors import InputError
 from dgrad.latent_layer import LatentLayer
+from dgrad.noise import seed_for
 from dgrad.runs import build_dataset, evaluation_data
 from dgrad.supervision import check_labels
 
@@ -75,7 +76,7 @@ def training_batches(
             raise InputError(f"--labels {config.labels} trains in one process; got {world.size}: leave torchrun out")
     device = data.train.images.device
     dynamic = config.binarize == "dynamic"
-    generator = Generator(device).manual_seed(config.seed)
+    generator = Generator(device).manual_seed(seed_for("order of the data", config.seed))
     batches = Batches(
         data.train, config.batch_size, generator=generator, dynamic=dynamic, rank=world.rank, ranks=world.size
     )
@@ -89,7 +90,7 @@ def training_batches(
     labelled = LabelledImages(
         Split(source.images[index.to(source.images.device)].to(device), labels[index].to(device)),
         index.to(device),
-        generator=Generator(device).manual_seed(config.seed + 2**42),
+        generator=Generator(device).manual_seed(seed_for("labelled images", config.seed)),
         binarize=BINARIZE_WHEN_DRAWN[config.binarize if config.augment or dynamic else "none"],
         augment=config.augment,
     )

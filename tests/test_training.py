@@ -17,6 +17,7 @@ import torch
 
 import dgrad
 from dgrad.config import configure
+from dgrad.evaluation import evaluation_generator
 from dgrad.files import load_checkpoint, replacing, save_checkpoint
 from dgrad.listener import Listener
 from dgrad.registry import Plugin, registry
@@ -139,6 +140,18 @@ def test_the_seed_decides_and_the_global_generator_does_not(tmp_path: Path) -> N
         torch.rand(disturbance)
         bounds.append(Trainer(config).train(run)["test_bound"])
     assert bounds[0] == bounds[1] != bounds[2]
+
+
+def test_every_purpose_has_noise_of_its_own() -> None:
+    """Torch's generator on a CPU looks at the lower 32 bits of a seed alone."""
+    trainer = Trainer(configure({"model": "mixture", "latent": "1x10", "labels": 50, "seed": 3, "device": "cpu"}))
+    generators = [
+        *trainer.batches.generators,
+        trainer.noise,
+        evaluation_generator(trainer.device, 3),
+        torch.Generator().manual_seed(3),  # that of the weights
+    ]
+    assert len({tuple(torch.rand(4, generator=each).tolist()) for each in generators}) == len(generators) == 5
 
 
 def test_training_learns(train: Callable[..., Run]) -> None:

@@ -72,7 +72,7 @@ def test_dgrad_opens_both_layouts_alike(train: Callable[..., Run]) -> None:
     np.testing.assert_array_equal(triton.encode(images), flat.encode(images))
     np.testing.assert_array_equal(triton.sample(5, seed=0), flat.sample(5, seed=0))
     models = open_models(Path("triton"))
-    (code,) = models["encoder"].infer({"image": images[:, None]}, ["code"])
+    (code,) = models["encoder"].run({"image": images[:, None]}, ["code"])
     np.testing.assert_array_equal(code, flat.encode(images))
     # One may take the other's place, and nothing of it stays; anything else in the directory is left alone.
     export_run(run.path, Path("triton"), overwrite=True)

@@ -89,7 +89,7 @@ def diagnose(
         int, typer.Option(help="Calls in which an estimator that learns or averages does so first.", min=0)
     ] = 200,
     seed: Annotated[
-        int, typer.Option(help="Of the images, the noise, and the weights of a random start.", min=0, max=2**40 - 1)
+        int, typer.Option(help="Of the images, the noise, and the weights of a random start.", min=0, max=2**62)
     ] = 0,
     weights: Weights = "best",
     latent: LatentOption = None,
