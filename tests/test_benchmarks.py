@@ -282,7 +282,9 @@ class _Counter(TorchDispatchMode):
         "mul": ["multiplications"],
         "addcmul": ["multiply_adds"],
         "softplus": ["exponentials", "logarithms"],
+        "sigmoid_": ["exponentials"],
         "log_": ["logarithms"],
+        **dict.fromkeys(["abs", "neg_", "clamp_min", "add_"], ["additions"]),
         "index": [],
     }
 

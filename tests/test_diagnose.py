@@ -28,7 +28,7 @@ def _diagnose(latent: str, estimators: str, *values: str, draws: int = 400, imag
 
 
 def test_unbiased_estimators_are_within_noise_and_exact_has_none() -> None:
-    diagnosis = _diagnose("2x4", "exact,rloo,leg,reinforce")
+    diagnosis = _diagnose("2x4", "exact,rloo,leg,reinforce", images=100)
     rows = {row.label: row for row in diagnosis.rows}
     assert (diagnosis.reference, diagnosis.reference_draws, diagnosis.reference_standard_error) == ("exact", 1, 0.0)
     assert all(row.within_noise for row in rows.values())
@@ -37,6 +37,7 @@ def test_unbiased_estimators_are_within_noise_and_exact_has_none() -> None:
     assert rows["exact"].cosine_of_mean == pytest.approx(1)
     rloo = rows["rloo"]
     assert rloo.noise_floor is not None and rloo.bias is not None and rloo.deviation is not None
+    # 600 free coordinates: a relative deviation of sqrt((pi / 2 - 1) / 600) = 3 % and, as those of a row move together, not above 4 %: five of them
     assert rloo.bias == pytest.approx(rloo.noise_floor, rel=0.2), "what is seen of an unbiased one is its noise"
     # Of a normal error with the standard deviation s / sqrt(D), the mean absolute value is sqrt(2 / pi) of that.
     assert rloo.bias == pytest.approx(0.8 * rloo.deviation / 400**0.5, rel=0.2)
