@@ -284,7 +284,7 @@ class _Counter(TorchDispatchMode):
         "softplus": ["exponentials", "logarithms"],
         "sigmoid_": ["exponentials"],
         "log_": ["logarithms"],
-        **dict.fromkeys(["abs", "neg_", "clamp_min", "add_"], ["additions"]),
+        **{name: ["additions"] for name in ("abs", "neg_", "clamp_min", "add_")},
         "index": [],
     }
 
