@@ -50,6 +50,7 @@ class Bars:
             panel.margins(x=0.15)
             if self.logarithmic:
                 panel.set_xscale("log")
+                _plain_numbers(panel.xaxis)
         figure.suptitle(self.title, fontsize=10)
         _save(figure, path)
 
@@ -83,6 +84,7 @@ class Lines:
             if self.logarithmic:
                 panel.set_xscale("log")
                 panel.set_yscale("log")
+                _plain_numbers(panel.xaxis, panel.yaxis)
             panel.set_title(group, fontsize=9)
             panel.set_xlabel(self.x_label)
             panel.set_ylabel(self.y_label)
@@ -100,6 +102,15 @@ def _figure(count: int, width: float, height: float) -> tuple[Any, Sequence[Any]
 
     figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _plain_numbers(*axes: Any) -> None:
+    """Label logarithmic axes 120, 140 and not 1.2 x 10^2."""
+    from matplotlib.ticker import LogFormatter
+
+    for axis in axes:
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter())
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -112,6 +112,7 @@ def plots(figures: dict[str, Any]) -> list[Bars]:
                 latent: {name: row["ratios"][REFERENCE] for name, row in rows.items()}
                 for latent, rows in latents.items()
             },
+            logarithmic=True,
         )
         for model, latents in figures.items()
     ]

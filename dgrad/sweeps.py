@@ -67,12 +67,14 @@ def difference_sweep(
         bytes_per_call = BYTES_PER_CALL if hidden.device.type == "cpu" else BYTES_PER_CALL_ELSEWHERE
     bytes_of_a_change = samples * batch * (numbers_per_code or hidden.shape[-1]) * hidden.element_size()
     per_call = max(1, bytes_per_call // bytes_of_a_change)
-    losses = [
+    # Losses go where they stay: results that are kept one by one cut the freed memory between them into pieces too small for the next call.
+    losses = loss.new_empty(len(new), samples, batch)
+    for part, after, before in zip(
+        losses.split(per_call), new.split(per_call), old.split(per_call), strict=True
+    ):
         # f(a + W[:, new] - W[:, old])
-        rest_loss((hidden - columns[before] + columns[after]).flatten(0, 1)).unflatten(0, (-1, samples))
-        for after, before in zip(new.split(per_call), old.split(per_call), strict=True)
-    ]
-    changed = torch.cat(losses).movedim(0, -1).unflatten(-1, (n, k - 1))  # [S, B, n, k-1]
+        part.copy_(rest_loss((hidden - columns[before] + columns[after]).flatten(0, 1)).unflatten(0, (-1, samples)))
+    changed = losses.movedim(0, -1).unflatten(-1, (n, k - 1))  # [S, B, n, k-1]
     return loss[..., None, None].expand(codes.shape).scatter(-1, others, changed)
 
 
