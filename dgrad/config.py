@@ -54,6 +54,7 @@ class TrainConfig:
         independence_weight: of the covariance between code and Gaussian variables, with labels only; None for 1000 with attributes, else 0.
         adversarial_weight: of the virtual adversarial loss (Miyato et al. 2018): how far q moves, in nats, within a small distance of an image; with labels only.
         adversarial_radius: that distance, the Euclidean norm of the change of the pixels.
+        propagate_labels: the share of the training images that get a label, those for which the nearest neighbours' labels say it most clearly; 0 for none but their own.
         augment: whether labelled images are redrawn by small random affine maps.
         epochs: passes over the training images.
         steps: the number of steps instead, where it is not None.
@@ -91,6 +92,7 @@ class TrainConfig:
     independence_weight: float | None = None
     adversarial_weight: float = 0.0
     adversarial_radius: float = 2.0
+    propagate_labels: float = 0.0
     augment: bool = False
     epochs: int = 100
     steps: int | None = None
@@ -136,6 +138,9 @@ class TrainConfig:
             "it without --labels",
             "given with --labels",
         )
+        share = self.propagate_labels
+        _check("propagate_labels", 0 <= share <= 1, share, "a share of 0 to 1")
+        _check("propagate_labels", not share or self.labels > 0, "it without --labels", "given with --labels")
         radius = self.adversarial_radius
         _check("adversarial_radius", 0 < radius < math.inf, radius, "a finite number above 0")
         weight = self.independence_weight

@@ -17,6 +17,8 @@ from dgrad.data import (
     Split,
     choose_labelled,
     choose_labelled_attributes,
+    propagated,
+    unit,
 )
 from dgrad.distributed import World
 from dgrad.errors import InputError
@@ -86,9 +88,14 @@ def training_batches(
     assert labels is not None
     choose = choose_labelled_attributes if data.dataset.attributes else choose_labelled
     index = choose(labels, config.labels, seed=config.seed)
+    labels = labels[index]
+    if config.propagate_labels:
+        if data.dataset.attributes:
+            raise InputError(f"--propagate-labels {config.propagate_labels:g} is for classes; got attributes, leave it out")
+        index, labels = propagated(unit(data.train.images), index.to(device), labels.to(device), config.propagate_labels)
     source = data.dataset.train if config.augment else data.train
     labelled = LabelledImages(
-        Split(source.images[index.to(source.images.device)].to(device), labels[index].to(device)),
+        Split(source.images[index.to(source.images.device)].to(device), labels.to(device)),
         index.to(device),
         generator=Generator(device).manual_seed(seed_for("labelled images", config.seed)),
         binarize=BINARIZE_WHEN_DRAWN[config.binarize if config.augment or dynamic else "none"],

@@ -41,6 +41,7 @@ from dgrad_cli.settings import (
     LikelihoodOption,
     ModelOption,
     PluginOption,
+    PropagateLabelsOption,
     RateOption,
     StepsOption,
     WeightDecayOption,
@@ -261,6 +262,7 @@ def compare(
     balance_weight: BalanceWeightOption = None,
     adversarial_weight: AdversarialWeightOption = None,
     adversarial_radius: AdversarialRadiusOption = None,
+    propagate_labels: PropagateLabelsOption = None,
     augment: AugmentOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
@@ -292,7 +294,7 @@ def compare(
     given = {
         "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
         "dropout": dropout, "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
-        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "augment": augment, "epochs": epochs, "steps": steps,
+        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps,
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,
     }  # fmt: skip

@@ -116,6 +116,13 @@ AdversarialWeightOption = Annotated[
 AdversarialRadiusOption = Annotated[
     str | None, setting("How near: the Euclidean norm of the change of the pixels.", "adversarial_radius")
 ]
+PropagateLabelsOption = Annotated[
+    str | None,
+    setting(
+        "Share of the images that get the label of the images that look like them, the clearest ones; with --labels only.",
+        "propagate_labels",
+    ),
+]
 AugmentOption = Annotated[
     bool | None,
     typer.Option(
