@@ -53,7 +53,7 @@ class Recipe:
 
 def recipes() -> dict[str, Recipe]:
     """All recipes that ship with the package, by name."""
-    return {path.stem: Recipe.read(path) for path in sorted(FOLDER.glob("*.toml"))}
+    return {path.stem: Recipe.read(path) for path in sorted(FOLDER.glob("*.toml"), key=lambda path: path.stem)}
 
 
 def reproduce(
