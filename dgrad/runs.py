@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +16,11 @@ from dgrad import registry
 from dgrad.config import TrainConfig, option, read_config
 from dgrad.data import Dataset, binarize, default_data_root, load_dataset
 from dgrad.errors import InputError
-from dgrad.files import damaged, load_checkpoint, umask, write_text
+from dgrad.files import damaged, load_checkpoint, write_text
 from dgrad.hyperparameters import hyperparameters_of
 from dgrad.likelihoods import likelihood
 from dgrad.networks import DiscreteVAE
+from dgrad.writing import made_whole
 
 SEEDS_FILE = "seeds.json"
 """What a directory of runs with several seeds has in the place of a run's configuration (`dgrad.seeds`)."""
@@ -203,26 +202,6 @@ def _lock(file: IO[bytes]) -> bool:
     except OSError:  # a file system without locks
         pass
     return True
-
-
-@contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
-    """A new directory to fill, which then takes the place of whatever is at `path`; after an error, nothing has changed there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging, replaced = (Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) for _ in range(2))
-    try:
-        yield staging
-        staging.chmod(0o777 & ~umask())
-        if path.exists():
-            path.replace(replaced)
-        try:
-            staging.replace(path)
-        except OSError:
-            replaced.replace(path)
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load_state(module: Any, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:

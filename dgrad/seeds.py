@@ -18,8 +18,9 @@ from dgrad.config import TrainConfig, configure
 from dgrad.errors import InputError, RunError
 from dgrad.files import write_text
 from dgrad.listener import Listener
-from dgrad.runs import SEEDS_FILE, Run, made_whole
+from dgrad.runs import SEEDS_FILE, Run
 from dgrad.training import Interrupted, Trainer, record, resume, step_together
+from dgrad.writing import made_whole
 
 
 class Lockstep:

@@ -69,9 +69,7 @@ def difference_sweep(
     per_call = max(1, bytes_per_call // bytes_of_a_change)
     # Losses go where they stay: results that are kept one by one cut the freed memory between them into pieces too small for the next call.
     losses = loss.new_empty(len(new), samples, batch)
-    for part, after, before in zip(
-        losses.split(per_call), new.split(per_call), old.split(per_call), strict=True
-    ):
+    for part, after, before in zip(losses.split(per_call), new.split(per_call), old.split(per_call), strict=True):
         # f(a + W[:, new] - W[:, old])
         part.copy_(rest_loss((hidden - columns[before] + columns[after]).flatten(0, 1)).unflatten(0, (-1, samples)))
     changed = losses.movedim(0, -1).unflatten(-1, (n, k - 1))  # [S, B, n, k-1]

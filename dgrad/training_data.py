@@ -91,8 +91,12 @@ def training_batches(
     labels = labels[index]
     if config.propagate_labels:
         if data.dataset.attributes:
-            raise InputError(f"--propagate-labels {config.propagate_labels:g} is for classes; got attributes, leave it out")
-        index, labels = propagated(unit(data.train.images), index.to(device), labels.to(device), config.propagate_labels)
+            raise InputError(
+                f"--propagate-labels {config.propagate_labels:g} is for classes; got attributes, leave it out"
+            )
+        index, labels = propagated(
+            unit(data.train.images), index.to(device), labels.to(device), config.propagate_labels
+        )
     source = data.dataset.train if config.augment else data.train
     labelled = LabelledImages(
         Split(source.images[index.to(source.images.device)].to(device), labels.to(device)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,41 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """A new directory that takes the place of whatever is at `path` when the block ends well, and vanishes when it does not.
+
+    Parents of `path` that are missing are made at the end only.
+    """
+    home = next(parent for parent in path.absolute().parents if parent.exists())
+    staging = _hidden(home, path.name)
+    staging.mkdir()
+    try:
+        yield staging
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _put_in_place(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(staging: Path, path: Path) -> None:
+    if not path.exists():
+        staging.rename(path)
+        return
+    old = _hidden(path.parent, path.name)
+    path.rename(old)
+    try:
+        staging.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _hidden(directory: Path, name: str) -> Path:
+    return directory / f".{name}.{uuid.uuid4().hex[:12]}"
 
 
 def umask() -> int:

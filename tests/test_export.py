@@ -34,6 +34,7 @@ from dgrad_export._codec import CHUNK
 from dgrad_export._compare import compare
 from dgrad_export._graphs import Encode, code_shape, encoder_graph
 from dgrad_export._manifest import DECODER, ENCODER, FILES, MANIFEST
+from dgrad_export._sources import comparison_images, run_dataset
 
 CASES: dict[str, dict[str, Any]] = {
     "linear-bernoulli-6x4-threshold": {},
@@ -319,7 +320,7 @@ def test_latent_of_another_integer_form_and_data_that_moved_away(
 def test_compared_images_are_such_as_the_encoder_gets(binarize: str, dataset: str) -> None:
     config = TrainConfig(latent="6x4", binarize=binarize, dataset=dataset)
     model = build_model(config, (1, 8, 8))
-    images, source = dgrad_export._write._images(config, model, dgrad_export._write._dataset(config, model))
+    images, source = comparison_images(config, model, run_dataset(config, model))
     assert images.shape == (256, 1, 8, 8) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1
     assert (len(images.unique()) == 2) == (binarize in ("static", "dynamic"))

@@ -174,7 +174,7 @@ def test_without_test_images_the_bound_is_not_measured(
     import dgrad_export._write
 
     run = train(latent="20x10", epochs=1)
-    monkeypatch.setattr(dgrad_export._write, "_dataset", lambda config, model: None)
+    monkeypatch.setattr(dgrad_export._write, "run_dataset", lambda config, model: None)
     cost = export_run(run.path, Path("m"), int8="decoder")["int8"]
     assert sorted(cost) == ["graph", "size_after", "size_before"]
 

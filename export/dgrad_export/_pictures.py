@@ -12,8 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dgrad.errors import InputError
-from dgrad.writing import replacing
-from dgrad_export._staging import staged
+from dgrad.writing import made_whole, replacing
 
 CELL = 56
 """In a grid, smaller images are enlarged by a whole factor until their longer side has at least this many pixels, smoothly."""
@@ -57,7 +56,7 @@ def writing(out: Path, columns: int) -> AbstractContextManager[Pictures]:
 
 @contextmanager
 def _directory(out: Path) -> Iterator[Pictures]:
-    with staged(out.resolve()) as folder:
+    with made_whole(out.resolve()) as folder:
         yield _Separate(folder)
 
 

@@ -24,7 +24,7 @@ from dgrad.writing import write_text
 from dgrad_export._compare import COUNT
 from dgrad_export._graphs import code_shape
 from dgrad_export._page import model_facts, page, sealed
-from dgrad_export._write import _dataset, _figures, _images
+from dgrad_export._sources import comparison_images, run_dataset, run_figures
 
 LARGEST = 127
 """The whole numbers that stand for weights go from minus this to this."""
@@ -78,8 +78,8 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
     _check_model(model.eval(), run)
     rounded = copy.deepcopy(model)
     networks = _round(rounded, rounds=run.config.binarize == "threshold")
-    dataset = _dataset(run.config, model)
-    images, source = _images(run.config, model, dataset)
+    dataset = run_dataset(run.config, model)
+    images, source = comparison_images(run.config, model, dataset)
     seen = (images >= 0.5).to(images.dtype) if run.config.binarize == "threshold" else images
     comparison: dict[str, Any] = {"images": source, **_compare(model, rounded, seen)}
     if not math.isfinite(comparison["largest"]):
@@ -97,7 +97,7 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
         "preprocessing": {"rounds_at": networks["encoder"]["rounds_at"]},
         "classes": None if dataset is None or dataset.classes is None else list(dataset.classes),
         "attributes": list(run.config.attributes) or None,
-        "run": _figures(run, weights),
+        "run": run_figures(run, weights),
     }
     note = (
         "This file computes by itself, with weights rounded to 8 bits. Compared with the model when it was written, pixels differed by "

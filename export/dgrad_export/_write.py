@@ -11,15 +11,15 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor
 
 import dgrad
 from dgrad import registry
 from dgrad.config import TrainConfig
-from dgrad.data import Dataset, unit
+from dgrad.data import Dataset
 from dgrad.errors import InputError, RunError, unknown_name
 from dgrad.networks import DiscreteVAE
-from dgrad.runs import Run, build_dataset, evaluation_data
+from dgrad.runs import Run, evaluation_data
+from dgrad.writing import made_whole
 from dgrad_export._bound import compare_bounds
 from dgrad_export._compare import COUNT, compare
 from dgrad_export._graphs import code_shape, decoder_graph, encoder_graph, images_only
@@ -35,13 +35,10 @@ from dgrad_export._manifest import (
     is_export,
 )
 from dgrad_export._reference import make_reference, signature
-from dgrad_export._staging import staged
+from dgrad_export._sources import SUMMARY_PART, comparison_images, run_dataset, run_figures
 from dgrad_export._triton import config_text
 
 LEAST_OPSET = 20
-SUMMARY_PART = {"best": "best", "last": "final"}
-"""Where a run's summary has the figures of which weights."""
-
 PREPROCESSING = {
     "threshold": "pixels of at least 0.5 become 1 and the others 0 inside encoder.onnx: send grey images in [0, 1]",
     "static": "none: the model was trained on pixels of 0 and 1, drawn once for each image with the pixel as probability",
@@ -102,8 +99,8 @@ def export_run(
     rounds = config.binarize == "threshold"
     encoder = encoder_graph(model, rounds=rounds, opset=opset, metadata=metadata, sampling=sampling)
     decoder = decoder_graph(model, opset=opset, metadata=metadata, outputs=int8 is not None)
-    dataset = _dataset(config, model)
-    images, source = _images(config, model, dataset)
+    dataset = run_dataset(config, model)
+    images, source = comparison_images(config, model, dataset)
     differences = compare(model, encoder, decoder, images, rounds=rounds, sampling=sampling)
     cost = None
     if int8:
@@ -147,7 +144,7 @@ def export_run(
         "int8": cost,
         "graphs": places,
         "files": {**entries, **{name: _size_and_hash(data) for name, data in others.items()}},
-        "run": {**state, **_figures(run, state["weights"])},
+        "run": {**state, **run_figures(run, state["weights"])},
         "comparison": {"images": source, "random_codes": COUNT, **differences},
     }
     try:
@@ -210,41 +207,6 @@ def _metadata(config: TrainConfig, model: DiscreteVAE) -> dict[str, str]:
     }
 
 
-def _figures(run: Run, weights: str) -> dict[str, Any]:
-    summary = run.summary() or {}
-    bound = (summary.get(SUMMARY_PART[weights]) or {}).get("test_bound")
-    return {} if bound is None else {"test_bound": bound, "unit": summary.get("unit")}
-
-
-def _dataset(config: TrainConfig, model: DiscreteVAE) -> Dataset | None:
-    """The run's data set before binarisation; None where it cannot be loaded."""
-    try:
-        dataset = build_dataset(config)
-    except Exception:  # a data set's loader may be anybody's; without one the export is still worth having
-        return None
-    if dataset.image_shape != model.image_shape:
-        raise InputError(
-            f"{config.dataset} now has images of shape {list(dataset.image_shape)} (channels, height, width); the run was "
-            f"trained on {list(model.image_shape)}: put the data set of the run back, or move the other away"
-        )
-    return dataset
-
-
-def _images(config: TrainConfig, model: DiscreteVAE, dataset: Dataset | None) -> tuple[Tensor, str]:
-    """What to compare on, `[256, C, H, W]` float32 in [0, 1], and a description."""
-    if dataset is None:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(COUNT, *model.image_shape, generator=generator)
-        if config.binarize in ("static", "dynamic"):
-            images = images.round()
-        return images, f"{COUNT} random images: the run's data set could not be loaded"
-    # Where the encoder rounds, it gets grey images, as a client would send them.
-    split = (dataset if config.binarize == "threshold" else evaluation_data(config, dataset)).test
-    chosen = torch.arange(COUNT) % len(split)
-    found = min(COUNT, len(split))
-    return unit(split.images[chosen]), f"{COUNT} images, {found} of them different, of the run's test split"
-
-
 def _quantized(
     config: TrainConfig, model: DiscreteVAE, decoder: bytes, dataset: Dataset | None
 ) -> tuple[bytes, dict[str, Any]]:
@@ -275,7 +237,7 @@ def _entry(data: bytes) -> dict[str, Any]:
 
 def _write(target: Path, files: dict[str, bytes]) -> None:
     """All files at once."""
-    with staged(target) as staging:
+    with made_whole(target) as staging:
         for name, data in files.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(data)
