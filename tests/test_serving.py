@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from dgrad.training import Trainer
 from dgrad_export import Codec, export_run
 from dgrad_export._answers import Asked, answer_all
 from dgrad_export._connection import read_head
+from dgrad_export._helpers import PART, Helpers
 from dgrad_export._protocol import read_request
 from dgrad_export._served import open_models
 from dgrad_export._server import serve
@@ -516,12 +518,12 @@ def test_a_failure_is_answered_too(
     assert "KeyError" in caplog.text
 
 
-def test_threads_change_no_bit(bundle: Path) -> None:
+def test_helpers_change_no_bit(bundle: Path) -> None:
     images = grey(300)
     results = [
-        open_models(bundle, threads)["encoder"].run({"image": images[:count]}, ["logits", "code"])
-        for threads in (1, 3)
-        for count in (300, 77)
+        open_models(bundle, Helpers(helpers))["encoder"].run({"image": images[:count]}, ["logits", "code"])
+        for helpers in (0, 2)
+        for count in (300, 129)
     ]
     for one, other in ((0, 2), (1, 3)):
         for expected, found in zip(results[one], results[other], strict=True):
@@ -629,3 +631,53 @@ def refused_or_inferred(read: Callable[[], dict[str, Any]], model: Any) -> None:
         model.run(values, ["code"])
     except InputError as error:
         assert "\n" not in str(error)
+
+
+# Large batches
+
+
+def test_every_part_of_a_batch_is_done_once() -> None:
+    helpers = Helpers(3)
+    for examples in (1, 2 * PART - 1, 2 * PART, 1000):
+        counts = np.zeros(examples, int)
+        threads = set()
+
+        def work(part: slice, counts: Any = counts, threads: set[str] = threads) -> None:
+            counts[part] += 1
+            threads.add(threading.current_thread().name)
+            time.sleep(0.002)  # long enough for others to wake up
+
+        helpers.run(work, examples)
+        assert (counts == 1).all()
+        assert (len(threads) > 1) == (examples >= 2 * PART)
+
+
+def test_what_fails_in_a_part_is_raised_and_the_helpers_go_on() -> None:
+    helpers = Helpers(2)
+
+    def work(part: slice) -> None:
+        if part.start >= PART:
+            raise RunError(f"from {part.start}")
+
+    for _ in range(20):
+        with pytest.raises(RunError, match="from"):
+            helpers.run(work, 8 * PART)
+    done: list[int] = []
+    helpers.run(lambda part: done.append(part.start), 8 * PART)  # each part once
+    assert sorted(done) == list(range(0, 8 * PART, PART))
+
+
+def test_batches_of_several_callers_are_shared_at_the_same_time() -> None:
+    helpers = Helpers(2)
+
+    def total(seed: int) -> int:
+        found = np.zeros(700, int)
+
+        def work(part: slice) -> None:
+            found[part] = np.arange(700)[part] * seed
+
+        helpers.run(work, 700)
+        return int(found.sum())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(total, range(100))) == [seed * 699 * 350 for seed in range(100)]

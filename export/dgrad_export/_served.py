@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from dgrad.errors import InputError
+from dgrad_export._helpers import Helpers
 from dgrad_export._manifest import graph_file, read_manifest
 from dgrad_export._session import open_listed, run_session
 
@@ -86,7 +87,7 @@ class TensorSpec:
 
 
 class Served:
-    """One graph. Calls may come from several threads at once."""
+    """One graph. Calls may come from several threads at once; `helpers` share the large ones."""
 
     def __init__(
         self,
@@ -94,11 +95,13 @@ class Served:
         session: onnxruntime.InferenceSession,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
+        helpers: Helpers,
     ) -> None:
         self.name = name
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self._session = session
+        self._helpers = helpers
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,21 +129,33 @@ class Served:
         Raises:
             RunError: onnxruntime failed.
         """
-        return run_session(self._session, outputs, values)
+        examples = len(next(iter(values.values())))
+        if not self._helpers.helps(examples):
+            return run_session(self._session, outputs, values)
+        specs = [self.outputs[name] for name in outputs]
+        results = [np.empty((examples, *spec.shape), spec.dtype) for spec in specs]
+
+        def run_part(part: slice) -> None:
+            found = run_session(self._session, outputs, {name: array[part] for name, array in values.items()})
+            for result, some in zip(results, found, strict=True):
+                result[part] = some
+
+        self._helpers.run(run_part, examples)
+        return results
 
 
-def open_models(directory: Path, threads: int = 1) -> dict[str, Served]:
-    """The encoder and the decoder of an export, each with `threads` threads inside an operator.
+def open_models(directory: Path, helpers: Helpers | None = None) -> dict[str, Served]:
+    """The encoder and the decoder of an export, each with one thread; without helpers nobody shares a batch.
 
     Raises:
         InputError: there is no export, or a file of it is missing, damaged or not the one that was written.
     """
     manifest = read_manifest(directory)
-    return {name: _open(directory, name, manifest, threads) for name in GRAPHS}
+    return {name: _open(directory, name, manifest, helpers or Helpers(0)) for name in GRAPHS}
 
 
-def _open(directory: Path, name: str, manifest: dict[str, Any], threads: int) -> Served:
-    session = open_listed(directory, graph_file(manifest, name), manifest, threads)
+def _open(directory: Path, name: str, manifest: dict[str, Any], helpers: Helpers) -> Served:
+    session = open_listed(directory, graph_file(manifest, name), manifest)
     ranges = {"image": Range(0, 1), "uniform": Range(0, 1, excluded=True)}
     values = manifest["latent"]["values"]
     if values is not None:
@@ -150,7 +165,7 @@ def _open(directory: Path, name: str, manifest: dict[str, Any], threads: int) ->
         [_spec(tensor, ranges.get(tensor.name, FINITE)) for tensor in tensors]
         for tensors in (session.get_inputs(), session.get_outputs())
     )
-    return Served(name, session, inputs, outputs)
+    return Served(name, session, inputs, outputs, helpers)
 
 
 DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}

@@ -28,6 +28,7 @@ from dgrad import __version__
 from dgrad.errors import InputError
 from dgrad_export._answers import Answer, Asked, answer_all, refusal
 from dgrad_export._connection import SECONDS_FOR_A_REQUEST, Connection, headers
+from dgrad_export._helpers import Helpers
 from dgrad_export._manifest import read_manifest
 from dgrad_export._metrics import Metrics
 from dgrad_export._page import model_facts, page, policy
@@ -41,7 +42,7 @@ SECONDS_TO_END = 10.0
 AT_ONCE = 0.005
 """Seconds of work that are done in a turn of the event loop, for which everybody else waits."""
 THREADS = 4
-"""That a large batch is spread over, where there are as many cores; more were not tried."""
+"""That share a large batch, where there are as many cores; more were not tried."""
 NOTE = "Every picture is this server's own answer, by the Open Inference Protocol: POST /v2/models/decoder/infer."
 PAGE_HEADERS = {
     "cache-control": "no-cache",  # another model may be served at the same address
@@ -267,7 +268,7 @@ def serve(
     Raises:
         InputError: there is no export, a file of it is not what was written, or the address cannot be used.
     """
-    models = open_models(directory, min(THREADS, os.cpu_count() or 1))
+    models = open_models(directory, Helpers(min(THREADS, os.cpu_count() or 1) - 1))
     facts = model_facts(read_manifest(directory), models["decoder"].settings)
     server = Server(models, page({**facts, "note": NOTE}), body_limit=body_limit, seconds=seconds)
     with _listen(host, port) as listener:
