@@ -100,7 +100,7 @@ class Plain:
 def stored(port: int, images: Images) -> Iterator[int]:
     """The port of a process that computes nothing: it sends what the server answered when `images` were encoded and decoded."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        context = multiprocessing.get_context("fork")
+        context = multiprocessing.get_context("spawn")  # after a fork this process would be slower: its memory is mapped anew
         process = context.Process(target=_answer_stored, args=(listener, port), daemon=True)
         process.start()
         Plain(listener.getsockname()[1]).both(images)
@@ -220,16 +220,33 @@ def measure_server(model: Path, rounds: int, requests: int) -> None:
 
 
 def measure_batch(port: int, models: dict[str, Served], images: Images, rounds: int) -> None:
-    """Print what encoding and decoding `images` costs by the server, by clients alone and by neither."""
+    """Print what encoding and decoding `images` costs by the server, by a client alone and by neither.
+
+    Each client takes turns with the bare calls and with no other client, whose memory and caches it would not share in use.
+    """
     with stored(port, images) as nothing:
-        calls: dict[str, Callable[[], object]] = {"bare": lambda: bare(models, images)}
-        for end, number in (("", port), (", client alone", nothing)):
-            client, plain = triton.InferenceServerClient(f"127.0.0.1:{number}"), Plain(number)
-            calls[f"tritonclient{end}"] = lambda client=client: through_client(client, images, binary=True)
-            calls[f"http.client{end}"] = lambda plain=plain: plain.both(images)
-        times = medians(calls, rounds)
+        for name, client in (("tritonclient", _triton), ("http.client", _plain)):
+            calls = {name: client(port, images), f"{name}, client alone": client(nothing, images)}
+            _print_times(models, images, calls, rounds)
     client = triton.InferenceServerClient(f"127.0.0.1:{port}")
-    times |= medians({"tritonclient, JSON": lambda: through_client(client, images, binary=False)}, 10)
+    calls = {"tritonclient, JSON": lambda: through_client(client, images, binary=False)}
+    _print_times(models, images, calls, 10)
+
+
+def _triton(port: int, images: Images) -> Callable[[], object]:
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}")
+    return lambda: through_client(client, images, binary=True)
+
+
+def _plain(port: int, images: Images) -> Callable[[], object]:
+    client = Plain(port)
+    return lambda: client.both(images)
+
+
+def _print_times(
+    models: dict[str, Served], images: Images, calls: dict[str, Callable[[], object]], rounds: int
+) -> None:
+    times = medians({"bare": lambda: bare(models, images), **calls}, rounds)
     print(f"encode and decode {len(images)}:")
     for name, time_ in times.items():
         print(f"  {name:28} {time_:8.3f} ms, {time_ / times['bare']:6.2f} times bare, {time_ - times['bare']:+.2f} ms")

@@ -6,10 +6,12 @@ May import starlette, uvicorn (extra `serve`), numpy, onnxruntime and dgrad.erro
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import math
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +45,9 @@ AT_ONCE = 0.005
 """Seconds of work that are done in a turn of the event loop, for which everybody else waits."""
 THREADS = 4
 """That share a large batch, where there are as many cores; more were not tried."""
+KEPT_MEMORY = 32 * MEBIBYTE
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of these options."""
 NOTE = "Every picture is this server's own answer, by the Open Inference Protocol: POST /v2/models/decoder/infer."
 PAGE_HEADERS = {
     "cache-control": "no-cache",  # another model may be served at the same address
@@ -268,6 +273,7 @@ def serve(
     Raises:
         InputError: there is no export, a file of it is not what was written, or the address cannot be used.
     """
+    _keep_freed_memory()
     models = open_models(directory, Helpers(min(THREADS, os.cpu_count() or 1) - 1))
     facts = model_facts(read_manifest(directory), models["decoder"].settings)
     server = Server(models, page({**facts, "note": NOTE}), body_limit=body_limit, seconds=seconds)
@@ -285,6 +291,17 @@ def serve(
         )
         listening(_address(listener))
         _Uvicorn(config).run(sockets=[listener])
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep up to 32 MiB of what is freed, for the next request.
+
+    As it is set, it gives the memory of a batch back to the system and fetches it anew, page by page, for the next one: up to 0.3 of 1.8 ms for
+    256 images, depending on what lies beside them.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
+        mallopt(M_MMAP_THRESHOLD, KEPT_MEMORY)
 
 
 def _listen(host: str, port: int) -> socket.socket:
