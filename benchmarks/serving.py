@@ -100,9 +100,8 @@ class Plain:
 def stored(port: int, images: Images) -> Iterator[int]:
     """The port of a process that computes nothing: it sends what the server answered when `images` were encoded and decoded."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # after a fork this process would be slower: its memory is mapped anew
+        # Not forked: that maps this process's memory anew, which the bare calls and the clients would pay for.
+        context = multiprocessing.get_context("spawn")
         process = context.Process(target=_answer_stored, args=(listener, port), daemon=True)
         process.start()
         Plain(listener.getsockname()[1]).both(images)
