@@ -21,7 +21,7 @@ from dgrad.errors import InputError, unknown_name
 from dgrad.hyperparameters import defaults_of
 from dgrad.listener import Listener
 from dgrad.pictures import RUN_PICTURES
-from dgrad.runs import Run, build_dataset, build_model, resolve
+from dgrad.runs import Run, build_dataset, build_model, find_dataset, resolve
 from dgrad.training import Trainer, merit, resume
 from dgrad.variants import file_name
 
@@ -83,8 +83,10 @@ class Experiment:
             Run.create(self.path, self.config)
 
 
-def check(experiments: Sequence[Experiment]) -> None:
+def check(experiments: Sequence[Experiment], *, read_data: bool = True) -> None:
     """Make sure, before any of them begins, that all can run: nothing is in their way, their data and models can be had.
+
+    Without `read_data` no data is read or downloaded, nor is a model built, whose size depends on the data.
 
     Raises:
         InputError: one cannot; or no estimator works with its latent.
@@ -98,6 +100,9 @@ def check(experiments: Sequence[Experiment]) -> None:
         _check_place(experiment)
     datasets: dict[Any, Dataset] = {}
     for config in {experiment.label: experiment.config for experiment in experiments}.values():
+        if not read_data:
+            find_dataset(config)
+            continue
         source = (config.dataset, config.data_root, config.attributes)
         if source not in datasets:
             datasets[source] = build_dataset(config)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgrad import registry
 from dgrad.config import TrainConfig, option, read_config
-from dgrad.data import Dataset, binarize, default_data_root, load_dataset
+from dgrad.data import Dataset, binarize, dataset_loader, default_data_root
 from dgrad.errors import InputError
 from dgrad.files import damaged, load_checkpoint, write_text
 from dgrad.hyperparameters import hyperparameters_of
@@ -244,17 +244,26 @@ def build_dataset(config: TrainConfig) -> Dataset:
         InputError: it is unknown or damaged.
         RunError: it could not be downloaded.
     """
-    root = Path(config.data_root) if config.data_root else default_data_root()
-    names = registry.datasets()
-    if config.dataset not in names and registry.registry().claimed("datasets", config.dataset):
-        registry.registry().factory("datasets", config.dataset)  # claimed twice: it raises, and says by whom
-    dataset: object = load_dataset(config.dataset, root, names)
+    load = find_dataset(config)
+    dataset: object = load(Path(config.data_root) if config.data_root else default_data_root())
     if not isinstance(dataset, Dataset):
         raise InputError(
             f"the factory of dataset {config.dataset!r} made a {type(dataset).__name__}; expected a dgrad.data.Dataset: ask its "
             "plugin's author"
         )
     return dataset.with_attributes(config.attributes) if config.attributes else dataset
+
+
+def find_dataset(config: TrainConfig) -> Callable[[Path], Dataset]:
+    """What loads the data set that a configuration names; nothing is read or downloaded yet.
+
+    Raises:
+        InputError: it is unknown.
+    """
+    names = registry.datasets()
+    if config.dataset not in names and registry.registry().claimed("datasets", config.dataset):
+        registry.registry().factory("datasets", config.dataset)  # claimed twice: it raises, and says by whom
+    return dataset_loader(config.dataset, names)
 
 
 def evaluation_data(config: TrainConfig, dataset: Dataset) -> Dataset:

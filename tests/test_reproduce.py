@@ -78,6 +78,18 @@ def test_one_on_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("out/bounds.json").read_text())["combinations"][0]["figures"]["test_bound"]["values"]
 
 
+def test_a_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    for name in ("bounds", "figure4", "figure6"):
+        code, out, err = _command(capsys, "reproduce", name, "--data-root", "empty", "--dry-run")
+        assert (code, err) == (0, "")
+        assert "to do" in out
+    assert not list(Path("empty").iterdir())
+    code, out, err = _command(capsys, "reproduce", "bounds", "--dataset", "mnits", "--dry-run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "did you mean 'mnist'" in err
+
+
 @pytest.mark.parametrize("name", ["figure1", "figure2", "figure3", "figure5", "figure7"])
 def test_figures_are_drawn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--quick", "--dataset", "digits", "--device", "cpu", "--jobs", 2, "--quiet", "--out", "out"]

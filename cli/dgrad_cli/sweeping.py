@@ -193,7 +193,8 @@ def run_recipe(
     dry_run: bool = False,
     quiet: bool = False,
 ) -> tuple[list[Experiment], Results, int | None]:
-    """Train what is missing of a recipe's runs (`dgrad.experiments.expand`); with `dry_run` nothing is trained or written.
+    """Train what is missing of a recipe's runs (`dgrad.experiments.expand`); with `dry_run` nothing is trained, written or
+    read of the data.
 
     Returns:
         The runs, what came of them, which is also in `out/results.json`, and the signal that stopped it, or None.
@@ -212,7 +213,7 @@ def run_recipe(
         )
     experiments = expand(recipe, out, overrides)
     devices = all_devices(device) if launcher == "local" else [device or "auto"]
-    check(experiments)
+    check(experiments, read_data=not dry_run)
     if dry_run:
         return experiments, collect(experiments, {}), None
     executor = submitit_executor(out / "slurm", CLUSTERS[launcher], slurm, jobs) if launcher in CLUSTERS else None

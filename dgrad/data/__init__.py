@@ -21,7 +21,7 @@ from dgrad.data.labelled import (
 from dgrad.data.npz import load_npz
 from dgrad.data.partitioning import partition
 from dgrad.data.propagation import propagated
-from dgrad.data.sources import default_data_root, load_dataset
+from dgrad.data.sources import dataset_loader, default_data_root, load_dataset
 from dgrad.data.splits import Dataset, Split, unit
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "binarize",
     "choose_labelled",
     "choose_labelled_attributes",
+    "dataset_loader",
     "default_data_root",
     "download_idx",
     "load_celeba",

@@ -22,11 +22,19 @@ def load_dataset(spec: str, data_root: Path | None, registered: Mapping[str, Cal
     `data_root` is where the named ones keep their files; None means `default_data_root()`. A path that is also a
     registered name is given as `./name`. Raises InputError for an unknown name or path, and whatever the loader raises.
     """
+    return dataset_loader(spec, registered)(default_data_root() if data_root is None else data_root)
+
+
+def dataset_loader(spec: str, registered: Mapping[str, Callable[[Path], Dataset]]) -> Callable[[Path], Dataset]:
+    """What loads that data set, given the folder of the named ones; nothing is read or downloaded yet.
+
+    Raises InputError for an unknown name or path.
+    """
     if spec in registered:
-        return registered[spec](default_data_root() if data_root is None else data_root)
+        return registered[spec]
     path = Path(spec).expanduser()
     if spec and path.exists():
-        return load_folder(path) if path.is_dir() else load_npz(path)
+        return lambda _: load_folder(path) if path.is_dir() else load_npz(path)
     if spec.endswith(".npz") or any(separator in spec for separator in (os.sep, os.altsep) if separator):
         raise InputError(f"there is no {spec}; expected a .npz file or a folder of images by class; check the path")
     raise unknown_name(
