@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import dgrad
-from benchmarks import choosing, device, growth, measuring, run, settings, sweep
+from benchmarks import choosing, device, growth, measuring, one_variable, run, settings, sweep
 from benchmarks.__main__ import PARTS, main
 from benchmarks.growth import Point
 from benchmarks.settings import Settings
@@ -502,3 +502,32 @@ def test_tuning_is_undone() -> None:
         assert triton_sweep.WARPS == 2
         raise RuntimeError
     assert triton_sweep.WARPS == 4
+
+
+@pytest.mark.parametrize("start", one_variable.STARTS)
+def test_a_mixture_is_fitted_as_well_as_that_which_drew_the_images(start: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.where(torch.rand(4, 30, generator=generator) < 0.5, 0.1, 0.9)
+    drawn = torch.bernoulli(truth[torch.randint(4, (4000,), generator=generator)], generator=generator)
+    train, test = drawn[:3000], drawn[3000:]
+    by_hand = [truth.where(image == 1, 1 - truth).prod(1).mean().log() for image in test]
+    best = one_variable.negative_log_likelihood(test, truth)
+    assert best == pytest.approx(-float(torch.stack(by_hand).mean()), rel=1e-4)
+    fitted = [one_variable.fit(train, 4, generator.manual_seed(seed), one_variable.STARTS[start]) for seed in range(5)]
+    means = min(fitted, key=lambda means: one_variable.negative_log_likelihood(train, means))
+    assert one_variable.negative_log_likelihood(test, means) == pytest.approx(best, abs=0.1)
+    one_value = one_variable.fit(train, 1, generator, one_variable.STARTS[start])
+    assert one_variable.negative_log_likelihood(test, one_value) > best + 1
+
+
+def test_one_variable_prints_a_row_for_each_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", "digits", "--values", "3", "5", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["one_variable", *arguments])
+    one_variable.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:3] for row in rows] == [
+        [latent, start, seed] for latent in ("1x3", "1x5") for start in one_variable.STARTS for seed in ("0", "1")
+    ]
+    assert all(0 < float(figure) < 64 * math.log(2) for row in rows for figure in row[3:])
