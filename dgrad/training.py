@@ -135,6 +135,11 @@ class Trainer:
         """Whether all steps are made."""
         return self.step >= self.total_steps
 
+    @property
+    def labelled_images(self) -> int:
+        """How many images count as labelled: `labels` and those that these were spread to."""
+        return len(self.batches.labelled.index) if isinstance(self.batches, SemiSupervisedBatches) else 0
+
     def _frequencies(self) -> Tensor | None:
         """Of the values of attributes, as the labelled images have them; None for classes, which these have equally often."""
         if not self.config.attributes or not isinstance(self.batches, SemiSupervisedBatches):

@@ -12,8 +12,9 @@ from dgrad.config import configure
 from dgrad.data import propagated
 from dgrad.data.propagation import NEIGHBOURS, graph, nearest, poisson_scores
 from dgrad.errors import InputError
-from dgrad.runs import Run
+from dgrad.runs import Run, build_dataset
 from dgrad.training import Trainer, resume
+from dgrad_cli.main import main
 
 
 def rings(count: int) -> tuple[Tensor, Tensor]:
@@ -123,6 +124,19 @@ def test_training_draws_images_whose_labels_were_propagated() -> None:
     pool = trainer.batches.labelled  # type: ignore[union-attr]
     assert len(pool.index) == round(0.8 * len(labels))
     assert (pool.labels == labels[pool.index]).float().mean() > 0.8  # of ten classes, two images of each shown
+
+
+@pytest.mark.parametrize("share", [0, 0.8])
+def test_training_says_how_many_images_are_labelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float
+) -> None:
+    options = "train --latent 1x10 --labels 20 --steps 2 --device cpu --propagate-labels"
+    with pytest.raises(SystemExit) as exit_:
+        main([*options.split(), str(share), "--out", str(tmp_path / "run")])
+    assert exit_.value.code == 0
+    images = len(build_dataset(configure(SETTINGS)).train)
+    count = max(20, round(share * images))
+    assert f"latent 1x10, {count} labelled images, 2 steps" in capsys.readouterr().out
 
 
 def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:

@@ -97,8 +97,9 @@ class Watcher(Listener):
             prefix = f"{self.label}: " if self.label else ""
             processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
             share = f", from step {trainer.step}" if trainer.step else ""
+            labels = f", {trainer.labelled_images} labelled images" if trainer.labelled_images else ""
             self.console.print(
-                f"{prefix}training {config.estimator} on {config.dataset}, latent {config.latent}, {trainer.total_steps} steps{share}, on "
+                f"{prefix}training {config.estimator} on {config.dataset}, latent {config.latent}{labels}, {trainer.total_steps} steps{share}, on "
                 f"{describe_device(trainer.device)}{processes}",
                 soft_wrap=True,
             )
