@@ -460,6 +460,22 @@ def save_points(
     _save(figure, path)
 
 
+def save_rows(path: Path, rows: Mapping[str, tuple[float, float]], x_name: str) -> None:
+    """Write a figure and its standard deviation in a row for each name, from above in the order given; a line through the first one's."""
+    figure = _figure(9, 1.2 + 0.3 * len(rows))
+    axes = figure.subplots()
+    means, deviations = zip(*rows.values(), strict=True)
+    axes.axvline(means[0], color="0.6", linewidth=1, linestyle="--")
+    axes.errorbar(means, range(len(rows)), xerr=deviations, fmt="o", capsize=3)
+    for place, mean in enumerate(means):
+        axes.annotate(f"{mean:.2f}", (mean, place), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlabel=x_name, ylim=(len(rows) - 0.5, -0.5))
+    axes.margins(x=0.1)
+    axes.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
 def save_heat_map(
     path: Path, values: Mapping[tuple[str, str], float], x_name: str, y_name: str, value_name: str
 ) -> None:

@@ -190,3 +190,15 @@ def test_points_over_a_setting(tmp_path: Path) -> None:
     )
     with Image.open(tmp_path / "a.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_a_row_for_each_combination(tmp_path: Path) -> None:
+    from dgrad.pictures import save_rows
+
+    sizes = []
+    for rows in ({"a": (90.0, 0.1)}, {"a": (90.0, 0.1), "b": (95.0, 0.0), "c": (91.0, 0.0)}):
+        save_rows(tmp_path / "rows.png", rows, "test bound, nats")
+        with Image.open(tmp_path / "rows.png") as picture:
+            sizes.append(picture.height)
+            assert len(set(picture.convert("L").tobytes())) > 10
+    assert sizes[1] > sizes[0]

@@ -226,6 +226,19 @@ def _points(recipe: Recipe, finished: list[Experiment], results: Results, out: P
         save_points(out / f"{recipe.name}.png", list(values), series, paper, axis, FIGURES[recipe.figure])
 
 
+def _rows(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
+    from dgrad.pictures import save_rows
+
+    figures = {one.label: one.figures[recipe.figure] for one in results.combinations if recipe.figure in one.figures}
+    rows = {  # in the recipe's order, where results have the best first
+        label: (figures[label]["mean"], figures[label]["standard_deviation"] or 0.0)
+        for label in dict.fromkeys(each.label for each in finished)
+    }
+    if rows:
+        unit = next(one.unit for one in results.combinations if one.unit)
+        save_rows(out / f"{recipe.name}.png", rows, f"{FIGURES[recipe.figure]}, {unit}")
+
+
 def _heat_map(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
     from dgrad.pictures import save_heat_map
 
@@ -353,6 +366,7 @@ def _diagnosis(recipe: Recipe, finished: list[Experiment], results: Results, out
 PLOTS: dict[str, Callable[[Recipe, list[Experiment], Results, Path], None]] = {
     "curves": _curves,
     "points": _points,
+    "rows": _rows,
     "heat map": _heat_map,
     "grid": _grid,
     "grids": _grids,
