@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 import dgrad
 from dgrad.gradient_estimator import Estimate, GradientEstimator, replace_gradient
-from dgrad.objectives import FunctionObjective
+from dgrad.objectives import FunctionObjective, KLObjective
 from dgrad.registry import Plugin, registry
 from dgrad.testing import CHECKS, exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 from dgrad.testing._checks import Check
@@ -102,6 +102,29 @@ def test_direct_rb_becomes_leg(spec: str) -> None:
     limit = gradient("leg")
     errors = [(gradient("direct-rb", epsilon=epsilon) - limit).norm() for epsilon in (1e-2, 1e-3)]
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.5, 0.9, 1.0])
+def test_direct_rb_with_the_kl_inside_descends_a_renyi_divergence(epsilon: float) -> None:
+    """Of each row's q and its posterior given the others' values: of order 1 - epsilon, over 1 - epsilon; KL(posterior | q) at 1."""
+    layer = dgrad.latent("3x4")
+    logits, loss = small_logits(layer, batch=30).requires_grad_(), small_objectives(layer)["cross-entropy"]
+    objective = FunctionObjective(loss) + KLObjective(layer, logits)
+    estimate = dgrad.estimator("direct-rb", epsilon=epsilon)(
+        layer, logits, objective, generator=Generator().manual_seed(3)
+    )
+    ours = torch.autograd.grad(estimate.loss.sum(), logits)[0]
+    assert estimate.codes is not None
+    posterior = FunctionObjective(loss).sweep(estimate.codes)[0].neg().log_softmax(-1)  # the prior is uniform
+    q = logits.log_softmax(-1)
+    if epsilon == 1:
+        divergence = (posterior.exp() * (posterior - q)).sum(-1)
+    else:
+        renyi = -((1 - epsilon) * q + epsilon * posterior).logsumexp(-1) / epsilon
+        divergence = renyi / (1 - epsilon)
+    expected = torch.autograd.grad(divergence.sum(), logits)[0]
+    assert torch.allclose(ours, expected, atol=1e-6)  # epsilon itself is held in float32
+    assert ours.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("difference", ["backward", "forward", "central"])

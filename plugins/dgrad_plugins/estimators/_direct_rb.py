@@ -33,6 +33,9 @@ class DirectRaoBlackwell(GradientEstimator):
     Biased: O(eps), central O(eps^2), the same bias as `direct`; its variance is much lower and does not grow as epsilon
     falls. S (n(k-1) + 1) evaluations.
 
+    With the KL inside the objective and a uniform prior (backward): the gradient of the Rényi divergence of order 1 - epsilon from row
+    i's posterior given the other rows to its q, over 1 - epsilon; of `KL(posterior || q)` at epsilon 1.
+
     Source: not in the paper; Rao-Blackwellisation of Lorberbom et al. 2019. Its limit as epsilon falls is `leg`.
 
     >>> import torch, dgrad
