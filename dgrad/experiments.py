@@ -317,8 +317,8 @@ class Combination:
         finished: how many of them are finished.
         best: whether it is the best by validation of those with the same data, latent and labels that are wholly finished: by accuracy where
             there are labels, else by the bound.
-        figures: for each of valid_bound, test_bound (the likelihood's unit, the lower the better), accuracy (test, with labels only) and
-            seconds: the mean, the standard deviation (None with one seed) and the values of the seeds.
+        figures: for each of valid_bound, test_bound, test_reconstruction (the likelihood's unit, the lower the better), accuracy (test,
+            with labels only) and seconds: the mean, the standard deviation (None with one seed) and the values of the seeds.
         unit: of the bounds.
         problem: why it, or some of its seeds, are missing.
     """
@@ -415,6 +415,7 @@ def _combination(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> C
     values = {
         "valid_bound": [summary["best"]["valid_bound"] for summary in summaries],
         "test_bound": [summary["test_bound"] for summary in summaries],
+        "test_reconstruction": [summary["best"]["test_reconstruction"] for summary in summaries],
         "accuracy": [summary["accuracy"] for summary in summaries if "accuracy" in summary],
         "seconds": [summary["seconds"] for summary in summaries],
     }

@@ -161,7 +161,7 @@ def _finished(path: Path, config: TrainConfig, valid: float, test: float, accura
         "test_bound": test,
         "unit": "nats",
         "seconds": 2.0,
-        "best": {"valid_bound": valid, "test_bound": test, **found},
+        "best": {"valid_bound": valid, "test_bound": test, "test_reconstruction": test - 3, **found},
         "final": {"test_bound": test},
         **({} if accuracy is None else {"accuracy": accuracy - 0.1}),
     }
@@ -192,6 +192,7 @@ def test_the_best_is_chosen_by_validation_among_equals_that_are_whole() -> None:
     half, b = results.combinations[:2]
     assert (half.finished, half.seeds, half.problem) == (1, 2, "it broke")
     assert b.figures["test_bound"]["mean"] == 51
+    assert b.figures["test_reconstruction"]["mean"] == 48
     assert b.figures["test_bound"]["standard_deviation"] == pytest.approx(2**0.5)
     assert results.combinations[4].figures["accuracy"]["values"] == [pytest.approx(0.65)]
     assert [row["state"] for row in results.runs[4:6]] == ["finished", "failed"]

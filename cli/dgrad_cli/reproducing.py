@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).with_name("recipes")
 QUICK = {"epochs": 1, "seed": [0], "eval-samples": 1}
 """What `--quick` puts on top of a recipe."""
-FIGURES = {"test_bound": "test bound", "valid_bound": "validation bound", "accuracy": "test accuracy"}
+FIGURES = {
+    "test_bound": "test bound",
+    "test_reconstruction": "test reconstruction",
+    "valid_bound": "validation bound",
+    "accuracy": "test accuracy",
+}
 
 
 @dataclass(frozen=True)
