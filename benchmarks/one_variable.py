@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from dgrad.config import configure
 from dgrad.data import unit
+from dgrad.errors import DgradError
 from dgrad.runs import build_dataset, evaluation_data
 
 STARTS = {"random": 1.0, "annealed": 0.05}
@@ -74,8 +75,13 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
-    config = configure({"dataset": given.dataset, "data_root": given.data_root})
-    data = evaluation_data(config, build_dataset(config))
+    if min(given.seeds, *given.values) < 1:
+        parser.error(f"--seeds and --values must be 1 or more; got {given.seeds} and {given.values}")
+    try:
+        config = configure({"dataset": given.dataset, "data_root": given.data_root})
+        data = evaluation_data(config, build_dataset(config))
+    except DgradError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
     train, valid, test = (unit(part.images).flatten(1) for part in (data.train, data.valid, data.test))
     print(
         f"{'latent':>7} {'start':>9} {'seed':>4} {'train':>8} {'validation':>10} {'test':>8}   negative log-likelihood, nats an image"

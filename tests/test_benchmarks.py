@@ -531,3 +531,16 @@ def test_one_variable_prints_a_row_for_each_fit(
         [latent, start, seed] for latent in ("1x3", "1x5") for start in one_variable.STARTS for seed in ("0", "1")
     ]
     assert all(0 < float(figure) < 64 * math.log(2) for row in rows for figure in row[3:])
+
+
+@pytest.mark.parametrize("arguments", [["--dataset", "mnits"], ["--values", "0"], ["--seeds", "0"]])
+def test_one_variable_refuses_what_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["one_variable", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        one_variable.main()
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "mnits" in captured.err or "1 or more" in captured.err
