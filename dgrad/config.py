@@ -21,7 +21,7 @@ KL_PLACES = ("outside", "inside")
 LABEL_LOSSES = ("cross-entropy", "code")
 COMPILE_MODES = ("auto", "on", "off")
 LEAST = {
-    "epochs": 1, "batch_size": 1, "eval_every": 1, "eval_samples": 1, "seed": 0, "labels": 0, "labelled_batch": 1,
+    "epochs": 1, "batch_size": 1, "eval_every": 1, "eval_samples": 1, "seed": 0, "labels": 0, "labelled_batch": 0, "pretrain_steps": 0,
 }  # fmt: skip
 """The least values of whole numbers."""
 
@@ -48,6 +48,7 @@ class TrainConfig:
         labels: how many training images show their label, balanced over the classes, or their attributes; 0 for training without labels.
         attributes: the data set's attributes that are labels, one for each variable of the code; with labels, none stands for all.
         labelled_batch: how many of these are drawn, with replacement, in each step, beside `batch_size` others.
+        pretrain_steps: steps on labelled images alone, `batch_size` of them or all, drawn in the same way, before the run's own steps; with labels only.
         label_loss: what teaches the encoder the labels: the cross-entropy of its logits, or a loss of the code, which the estimator carries back.
         label_weight: of that loss.
         balance_weight: of `sum m log m/f`, m how frequent each class is in the code of unlabelled images, f how frequent it should be; with labels only.
@@ -86,6 +87,7 @@ class TrainConfig:
     labels: int = 0
     attributes: tuple[str, ...] = ()
     labelled_batch: int = 50
+    pretrain_steps: int = 0
     label_loss: str = "cross-entropy"
     label_weight: float = 50.0
     balance_weight: float = 30.0
@@ -137,6 +139,15 @@ class TrainConfig:
             not self.adversarial_weight or self.labels > 0,
             "it without --labels",
             "given with --labels",
+        )
+        _check(
+            "pretrain_steps", not self.pretrain_steps or self.labels > 0, "it without --labels", "given with --labels"
+        )
+        _check(
+            "labelled_batch",
+            self.labelled_batch > 0 or self.pretrain_steps > 0 or self.labels == 0,
+            0,
+            "at least 1, or given with --pretrain-steps: something has to see the labels",
         )
         share = self.propagate_labels
         _check("propagate_labels", 0 <= share <= 1, share, "a share of 0 to 1")

@@ -14,6 +14,9 @@ class Listener:
     def started(self, trainer: Trainer) -> None:
         """Before the first step."""
 
+    def pretrained(self, trainer: Trainer, step: int) -> None:
+        """After each step of the pretraining, the first of which is 1; must be quick and must not touch tensors."""
+
     def stepped(self, trainer: Trainer) -> None:
         """After each step; must be quick and must not touch tensors."""
 

@@ -122,7 +122,12 @@ class Seeds:
         """
         problems: dict[int, str] = {}
         for trainer, run in self.runs.items():
-            trainer.begin(run)
+            try:
+                trainer.begin(run)
+            except Interrupted:
+                raise Interrupted(
+                    f"stopped in the pretraining, which will begin anew; continue with: dgrad train --resume {self.path}"
+                ) from None
         lockstep = Lockstep([trainer for trainer in self.trainers if not trainer.done])
         while lockstep.running:
             for trainer in lockstep.step():
@@ -146,6 +151,8 @@ class Seeds:
     def stop(self) -> None:
         """Ask the runs to save their state and stop after the current step; safe to call from a signal handler."""
         self._stop = True
+        for trainer in self.trainers:
+            trainer.stop()
 
     def _interrupt(self, running: list[Trainer]) -> None:
         for trainer in running:

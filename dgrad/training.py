@@ -231,13 +231,34 @@ class Trainer:
         return self.end(run)
 
     def begin(self, run: Run) -> None:
-        """What comes before the first step: the first checkpoint, the clock."""
+        """What comes before the first step: the first checkpoint, the clock, and the pretraining.
+
+        Raises:
+            Interrupted: `stop` was called while it was pretrained.
+        """
         if not self.world.from_first(run.checkpoint_file.exists):
             self.save(run)
         if self.world.is_first:
             registry.registry().manager.hook.dgrad_train_start(run=run.path, config=self.config)
         self.listener.started(self)
         self._started = time.perf_counter() - self.seconds
+        if self.step == 0 and self.config.pretrain_steps:
+            self._pretrain(run)
+
+    def _pretrain(self, run: Run) -> None:
+        """Steps on labelled images alone, every schedule at its first value. No checkpoint is written on the way: they are made in minutes."""
+        assert isinstance(self.batches, SemiSupervisedBatches)
+        labelled = self.batches.labelled
+        count = min(self.config.batch_size, len(labelled.index))
+        self._set_schedules()
+        for step in range(self.config.pretrain_steps):
+            self._update(labelled.draw(count))
+            self.listener.pretrained(self, step + 1)
+            if self._stop:
+                raise Interrupted(
+                    f"stopped in the pretraining, which will begin anew; continue with: {self.world.command} train --resume {run.path}"
+                )
+        self.loss_sum.zero_()
 
     def after_step(self, run: Run) -> None:
         """What comes after each step: at the end of an epoch, or of several, an evaluation and, when it is due, a checkpoint.

@@ -18,11 +18,13 @@ import dgrad
 from dgrad.config import configure, read_config
 from dgrad.data import Batch, Dataset, Split, binarize, choose_labelled, unit
 from dgrad.data.labelled import LARGEST_SHIFT, LabelledImages, random_affine
+from dgrad.errors import InputError
 from dgrad.evaluation import evaluate_accuracy
 from dgrad.files import load_checkpoint, save_checkpoint
 from dgrad.listener import Listener
 from dgrad.objectives import FunctionObjective
 from dgrad.runs import Run, build_dataset
+from dgrad.seeds import Seeds
 from dgrad.supervision import LabelObjective, ObservedObjective, Supervision, adversarial_change, known_codes
 from dgrad.training import Interrupted, Trainer, resume
 from dgrad_cli.main import main
@@ -462,3 +464,107 @@ def test_a_batch_keeps_its_shape_for_attributes() -> None:
 
     (loss,) = code_losses(batch, config)
     assert loss(_problem()[2].float()).shape == (2, 4)
+
+
+# Pretraining
+
+PRETRAINED = {**SETTINGS, "estimator": "direct", "pretrain-steps": 30, "batch-size": 40, "balance-weight": 0}
+
+
+def test_pretraining_sees_the_labelled_images_alone_and_comes_before_the_first_step(tmp_path: Path) -> None:
+    trainer = Trainer(configure(PRETRAINED))
+    chosen = set(trainer.batches.labelled.index.tolist())  # type: ignore[union-attr]
+    seen: list[Batch] = []
+    update = trainer._update
+
+    def watch(batch: Batch) -> None:
+        seen.append(batch)
+        update(batch)
+
+    trainer._update = watch  # type: ignore[method-assign]
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.begin(Run.create(tmp_path / "run", trainer.config))
+    assert (len(seen), trainer.step, float(trainer.loss_sum)) == (30, 0, 0.0)
+    for batch in seen:
+        assert batch.labels is not None
+        assert len(batch.labels) == 40
+        assert set(batch.index.tolist()) <= chosen
+        assert (batch.labels >= 0).all()
+    assert all(not torch.equal(now, then) for now, then in zip(trainer.model.parameters(), before, strict=True)), (
+        "every parameter moves"
+    )
+
+
+def test_pretraining_teaches_the_labels() -> None:
+    """Without a labelled image in the run's own steps, accuracy is owed to the pretraining alone: of ten classes chance names 10 %."""
+    found = {}
+    for steps in (0, 300):
+        trainer = Trainer(configure({**PRETRAINED, "pretrain-steps": steps, "labelled-batch": 20 if steps == 0 else 0}))
+        if steps:
+            trainer._pretrain(Run(Path()))
+        found[steps] = evaluate_accuracy(trainer.model, trainer.data.valid)
+    assert found[0] < 0.35
+    assert found[300] > 0.7
+
+
+def test_a_run_without_labelled_images_in_its_steps_hides_every_label() -> None:
+    batch = next(Trainer(configure({**PRETRAINED, "labelled-batch": 0, "augment": True})).batches)
+    assert batch.labels is not None
+    assert len(batch.images) == 40
+    assert (batch.labels == -1).all()
+
+
+class _StopInPretraining(Listener):
+    def pretrained(self, trainer: Trainer, step: int) -> None:
+        if step == 10:
+            trainer.stop()
+
+
+@pytest.mark.parametrize("listener", [_StopInPretraining, _StopAt])
+def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(
+    tmp_path: Path, listener: Callable[[], Listener]
+) -> None:
+    config = configure({**PRETRAINED, "labelled-batch": 0})
+    whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
+    Trainer(config).train(whole)
+    with pytest.raises(Interrupted, match="train --resume"):
+        Trainer(config, listener()).train(broken)
+    trainer, run = resume(broken.path)
+    trainer.train(run)
+    ours, theirs = (load_checkpoint(one.checkpoint_file)[0] for one in (broken, whole))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    lines = [[{**line, "seconds": 0} for line in one.metrics()] for one in (broken, whole)]
+    assert lines[0] == lines[1]
+
+
+def test_seeds_in_parallel_are_pretrained_each_and_stop_in_it(tmp_path: Path) -> None:
+    config = configure({**PRETRAINED, "labelled-batch": 0, "epochs": 1})
+    with pytest.raises(Interrupted, match=r"--resume .*seeds$"):
+        stopped = Seeds.create(tmp_path / "seeds", config, 2, _StopInPretraining())
+        stopped.train()
+    again = Seeds.resume(tmp_path / "seeds")
+    again.train()
+    alone = Run.create(tmp_path / "alone", configure({"seed": 1}, config))
+    Trainer(alone.config).train(alone)
+    assert Run(tmp_path / "seeds" / "seed1").summary()["test_bound"] == alone.summary()["test_bound"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pretrain-steps": 5}, "--pretrain-steps must be given with --labels"),
+        ({"pretrain-steps": -1, "labels": 10}, "--pretrain-steps must be a whole number of at least 0; got -1"),
+        ({"labelled-batch": 0, "labels": 10}, "--labelled-batch must be at least 1, or given with --pretrain-steps"),
+    ],
+)
+def test_pretraining_that_cannot_be_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        configure(given)
+
+
+def test_training_says_that_it_pretrains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "train --latent 1x10 --labels 20 --steps 2 --pretrain-steps 3 --labelled-batch 0 --device cpu --out"
+    with pytest.raises(SystemExit) as exit_:
+        main([*options.split(), str(tmp_path / "run")])
+    assert exit_.value.code == 0
+    assert "20 labelled images, 2 steps after 3 on labelled images alone, on" in capsys.readouterr().out

@@ -41,6 +41,7 @@ from dgrad_cli.settings import (
     LikelihoodOption,
     ModelOption,
     PluginOption,
+    PretrainStepsOption,
     PropagateLabelsOption,
     RateOption,
     StepsOption,
@@ -257,6 +258,7 @@ def compare(
     kl_weight: KLWeightOption = None,
     labels: LabelsOption = None,
     labelled_batch: LabelledBatchOption = None,
+    pretrain_steps: PretrainStepsOption = None,
     label_loss: LabelLossOption = None,
     label_weight: LabelWeightOption = None,
     balance_weight: BalanceWeightOption = None,
@@ -293,7 +295,7 @@ def compare(
     variants = read_variants(estimators, set_ or ())
     given = {
         "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
-        "dropout": dropout, "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch,
+        "dropout": dropout, "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps,
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,

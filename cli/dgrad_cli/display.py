@@ -98,8 +98,10 @@ class Watcher(Listener):
             processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
             share = f", from step {trainer.step}" if trainer.step else ""
             labels = f", {trainer.labelled_images} labelled images" if trainer.labelled_images else ""
+            before = 0 if trainer.step else config.pretrain_steps
+            pretraining = f" after {before} on labelled images alone" if before else ""
             self.console.print(
-                f"{prefix}training {config.estimator} on {config.dataset}, latent {config.latent}{labels}, {trainer.total_steps} steps{share}, on "
+                f"{prefix}training {config.estimator} on {config.dataset}, latent {config.latent}{labels}, {trainer.total_steps} steps{pretraining}{share}, on "
                 f"{describe_device(trainer.device)}{processes}",
                 soft_wrap=True,
             )
@@ -123,14 +125,23 @@ class Watcher(Listener):
             )
             self.progress.start()
 
+    def pretrained(self, trainer: Trainer, step: int) -> None:
+        """Count in the place of the epoch, now and then."""
+        total = trainer.config.pretrain_steps
+        if self.progress is not None and self._bar_is_due(last=step == total):
+            self.progress.update(self.progress.task_ids[0], epoch=f"0, pretraining {step}/{total}")
+
     def stepped(self, trainer: Trainer) -> None:
         """Move the bar now and then."""
-        if self.progress is None:
-            return
-        now = time.monotonic()
-        if now - self.last_bar >= SECONDS_BETWEEN_BARS or trainer.done:
-            self.last_bar = now
+        if self.progress is not None and self._bar_is_due(last=trainer.done):
             self.progress.update(self.progress.task_ids[0], completed=trainer.step, rate=f"{self._rate(trainer):.0f}")
+
+    def _bar_is_due(self, *, last: bool) -> bool:
+        now = time.monotonic()
+        if now - self.last_bar < SECONDS_BETWEEN_BARS and not last:
+            return False
+        self.last_bar = now
+        return True
 
     def evaluated(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         """Show the figures of an evaluation."""

@@ -91,6 +91,12 @@ AttributesOption = Annotated[
 LabelledBatchOption = Annotated[
     str | None, setting("Labelled images in a step, beside --batch-size others.", "labelled_batch")
 ]
+PretrainStepsOption = Annotated[
+    str | None,
+    setting(
+        "Steps on labelled images alone, --batch-size of them, before all others; with --labels only.", "pretrain_steps"
+    ),
+]
 LabelLossOption = Annotated[
     str | None,
     setting("cross-entropy (of the logits), or code: a loss of the code, through the estimator.", "label_loss"),

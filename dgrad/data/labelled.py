@@ -175,11 +175,16 @@ class SemiSupervisedBatches:
 
     def gather(self, index: Int[Tensor, " unlabelled"]) -> Batch:
         """The batch of these unlabelled images, with labelled ones that are drawn now."""
-        hidden, shown = self.batches.gather(index), self.labelled.draw(self.count)
-        assert hidden.labels is not None and shown.labels is not None
+        hidden = self.batches.gather(index)
+        assert hidden.labels is not None
+        unknown = torch.full_like(hidden.labels, UNKNOWN)
+        if self.count == 0:
+            return Batch(hidden.images, unknown, hidden.index)
+        shown = self.labelled.draw(self.count)
+        assert shown.labels is not None
         return Batch(
             torch.cat([hidden.images, shown.images]),
-            torch.cat([torch.full_like(hidden.labels, UNKNOWN), shown.labels]),
+            torch.cat([unknown, shown.labels]),
             torch.cat([hidden.index, shown.index]),
         )
 
