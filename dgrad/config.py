@@ -47,7 +47,7 @@ class TrainConfig:
         kl_weight: its weight in training, a schedule as text; at 0 it is reported and not trained. That of Gaussian variables has weight 1.
         labels: how many training images show their label, balanced over the classes, or their attributes; 0 for training without labels.
         attributes: the data set's attributes that are labels, one for each variable of the code; with labels, none stands for all.
-        labelled_batch: how many of these are drawn, with replacement, in each step, beside `batch_size` others.
+        labelled_batch: how many of these are drawn, with replacement, in each step, beside `batch_size` others; 0 only after pretraining.
         pretrain_steps: steps on labelled images alone, `batch_size` of them or all, drawn in the same way, before the run's own steps; with labels only.
         label_loss: what teaches the encoder the labels: the cross-entropy of its logits, or a loss of the code, which the estimator carries back.
         label_weight: of that loss.
