@@ -145,7 +145,7 @@ class TrainConfig:
         )
         _check(
             "labelled_batch",
-            self.labelled_batch > 0 or self.pretrain_steps > 0 or self.labels == 0,
+            self.labelled_batch > 0 or self.pretrain_steps > 0,
             0,
             "at least 1, or given with --pretrain-steps: something has to see the labels",
         )
