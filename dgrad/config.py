@@ -19,6 +19,7 @@ from dgrad.schedules import Schedule, schedule
 BINARIZATIONS = ("threshold", "static", "dynamic", "none")
 KL_PLACES = ("outside", "inside")
 LABEL_LOSSES = ("cross-entropy", "code")
+CRITERIA = ("bound", "reconstruction", "accuracy")
 COMPILE_MODES = ("auto", "on", "off")
 LEAST = {
     "epochs": 1, "batch_size": 1, "eval_every": 1, "eval_samples": 1, "seed": 0, "labels": 0, "labelled_batch": 0, "pretrain_steps": 0,
@@ -66,6 +67,8 @@ class TrainConfig:
         device: auto, cpu, cuda, cuda:1, mps ...
         compile: whether compiled kernels do the sweep where there are some: on, off, or auto, which compiles for a run that is long enough.
         eval_every: epochs between two evaluations on the validation images.
+        choose_by: what the best weights are best in, on the validation images: bound, reconstruction or accuracy; None for the
+            accuracy with labels, else the bound.
         eval_samples: codes drawn for each image in the final evaluation.
         plugins: modules or `.py` files that are loaded first.
     """
@@ -105,6 +108,7 @@ class TrainConfig:
     device: str = "auto"
     compile: str = "auto"
     eval_every: int = 1
+    choose_by: str | None = None
     eval_samples: int = 10
     plugins: tuple[str, ...] = ()
 
@@ -149,6 +153,13 @@ class TrainConfig:
             0,
             "at least 1, or given with --pretrain-steps: something has to see the labels",
         )
+        _check("choose_by", self.choose_by in (None, *CRITERIA), self.choose_by, f"one of {', '.join(CRITERIA)}")
+        _check(
+            "choose_by",
+            self.choose_by != "accuracy" or self.labels > 0,
+            "accuracy without --labels",
+            "bound or reconstruction, or given with --labels",
+        )
         share = self.propagate_labels
         _check("propagate_labels", 0 <= share <= 1, share, "a share of 0 to 1")
         _check("propagate_labels", not share or self.labels > 0, "it without --labels", "given with --labels")
@@ -176,6 +187,11 @@ class TrainConfig:
         )
         lowest = _schedule("kl_weight", self.kl_weight).lowest
         _check("kl_weight", lowest >= 0, self.kl_weight, "a number of at least 0 or a schedule such as geometric:10:1")
+
+    @property
+    def criterion(self) -> str:
+        """One of `CRITERIA`: what the best weights are best in."""
+        return self.choose_by or ("accuracy" if self.labels else "bound")
 
     def to_json(self) -> str:
         """The text of `config.json`, from which the run can be repeated."""

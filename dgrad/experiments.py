@@ -315,8 +315,8 @@ class Combination:
         config: the settings, without the seed.
         seeds: how many there are.
         finished: how many of them are finished.
-        best: whether it is the best by validation of those with the same data, latent and labels that are wholly finished: by accuracy where
-            there are labels, else by the bound.
+        best: whether it is the best of those with the same data, latent and labels that are wholly finished, by the validation figure that
+            also chose their weights.
         figures: for each of valid_bound, test_bound, test_reconstruction (the likelihood's unit, the lower the better), accuracy (test,
             with labels only) and seconds: the mean, the standard deviation (None with one seed) and the values of the seeds.
         unit: of the bounds.
@@ -367,13 +367,14 @@ def collect(experiments: Sequence[Experiment], problems: Mapping[Path, str]) -> 
             config.latent,
             config.labels,
             config.attributes,
+            config.criterion,
         )
         groups.setdefault(comparable, {}).setdefault(experiment.label, []).append(index)
     combinations = []
     for group in groups.values():
         found = [
             (
-                _merit([runs[index] for index in indices]),
+                _merit([runs[index] for index in indices], experiments[indices[0]].config.criterion),
                 _combination(experiments[indices[0]], [runs[index] for index in indices]),
             )
             for indices in group.values()
@@ -402,9 +403,9 @@ def _row(experiment: Experiment, problem: str | None) -> dict[str, Any]:
     }
 
 
-def _merit(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+def _merit(rows: Sequence[Mapping[str, Any]], criterion: str) -> tuple[float, float]:
     """The mean over seeds of what weights are chosen by; less than any other where nothing is finished."""
-    merits = [merit(row["summary"]["best"]) for row in rows if row["summary"] is not None]
+    merits = [merit(row["summary"]["best"], criterion) for row in rows if row["summary"] is not None]
     if not merits:
         return (-1.0, 0.0)
     return statistics.fmean(one[0] for one in merits), statistics.fmean(one[1] for one in merits)

@@ -332,8 +332,9 @@ class Trainer:
             **{name: value(self.step - 1) for name, value in self.estimator.schedules.items()},
             "seconds": self.seconds,
         }
-        if not self.best_weights or merit(metrics) > merit(self.best):
-            chosen_by = {"epoch", "step", "valid_bound"}
+        criterion = self.config.criterion
+        if not self.best_weights or merit(metrics, criterion) > merit(self.best, criterion):
+            chosen_by = {"epoch", "step", "valid_bound", "valid_reconstruction"}
             self.best = {
                 name: value for name, value in metrics.items() if name in chosen_by or name.startswith("valid_accuracy")
             }
@@ -494,9 +495,11 @@ def _as_written_now(settings: Any) -> Any:
         return settings
 
 
-def merit(figures: Mapping[str, Any]) -> tuple[float, float]:
-    """What the best weights have most of, by validation: accuracy where there are labels, then the bound, which is to be low."""
-    return figures.get("valid_accuracy", 0.0), -figures["valid_bound"]
+def merit(figures: Mapping[str, Any], criterion: str) -> tuple[float, float]:
+    """What the best weights have most of, by validation: accuracy and then the bound, or one of the others alone, which are to be low."""
+    if criterion == "accuracy":
+        return figures["valid_accuracy"], -figures["valid_bound"]
+    return 0.0, -figures[f"valid_{criterion}"]
 
 
 def _of_rank(rank: int) -> str:

@@ -381,6 +381,22 @@ def test_few_labels_teach_the_classes_with_any_estimator(train: Callable[..., Ru
     assert summary["best"]["valid_accuracy"] == best, "chosen by validation"
 
 
+@pytest.mark.parametrize("criterion", ["bound", "reconstruction", "accuracy"])
+def test_the_best_weights_are_those_with_the_best_figure_that_choose_by_names(
+    train: Callable[..., Run], criterion: str
+) -> None:
+    settings = {**SETTINGS, "estimator": "leg", "lr": 0.01, "kl-weight": "geometric:0.01:100", "label-weight": 1}
+    run = train(**{**settings, "epochs": 12, "choose-by": criterion})
+    lines = run.metrics()
+    best = {
+        "bound": min(lines, key=lambda line: line["valid_bound"]),
+        "reconstruction": min(lines, key=lambda line: line["valid_reconstruction"]),
+        "accuracy": max(lines, key=lambda line: (line["valid_accuracy"], -line["valid_bound"])),
+    }
+    assert len({line["epoch"] for line in best.values()}) == 3, "settings with which they differ"
+    assert run.summary()["best"]["epoch"] == best[criterion]["epoch"]
+
+
 def test_accuracy_is_the_share_of_labels_that_are_most_probable(train: Callable[..., Run], digits: Dataset) -> None:
     run = train(**{**SETTINGS, "estimator": "leg"})
     model, _ = run.load_model()

@@ -19,6 +19,7 @@ from dgrad.experiments import Experiment, collect, expand
 from dgrad.launchers import Job, run_here
 from dgrad.runs import Run
 from dgrad_cli.main import main
+from dgrad_cli.sweeping import show_results
 
 SMALL = ["--latent", "3x4", "--steps", "20", "--device", "cpu", "--out", "out"]
 BROKEN = """
@@ -161,7 +162,13 @@ def _finished(path: Path, config: TrainConfig, valid: float, test: float, accura
         "test_bound": test,
         "unit": "nats",
         "seconds": 2.0,
-        "best": {"valid_bound": valid, "test_bound": test, "test_reconstruction": test - 3, **found},
+        "best": {
+            "valid_bound": valid,
+            "valid_reconstruction": 20 - valid,
+            "test_bound": test,
+            "test_reconstruction": test - 3,
+            **found,
+        },
         "final": {"test_bound": test},
         **({} if accuracy is None else {"accuracy": accuracy - 0.1}),
     }
@@ -196,6 +203,21 @@ def test_the_best_is_chosen_by_validation_among_equals_that_are_whole() -> None:
     assert b.figures["test_bound"]["standard_deviation"] == pytest.approx(2**0.5)
     assert results.combinations[4].figures["accuracy"]["values"] == [pytest.approx(0.65)]
     assert [row["state"] for row in results.runs[4:6]] == ["finished", "failed"]
+
+
+def test_the_best_is_what_choose_by_says(capsys: pytest.CaptureFixture[str]) -> None:
+    experiments = [
+        _finished(
+            Path("low-bound-seed0"), TrainConfig(lr="1", kl="outside", choose_by="reconstruction"), valid=5, test=5
+        ),
+        _finished(
+            Path("well-drawn-seed0"), TrainConfig(lr="2", kl="outside", choose_by="reconstruction"), valid=9, test=9
+        ),
+    ]
+    results = collect(experiments, {})
+    assert [(one.label, one.best) for one in results.combinations] == [("well-drawn", True), ("low-bound", False)]
+    show_results(results, Path())
+    assert "test reconstruction" in capsys.readouterr().out
 
 
 # The command

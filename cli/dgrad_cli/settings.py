@@ -159,6 +159,13 @@ CompileOption = Annotated[
     ),
 ]
 EvalEveryOption = Annotated[str | None, setting("Epochs between evaluations on the validation images.", "eval_every")]
+ChooseByOption = Annotated[
+    str | None,
+    setting(
+        "What the best weights are best in, on the validation images: bound, reconstruction or accuracy. (default: accuracy with --labels, else bound)",
+        "choose_by",
+    ),
+]
 EvalSamplesOption = Annotated[str | None, setting("Codes for each test image in the final evaluation.", "eval_samples")]
 PluginOption = Annotated[
     list[str] | None, setting("A plugin to load: a module or a .py file; repeatable.", "plugins", kind="PLUGIN")

@@ -326,6 +326,8 @@ def show_results(results: Results, out: Path, *, dry_run: bool = False) -> None:
         return
     trained = [one for one in results.combinations if one.figures or one.problem is None]
     columns = {"validation bound": "valid_bound", "test bound": "test_bound"}
+    if any(one.config["choose_by"] == "reconstruction" for one in trained):
+        columns["test reconstruction"] = "test_reconstruction"
     if any("accuracy" in one.figures for one in trained):
         columns["test accuracy"] = "accuracy"
     print_table(

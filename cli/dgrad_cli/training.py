@@ -22,6 +22,7 @@ from dgrad_cli.settings import (
     BalanceWeightOption,
     BatchSizeOption,
     BinarizeOption,
+    ChooseByOption,
     CompileOption,
     DataRootOption,
     DatasetOption,
@@ -96,6 +97,7 @@ def train(
     device: DeviceOption = None,
     compile: CompileOption = None,
     eval_every: EvalEveryOption = None,
+    choose_by: ChooseByOption = None,
     eval_samples: EvalSamplesOption = None,
     plugin: PluginOption = None,
     config: Annotated[
@@ -134,7 +136,7 @@ def train(
         "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "dropout": dropout, "input-dropout": input_dropout,
         "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "attributes": attributes, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "independence-weight": independence_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
-        "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "eval-every": eval_every, "eval-samples": eval_samples,
+        "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "eval-every": eval_every, "choose-by": choose_by, "eval-samples": eval_samples,
         "plugin": plugin,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
