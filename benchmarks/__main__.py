@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dgrad
-from benchmarks import device, growth, machine, naive, reporting, run, steps, sweep
+from benchmarks import deep, device, growth, machine, naive, reporting, run, steps, sweep
 from benchmarks.settings import Settings, invented_images
 from dgrad.config import COMPILE_MODES, configure
 from dgrad.devices import choose_device
@@ -45,6 +45,7 @@ class Part(Protocol):
 PARTS: dict[str, Part] = {
     "steps": steps,
     "sweep": sweep,
+    "deep": deep,
     "growth": growth,
     "naive": naive,
     "run": run,
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="few rounds of few small cases: does everything work?")
     parser.add_argument("--rounds", type=_positive, help="measured turns (default: what suits the part)")
     parser.add_argument(
-        "--latents", default=",".join(Settings.latents), help="of steps, sweep, naive (default: %(default)s)"
+        "--latents", default=",".join(Settings.latents), help="of steps, sweep, deep, naive (default: %(default)s)"
     )
     parser.add_argument("--estimators", help="of steps, naive, run: names with commas (default: what suits the part)")
     parser.add_argument(

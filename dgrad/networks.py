@@ -12,11 +12,14 @@ from torch import Generator, Tensor, nn
 from dgrad.errors import InputError
 from dgrad.kernels import cpu
 from dgrad.latent_layer import LatentLayer
-from dgrad.likelihoods import Bernoulli, Likelihood
+from dgrad.likelihoods import Bernoulli, Likelihood, SquaredError
 from dgrad.noise import Dropout
 from dgrad.objectives import FunctionObjective, Objective
 from dgrad.posterior import Gaussian, Posterior
 from dgrad.sweeps import bernoulli_linear_sweep, difference_sweep
+
+COMPILED_LOSSES = {Bernoulli: cpu.bernoulli_loss, SquaredError: cpu.squared_error}
+"""Losses of a decoder's outputs that need no gradient, in C++, for tensors that `cpu.serves`."""
 
 
 class Encoder(nn.Module):
@@ -231,8 +234,9 @@ class Reconstruction(Objective):
     def _changed_loss(self, hidden: Tensor) -> Tensor:
         """The same where no gradient is asked for."""
         assert isinstance(self.decoder, Decoder)
-        if self.compiled and isinstance(self.likelihood, Bernoulli) and cpu.serves(hidden, self.pixels):
-            return cpu.bernoulli_loss(self.decoder.rest(hidden), self.pixels)
+        compiled_loss = COMPILED_LOSSES.get(type(self.likelihood)) if self.compiled else None
+        if compiled_loss is not None and cpu.serves(hidden, self.pixels):
+            return compiled_loss(self.decoder.rest(hidden), self.pixels)
         return self._rest_loss(hidden)
 
 

@@ -347,10 +347,29 @@ def test_the_compiled_loss_of_logits_is_that_in_float64(compiler: None, pixels: 
     assert cpu.bernoulli_loss(logits, images).isnan().nonzero().tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("pixels", [1, 16, 37, 784, 1100])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1e4])
+def test_the_compiled_squared_error_is_that_in_float64(compiler: None, pixels: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(pixels)
+    outputs = scale * torch.randn(3, 5, pixels, generator=generator)
+    outputs[0, 0, 0] = float("inf")
+    outputs[0, 1, 0] = -float("inf")
+    images = torch.rand(5, pixels, generator=generator)
+    expected = likelihood("squared-error").loss(outputs.double(), images.double())
+    torch.testing.assert_close(cpu.squared_error(outputs, images).double(), expected, rtol=1e-6, atol=1e-6)
+    apart = outputs.mT.contiguous().mT
+    torch.testing.assert_close(cpu.squared_error(apart, images).double(), expected, rtol=1e-6, atol=1e-6)
+    outputs[1, 2, pixels // 2] = float("nan")
+    assert cpu.squared_error(outputs, images).isnan().nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("of_pixels", ["bernoulli", "squared-error"])
 @pytest.mark.parametrize("spec", ["3x4", "5x2"])
-def test_the_sweep_of_a_deep_decoder_is_right_with_and_without_the_kernel(compiler: None, spec: str) -> None:
+def test_the_sweep_of_a_deep_decoder_is_right_with_and_without_the_kernel(
+    compiler: None, spec: str, of_pixels: str
+) -> None:
     layer, generator = dgrad.latent(spec), torch.Generator().manual_seed(1)
-    model = mlp_vae(layer, (1, 5, 7), likelihood("bernoulli"), (16,))
+    model = mlp_vae(layer, (1, 5, 7), likelihood(of_pixels), (16,))
     images = torch.rand(6, 1, 5, 7, generator=generator).round()
     codes = layer.sample(torch.zeros(6, *layer.shape), 2, generator=generator)
     tables = []
@@ -358,7 +377,7 @@ def test_the_sweep_of_a_deep_decoder_is_right_with_and_without_the_kernel(compil
         model.compiled_kernels = compiled
         tables.append(model.reconstruction(images).sweep(codes))
     torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=1e-5)
-    exact = mlp_vae(layer, (1, 5, 7), likelihood("bernoulli"), (16,)).double()
+    exact = mlp_vae(layer, (1, 5, 7), likelihood(of_pixels), (16,)).double()
     exact.load_state_dict(model.state_dict())
     expected = exact.reconstruction(images.double()).sweep(codes.double())
     torch.testing.assert_close(tables[1].double(), expected, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""A linear Bernoulli decoder in C++ (its loss, gradient and sweep), compiled on the user's machine when it is first wanted. May import torch and dgrad.errors.
+"""A linear Bernoulli decoder in C++ (its loss, gradient and sweep) and the losses of any decoder, compiled on the user's machine when first wanted. May import torch and dgrad.errors.
 
 The library has a plain C interface and is called through ctypes: no headers of torch or Python are read, so that it compiles in a
 second or two. It is kept in the user's cache folder under a name made of its source, its flags and the machine's processor.
@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from dgrad.errors import CompilerWarning
 
-SOURCE = Path(__file__).with_name("bernoulli_linear.cpp")
+SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 LIBRARY_FLAGS = ["-shared", "-fPIC"]
 THREAD_FLAGS: tuple[list[str], ...] = (["-fopenmp"], [])
@@ -57,12 +57,27 @@ def bernoulli_loss(
 
     For tensors that this module `serves`.
     """
+    return _loss_of_outputs("dgrad_loss_of_logits", logits, images)
+
+
+@torch.no_grad()
+def squared_error(
+    outputs: Float[Tensor, "*lead batch pixels"], images: Float[Tensor, "batch pixels"]
+) -> Float[Tensor, "*lead batch"]:
+    """`sum_d (x_d - (1 + tanh a_d) / 2)^2` of the outputs a of any decoder; no gradient.
+
+    For tensors that this module `serves`.
+    """
+    return _loss_of_outputs("dgrad_squared_error", outputs, images)
+
+
+def _loss_of_outputs(function: str, outputs: Tensor, images: Tensor) -> Tensor:
     library = _library()
     assert library is not None, "use it where serves()"
-    logits, images = logits.contiguous(), images.contiguous()
-    loss = logits.new_empty(logits.shape[:-1])
+    outputs, images = outputs.contiguous(), images.contiguous()
+    loss = outputs.new_empty(outputs.shape[:-1])
     sizes = (loss.numel(), *images.shape, torch.get_num_threads())
-    library.dgrad_loss_of_logits(*map(_at, (logits, images, loss)), *map(_size, sizes))
+    getattr(library, function)(*map(_at, (outputs, images, loss)), *map(_size, sizes))
     return loss
 
 
@@ -195,7 +210,7 @@ def _library() -> ctypes.CDLL | None:
     """The compiled library, from the cache where it is there."""
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or "c++"]
     try:
-        path = _cache_folder() / f"bernoulli-linear-{_fingerprint(compiler)}.so"
+        path = _cache_folder() / f"cpu-{_fingerprint(compiler)}.so"
         if not path.exists():
             _compile(compiler, path)
         library = ctypes.CDLL(str(path))

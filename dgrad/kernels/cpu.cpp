@@ -1,4 +1,4 @@
-// A linear Bernoulli decoder on a CPU: the loss of one-hot codes, its gradient, and its sweep.
+// A linear Bernoulli decoder on a CPU: the loss of one-hot codes, its gradient, and its sweep; and the losses of any decoder's outputs.
 //
 // The loss of a code is sum_d softplus(a_d) - x_d a_d, a = bias + the rows of the weight that the code picks. The sweep is the loss with
 // one of those rows changed:
@@ -169,6 +169,20 @@ inline Floats sigmoids(Floats a, float* p, float* s) {
 constexpr double MOST_NOT_ZERO = 0.3;  // of the pixels of images, where a product goes over these alone
 constexpr float NOTHING = -1e30f;  // the logit where there is no pixel: its sigmoid is 0, its softplus too
 
+// add(a, x, d) for vector after vector of an image's outputs and pixels, from pixel d on; what the last one lacks is filled up with outputs that
+// stand for no pixel.
+template <typename Add>
+inline void over_pixels(const float* outputs, const float* image, int64_t pixels, const Add& add) {
+    const int64_t whole = pixels / LANES * LANES;
+    for (int64_t d = 0; d < whole; d += LANES) add(load(outputs + d), load(image + d), d);
+    if (whole == pixels) return;
+    float last_outputs[LANES], last_pixels[LANES] = {};
+    std::fill_n(last_outputs, LANES, NOTHING);
+    std::copy(outputs + whole, outputs + pixels, last_outputs);
+    std::copy(image + whole, image + pixels, last_pixels);
+    add(load(last_outputs), load(last_pixels), whole);
+}
+
 // v = exp(W - c) and 1 / v for the k values of a row, with c the middle of the values at each pixel: v enters only as v_j / v_z, and so the
 // exponentials stay in range.
 void exponentials(const float* row, int64_t k, int64_t width, float* v, float* inverse) {
@@ -295,26 +309,30 @@ void dgrad_loss(const int32_t* own, const float* rows, const float* bias, const 
 
 // loss[e] = sum_d softplus(a_d) - x_d a_d of given logits a [examples, pixels], whatever decoder they come from. Example e is of image e % batch.
 void dgrad_loss_of_logits(const float* logits, const float* images, float* loss, int64_t examples, int64_t batch, int64_t pixels, int64_t threads) {
-    const int64_t whole = pixels / LANES * LANES;
     in_parallel(examples, threads, [=](int64_t first, int64_t last) {
         for (int64_t example = first; example < last; ++example) {
-            const float *a = logits + example * pixels, *x = images + example % batch * pixels;
-            float last_a[LANES], last_x[LANES] = {};  // what is left of a vector, filled up
-            std::fill_n(last_a, LANES, NOTHING);
-            std::copy(a + whole, a + pixels, last_a);
-            std::copy(x + whole, x + pixels, last_x);
             Floats total{}, mantissa = Floats{} + 1.0f;
             Integers exponent{};
-            const auto add = [&](const Floats& logit, const Floats& pixel) {
-                total += (logit > 0.0f ? logit : Floats{}) - pixel * logit;
-                mantissa *= 1.0f + exponential(logit < 0.0f ? logit : -logit);
-            };
-            for (int64_t d = 0; d < whole; d += LANES) {
-                add(load(a + d), load(x + d));
+            over_pixels(logits + example * pixels, images + example % batch * pixels, pixels, [&](const Floats& a, const Floats& x, int64_t d) {
+                total += (a > 0.0f ? a : Floats{}) - x * a;
+                mantissa *= 1.0f + exponential(a < 0.0f ? a : -a);
                 if (d / LANES % 64 == 63) normalise(mantissa, exponent);
-            }
-            add(load(last_a), load(last_x));
+            });
             loss[example] = sum_of(total + logarithm(mantissa, exponent));
+        }
+    });
+}
+
+// loss[e] = sum_d (x_d - (1 + tanh a_d) / 2)^2 of the same; (1 + tanh a) / 2 is the sigmoid of 2a.
+void dgrad_squared_error(const float* outputs, const float* images, float* loss, int64_t examples, int64_t batch, int64_t pixels, int64_t threads) {
+    in_parallel(examples, threads, [=](int64_t first, int64_t last) {
+        for (int64_t example = first; example < last; ++example) {
+            Floats total{};
+            over_pixels(outputs + example * pixels, images + example % batch * pixels, pixels, [&](const Floats& a, const Floats& x, int64_t) {
+                const Floats error = x - 1.0f / (1.0f + exponential(-2.0f * a));
+                total += error * error;
+            });
+            loss[example] = sum_of(total);
         }
     });
 }
