@@ -6,7 +6,7 @@ May import torch; knows no model and no estimator. An objective is built anew fo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,27 @@ class Objective(ABC):
             codes: one-hot rows.
             loss: the loss of `codes` itself where the caller has it, which saves one evaluation.
         """
+
+    @torch.no_grad()
+    def potentials(
+        self,
+        layer: LatentLayer,
+        codes: Float[Tensor, "samples batch *code"],
+        loss: Float[Tensor, "samples batch"] | None = None,
+    ) -> Float[Tensor, "samples batch *code"]:
+        """Potentials `T` that say by how much the loss differs where one variable of the code is changed: `<T, z'> - <T, z> = f(z') - f(z)`.
+
+        For independent rows they are the sweep; other layers say how a variable is changed.
+
+        Args:
+            loss: the loss of `codes` itself where the caller has it.
+        """
+        if layer.independent_rows:
+            return self.sweep(codes, loss)
+        loss = self(codes) if loss is None else loss
+        neighbours = layer.neighbours(codes)  # [C, S, B, *code]
+        losses = self(neighbours.flatten(0, 1)).unflatten(0, neighbours.shape[:2])  # [C, S, B]
+        return layer.change_potentials(codes, losses - loss)
 
     def __add__(self, other: Objective) -> Objective:
         return _Sum(self, other)
@@ -113,6 +134,13 @@ class KLObjective(Objective):
         loss = self(codes) if loss is None else loss
         return loss[..., None, None] + self.layer.linear_sweep(self.logits, codes)
 
+    def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
+        if layer.independent_rows:
+            return self.sweep(codes, loss)
+        return self.logits.expand_as(
+            codes
+        )  # log q is <logits, z> but for a constant: exact for any change, not of one variable alone
+
 
 class SharedSweeps(Objective):
     """An objective whose sweeps are kept, so that estimators that draw the same codes share one table.
@@ -154,24 +182,8 @@ class SharedSweeps(Objective):
                 self.tables[key] = table
         return table
 
-
-@torch.no_grad()
-def sweep(
-    layer: LatentLayer,
-    objective: Objective,
-    codes: Float[Tensor, "samples batch *code"],
-    loss: Float[Tensor, "samples batch"],
-) -> Float[Tensor, "samples batch *code"]:
-    """The loss with one variable of the code changed, as potentials: for rows the sweep, for other layers up to a constant.
-
-    Args:
-        loss: of `codes`.
-    """
-    if layer.independent_rows:
-        return objective.sweep(codes, loss.detach())
-    neighbours = layer.neighbours(codes)  # [C, S, B, *code]
-    losses = objective(neighbours.flatten(0, 1)).unflatten(0, neighbours.shape[:2])  # [C, S, B]
-    return layer.change_potentials(codes, losses - loss.detach())
+    def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
+        return self.sweep(codes, loss) if layer.independent_rows else self.objective.potentials(layer, codes, loss)
 
 
 class _Sum(Objective):
@@ -188,9 +200,18 @@ class _Sum(Objective):
         return sum(others, start=first)
 
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
-        known = self._losses[1] if self._losses is not None and self._losses[0] is codes else [None] * len(self.parts)
-        first, *others = (part.sweep(codes, loss) for part, loss in zip(self.parts, known, strict=True))
+        first, *others = (part.sweep(codes, known) for part, known in zip(self.parts, self._known(codes), strict=True))
         return sum(others, start=first)
+
+    def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
+        first, *others = (
+            part.potentials(layer, codes, known) for part, known in zip(self.parts, self._known(codes), strict=True)
+        )
+        return sum(others, start=first)
+
+    def _known(self, codes: Tensor) -> Sequence[Tensor | None]:
+        """The parts' losses of the codes that were evaluated last, None for other codes."""
+        return self._losses[1] if self._losses is not None and self._losses[0] is codes else [None] * len(self.parts)
 
 
 class _Scaled(Objective):
@@ -205,8 +226,13 @@ class _Scaled(Objective):
         return self.weight * loss
 
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
-        known = self._loss[1] if self._loss is not None and self._loss[0] is codes else None
-        return self.weight * self.part.sweep(codes, known)
+        return self.weight * self.part.sweep(codes, self._known(codes))
+
+    def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
+        return self.weight * self.part.potentials(layer, codes, self._known(codes))
+
+    def _known(self, codes: Tensor) -> Tensor | None:
+        return self._loss[1] if self._loss is not None and self._loss[0] is codes else None
 
 
 class _InDtype(Objective):
@@ -221,6 +247,9 @@ class _InDtype(Objective):
 
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.inner.sweep(codes.to(self.dtype)).to(codes.dtype)
+
+    def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
+        return self.inner.potentials(layer, codes.to(self.dtype)).to(codes.dtype)
 
 
 def as_objective(objective: Objective | CodeLoss) -> Objective:

@@ -19,7 +19,7 @@ from dgrad.gradient_estimator import (
     sweep_evaluations,
 )
 from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective, sweep
+from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 
@@ -105,6 +105,6 @@ class Direct(GradientEstimator):
             loss, table = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
         else:
             loss = objective(codes)  # [S, B]
-            table = sweep(layer, objective, codes, loss)  # [S, B, n, k]
+            table = objective.potentials(layer, codes, loss.detach())  # [S, B, *code]
         direction = difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

@@ -12,7 +12,7 @@ from dgrad.gradient_estimator import (
     Traits,
     check_choice,
     check_count,
-    needs_independent_rows,
+    needs_changes,
     replace_gradient,
     sweep_evaluations,
 )
@@ -28,9 +28,13 @@ class DirectRaoBlackwell(GradientEstimator):
     backward (default), for row i: `[softmax(phi_i) - softmax(phi_i - eps T_i)] / eps`; forward and central as for `direct`. `T_i`, the
     loss with row i changed, does not depend on row i's own sample, so that the mean over its noise is a softmax.
 
+    For a structured layer that says how one variable is changed (`pairs:15`) it is `[E_q[z] - E_q'[z]] / eps`, `q'` with the logits
+    `phi - eps T`: with `T` held, the mean of direct optimization with a Gumbel for every setting, which draws from `q` as perturb-and-MAP does not. Exact as eps
+    falls for a loss that is linear in the variables; else `T`, which depends on the code, leaves a bias.
+
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Biased: O(eps), central O(eps^2), the same bias as `direct`; its variance is much lower and does not grow as epsilon
+    Biased: for rows O(eps), central O(eps^2), the same bias as `direct`; its variance is much lower and does not grow as epsilon
     falls. S (n(k-1) + 1) evaluations.
 
     With the KL inside the objective and a uniform prior (backward): the gradient of the Rényi divergence of order 1 - epsilon from row
@@ -60,7 +64,7 @@ class DirectRaoBlackwell(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * sweep_evaluations(layer),
             reference="this project",
-            limitation=needs_independent_rows("direct-rb"),
+            limitation=needs_changes("direct-rb"),
             kl_inside=True,
             limit=Limit("any", {"epsilon": 0.01}),
         )
@@ -73,8 +77,8 @@ class DirectRaoBlackwell(GradientEstimator):
         *,
         generator: Generator | None = None,
     ) -> Estimate:
-        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
+        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
-        sweep = objective.sweep(codes, loss.detach())  # [S, B, n, k]
-        direction = difference(layer.mean, logits, sweep, self.epsilon, self.difference)
+        table = objective.potentials(layer, codes, loss.detach())  # [S, B, *code]
+        direction = difference(layer.mean, logits, table, self.epsilon, self.difference)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
