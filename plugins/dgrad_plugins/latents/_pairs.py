@@ -104,7 +104,8 @@ class Pairs(LatentLayer):
 
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         first, second = self._half_settings(logits)  # [A, a], [B, b]
-        q = self._log_q(logits).exp().unflatten(-1, (len(first), len(second)))  # [..., A, B]
+        weights = self._weights(logits)  # [..., A, B]
+        q = weights.flatten(-2).softmax(-1).view_as(weights)
         of_first, of_second = q.sum(-1), q.sum(-2)  # [..., A], [..., B]
         # E[b_i b_j], in blocks of both halves
         between = first.T @ q @ second  # [..., a, b]
