@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from dgrad.noise import gumbel
 
 MOST_BITS = 16
 """Every one of their 65,536 settings is weighed for each example: 256 KiB of float32."""
+SETTINGS_AT_ONCE = 2**20
+"""On a CPU, of some examples together: what is as large as that stays in the caches, and its memory is used again."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,16 @@ class Pairs(LatentLayer):
         return F.pad(torch.logit(uniform, eps=torch.finfo(dtype).eps), (0, math.comb(self.bits, 2)))
 
     def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        return self._code_of(self._weights(potentials).flatten(-2).argmax(-1), potentials.dtype)
+        best = self._in_parts(lambda part: self._weights(part).flatten(-2).argmax(-1), potentials)
+        return self._code_of(best, potentials.dtype)
 
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
         return self.mean(potentials / temperature)
 
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        return self._in_parts(self._mean, logits)
+
+    def _mean(self, logits: Tensor) -> Tensor:
         first, second = self._half_settings(logits)  # [A, a], [B, b]
         weights = self._weights(logits)  # [..., A, B]
         q = weights.flatten(-2).softmax(-1).view_as(weights)
@@ -123,16 +130,15 @@ class Pairs(LatentLayer):
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
         # <l, z> - log Z
-        return (codes * logits).sum(-1) - self._weights(logits).flatten(-2).logsumexp(-1).to(logits.dtype)
+        log_z = self._in_parts(lambda part: self._weights(part).flatten(-2).logsumexp(-1), logits)
+        return (codes * logits).sum(-1) - log_z.to(logits.dtype)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        log_q = self._log_q(logits)
-        return -torch.linalg.vecdot(log_q.exp(), log_q).to(logits.dtype)
+        return -self._in_parts(lambda part: self._mean_log_q(part, 0.0), logits).to(logits.dtype)
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        log_q = self._log_q(logits)
         # sum_z q (log q + n log 2), which is 0 at 0 where the difference of two entropies is a rounding error
-        return torch.linalg.vecdot(log_q.exp(), log_q + self.bits * math.log(2)).to(logits.dtype)
+        return self._in_parts(lambda part: self._mean_log_q(part, self.bits * math.log(2)), logits).to(logits.dtype)
 
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
@@ -169,14 +175,27 @@ class Pairs(LatentLayer):
         self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
     ) -> Float[Tensor, "samples batch *code"]:
         """Draws of `q` itself: the first half of the bits from its marginal, then the second given the first."""
-        weights = self._weights(logits.detach())  # [B, A, C]
+        number = self._in_parts(lambda part: self._draw(part, samples, generator).movedim(0, -1), logits.detach())
+        return self._code_of(number.movedim(-1, 0), logits.dtype)  # [S, B, code]
+
+    def _draw(self, logits: Tensor, samples: int, generator: Generator | None) -> Tensor:
+        """The numbers of settings drawn, `[S, B]`."""
+        weights = self._weights(logits)  # [B, A, C]
         of_first = weights.logsumexp(-1)  # [B, A]
         first = (of_first + gumbel(of_first, samples, generator=generator)).argmax(-1)  # [S, B]
         given_first = weights[torch.arange(len(weights), device=weights.device), first]  # [S, B, C]
         second = (given_first + gumbel(given_first, generator=generator).squeeze(0)).argmax(-1)  # [S, B]
-        return self._code_of(first * weights.shape[-1] + second, logits.dtype)
+        return first * weights.shape[-1] + second
 
     # All settings: rows for those of the first half of the bits, columns for those of the second
+
+    def _in_parts(self, evaluate: Callable[[Tensor], Tensor], potentials: Tensor) -> Tensor:
+        """`evaluate`, `[..., code] -> [..., *any]`, of potentials with as many leading axes; on a CPU of some at a time."""
+        at_once = max(1, SETTINGS_AT_ONCE >> self.bits)
+        if potentials.device.type != "cpu" or torch.compiler.is_compiling() or potentials.shape[:-1].numel() <= at_once:
+            return evaluate(potentials)
+        parts = potentials.flatten(0, -2).split(at_once)
+        return torch.cat([evaluate(part) for part in parts]).unflatten(0, potentials.shape[:-1])
 
     def _weights(self, potentials: Tensor) -> Tensor:
         """`<l, z>` of every setting, `[..., A, B]`, in float32 or wider."""
@@ -193,9 +212,10 @@ class Pairs(LatentLayer):
         )  # [..., B, b + 2]
         return left @ right.mT
 
-    def _log_q(self, logits: Tensor) -> Tensor:
-        """`log q` of every setting, `[..., 2^n]`, in float32 or wider."""
-        return self._weights(logits).flatten(-2).log_softmax(-1)
+    def _mean_log_q(self, logits: Tensor, constant: float) -> Tensor:
+        """`E_q[log q + constant]`, in float32 or wider."""
+        log_q = self._weights(logits).flatten(-2).log_softmax(-1)  # [..., 2^n]
+        return torch.linalg.vecdot(log_q.exp(), log_q + constant)
 
     def _half_settings(self, like: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(like.dtype, torch.float32)
