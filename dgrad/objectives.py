@@ -137,9 +137,8 @@ class KLObjective(Objective):
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         if layer.independent_rows:
             return self.sweep(codes, loss)
-        return self.logits.expand_as(
-            codes
-        )  # log q is <logits, z> but for a constant: exact for any change, not of one variable alone
+        # log q is <logits, z> but for a constant: exact whatever is changed, not for one variable alone
+        return self.logits.expand_as(codes)
 
 
 class SharedSweeps(Objective):
