@@ -42,10 +42,12 @@ class Limit:
         exact_for: the objectives for which it does: `linear` in the code, `quadratic`, or `any` (for an estimator that needs a
             differentiable objective: any smooth one).
         at: values of its hyper-parameters at which it is within 3 % of the limit on problems of the size of the conformance kit's.
+        rows_only: whether it does so for independent rows alone, and keeps a bias on structured layers.
     """
 
     exact_for: str
     at: Mapping[str, float] = field(default_factory=dict)
+    rows_only: bool = False
 
 
 @dataclass(frozen=True)

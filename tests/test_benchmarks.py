@@ -83,9 +83,8 @@ def _contests(figures: Any) -> Iterator[dict[str, dict[str, Any]]]:
 
 def test_ratios_are_quotients_of_the_medians_beside_them(quick: Path) -> None:
     contests = [rows for part in _results(quick).values() for rows in _contests(part["figures"])]
-    assert (
-        len(contests) == 2 * 2 + 2 + 2 * 2 + 2
-    )  # steps of two models, sweeps, deep of two likelihoods, naive; of two latents each
+    # steps of two models, sweeps, deep of two likelihoods, naive; of two latents each
+    assert len(contests) == 2 * 2 + 2 + 2 * 2 + 2
     for rows in contests:
         for row in rows.values():
             assert row["least"] <= row["lower_quartile"] <= row["median"] <= row["upper_quartile"]

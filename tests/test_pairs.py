@@ -112,7 +112,7 @@ def test_dtypes_are_kept_and_the_global_generator_stays(dtype: torch.dtype) -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["rloo", "exact", "reinforce", "direct-joint"])
+@pytest.mark.parametrize("name", ["rloo", "exact", "reinforce", "direct-joint", "direct-rb"])
 def test_estimators_that_ask_nothing_of_rows_conform(name: str) -> None:
     check_estimator(dgrad.estimator(name), dgrad.latent("pairs:3"))
 

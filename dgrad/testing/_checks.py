@@ -341,6 +341,8 @@ def limit(estimator: GradientEstimator, layer: LatentLayer) -> None:
     stated = estimator.traits.limit
     if stated is None:
         raise NotApplicable("it is unbiased" if estimator.traits.unbiased else "it is biased and states no limit")
+    if stated.rows_only and not layer.independent_rows:
+        raise NotApplicable("it states a limit for independent rows alone")
     _needs_small_support(layer)
     names = {"linear": ["linear"], "quadratic": ["linear", "smooth"], "any": ["linear", "smooth", "cross-entropy"]}
     assert stated.exact_for in names, f"a limit for {stated.exact_for!r} objectives; expected one of {', '.join(names)}"

@@ -86,7 +86,7 @@ class Direct(GradientEstimator):
             reference="Lorberbom et al. 2019",
             limitation=needs_changes("direct"),
             kl_inside=True,
-            limit=Limit("any", {"epsilon": 0.01}),
+            limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
         )
 
     def estimate(

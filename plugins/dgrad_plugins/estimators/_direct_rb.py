@@ -66,7 +66,7 @@ class DirectRaoBlackwell(GradientEstimator):
             reference="this project",
             limitation=needs_changes("direct-rb"),
             kl_inside=True,
-            limit=Limit("any", {"epsilon": 0.01}),
+            limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
         )
 
     def estimate(
