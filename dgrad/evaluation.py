@@ -118,8 +118,9 @@ def evaluate_bound(model: DiscreteVAE, split: Split, *, samples: int, generator:
 
 def _expected_loss(layer: LatentLayer, logits: Tensor, objective: Objective) -> Tensor:
     """`E_q[f(z)]`, `[B]`, summed over all codes."""
-    support = layer.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
-    return (layer.log_prob(logits, support).exp() * objective(support)).sum(0)
+    support = layer.enumerate(like=logits)  # [K, *code]
+    losses = objective.everywhere(support, len(logits))  # [K, B]
+    return (layer.log_prob(logits, support.unsqueeze(1)).exp() * losses).sum(0)
 
 
 def _drawn_losses(

@@ -41,7 +41,7 @@ class Bernoulli(Likelihood):
     def loss(
         self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "*lead batch"]:
-        return softplus(outputs).sum(-1) - (images * outputs).sum(-1)
+        return softplus(outputs).sum(-1) - _products(outputs, images)
 
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         return outputs.sigmoid()
@@ -59,10 +59,27 @@ class SquaredError(Likelihood):
     def loss(
         self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "*lead batch"]:
-        return (images - self.mean(outputs)).square().sum(-1)
+        mean = self.mean(outputs)
+        if _of_all_images(mean):
+            return mean.square().sum(-1) - 2 * _products(mean, images) + images.square().sum(-1)
+        return (images - mean).square().sum(-1)
 
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         return (1 + torch.tanh(outputs)) / 2
+
+
+def _of_all_images(outputs: Float[Tensor, "*lead #batch d"]) -> bool:
+    """Whether the outputs are the same for every image."""
+    return outputs.shape[-2] == 1
+
+
+def _products(
+    outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
+) -> Float[Tensor, "*lead batch"]:
+    """`sum_d x_d a_d`; for outputs that all images share nothing of the size of `[*lead, B, D]` is computed."""
+    if _of_all_images(outputs):
+        return outputs.squeeze(-2) @ images.mT
+    return (images * outputs).sum(-1)
 
 
 LIKELIHOODS: dict[str, Likelihood] = {likelihood.name: likelihood for likelihood in (Bernoulli(), SquaredError())}

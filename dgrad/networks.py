@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from dgrad.likelihoods import Bernoulli, Likelihood, SquaredError
 from dgrad.noise import Dropout
 from dgrad.objectives import FunctionObjective, Objective
 from dgrad.posterior import Gaussian, Posterior
-from dgrad.sweeps import bernoulli_linear_sweep, difference_sweep
+from dgrad.sweeps import bernoulli_linear_sweep, difference_sweep, support_is_smaller, support_sweep
 
 COMPILED_LOSSES = {Bernoulli: cpu.bernoulli_loss, SquaredError: cpu.squared_error}
 """Losses of a decoder's outputs that need no gradient, in C++, for tensors that `cpu.serves`."""
@@ -185,6 +186,7 @@ class Reconstruction(Objective):
         self.decoder_inputs = model.decoder_inputs
         self.beside = model.beside
         self.likelihood = model.likelihood
+        self.numbers_per_code = model.numbers_per_code
         self.compiled = model.compiled_kernels
         self.pixels = pixels
         self.gaussian = gaussian
@@ -201,22 +203,29 @@ class Reconstruction(Objective):
         self._hidden = (codes, hidden.detach())  # an estimator sweeps the codes that it has just evaluated
         return self._rest_loss(hidden)
 
+    def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        return self._evaluate(codes.unsqueeze(1))
+
     @torch.no_grad()
     def sweep(
         self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
     ) -> Float[Tensor, "samples batch n k"]:
+        linear = isinstance(self.decoder, Decoder) and len(self.decoder.rest) == 0
+        of_linear_bernoulli = linear and isinstance(self.likelihood, Bernoulli)  # faster than any evaluation of codes
+        if self.gaussian is None and not of_linear_bernoulli and support_is_smaller(codes):
+            losses_of = partial(self.everywhere, batch=codes.shape[1])
+            return support_sweep(codes, losses_of, numbers_per_code=self.numbers_per_code)
         if not isinstance(self.decoder, Decoder):
             return FunctionObjective(self).sweep(codes, loss)
         if loss is None or self._hidden is None or self._hidden[0] is not codes:
             loss = self._evaluate(codes)
         assert self._hidden is not None
         weight, hidden = self.decoder.first.weight, self._hidden[1]
-        per_code = self.decoder.numbers_per_code
+        if self.gaussian is None and of_linear_bernoulli:
+            return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
         if self.gaussian is not None:
             weight = weight[:, : -self.gaussian.shape[-1]] if self.beside else self._weight_of_each(self.gaussian)
-            return difference_sweep(codes, weight, hidden, self._changed_loss, loss, numbers_per_code=per_code)
-        if isinstance(self.likelihood, Bernoulli) and len(self.decoder.rest) == 0:
-            return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
+        per_code = self.numbers_per_code
         return difference_sweep(codes, weight, hidden, self._changed_loss, loss, numbers_per_code=per_code)
 
     def _weight_of_each(self, gaussian: Float[Tensor, "batch g"]) -> Float[Tensor, "batch width coordinates"]:

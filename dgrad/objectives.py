@@ -30,6 +30,13 @@ class Objective(ABC):
     def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
         """The loss of each code, differentiable in the parameters it uses and, where it can be, in the codes."""
 
+    def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        """The loss of each of `batch` examples at each of these codes, which are the same for all; differentiable as a call is.
+
+        Where nothing but the code enters a decoder it then runs once for each code, not once for each code and example.
+        """
+        return self(codes.unsqueeze(1).expand(-1, batch, *codes.shape[1:]))
+
     @abstractmethod
     def sweep(
         self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
@@ -170,6 +177,9 @@ class SharedSweeps(Objective):
     def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
         return self.objective(codes)
 
+    def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        return self.objective.everywhere(codes, batch)
+
     def sweep(
         self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
     ) -> Float[Tensor, "samples batch n k"]:
@@ -198,6 +208,10 @@ class _Sum(Objective):
         )  # an estimator sweeps the codes that it has just evaluated
         return sum(others, start=first)
 
+    def everywhere(self, codes: Tensor, batch: int) -> Tensor:
+        first, *others = (part.everywhere(codes, batch) for part in self.parts)
+        return sum(others, start=first)
+
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         first, *others = (part.sweep(codes, known) for part, known in zip(self.parts, self._known(codes), strict=True))
         return sum(others, start=first)
@@ -224,6 +238,9 @@ class _Scaled(Objective):
         self._loss = (codes, loss.detach())  # an estimator sweeps the codes that it has just evaluated
         return self.weight * loss
 
+    def everywhere(self, codes: Tensor, batch: int) -> Tensor:
+        return self.weight * self.part.everywhere(codes, batch)
+
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.weight * self.part.sweep(codes, self._known(codes))
 
@@ -243,6 +260,9 @@ class _InDtype(Objective):
 
     def __call__(self, codes: Tensor) -> Tensor:
         return self.inner(codes.to(self.dtype)).to(codes.dtype)
+
+    def everywhere(self, codes: Tensor, batch: int) -> Tensor:
+        return self.inner.everywhere(codes.to(self.dtype), batch).to(codes.dtype)
 
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.inner.sweep(codes.to(self.dtype)).to(codes.dtype)

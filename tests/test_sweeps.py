@@ -8,10 +8,10 @@ from torch import Generator, Tensor, nn
 
 import dgrad
 from benchmarks.naive import naive_sweep
-from dgrad import sweeps
+from dgrad import networks, sweeps
 from dgrad.likelihoods import likelihood
 from dgrad.networks import Decoder, DiscreteVAE, linear_vae, mlp_vae
-from dgrad.objectives import FunctionObjective, KLObjective
+from dgrad.objectives import FunctionObjective, KLObjective, SharedSweeps, in_dtype
 
 SHAPES = [("1x2", 1), ("3x2", 7), ("2x3", 8), ("4x5", 64), ("1x40", 30), ("20x10", 784)]
 
@@ -94,16 +94,59 @@ def test_the_grouped_form_is_left_where_a_product_could_overflow(
     assert used == ["_grouped_change" if grouped else "_exact_change"]
 
 
+@pytest.mark.parametrize("by_support", [False, True])
 @pytest.mark.parametrize("name", ["bernoulli", "squared-error"])
 @pytest.mark.parametrize("hidden", [(7,), (9, 6)])
 @pytest.mark.parametrize("spec", ["1x5", "3x2", "4x3"])
-def test_the_difference_sweep_of_deeper_decoders(spec: str, hidden: tuple[int, ...], name: str) -> None:
+def test_the_sweep_of_deeper_decoders(
+    spec: str, hidden: tuple[int, ...], name: str, by_support: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As differences of the first layer's outputs, and looked up among all codes."""
+    monkeypatch.setattr(networks, "support_is_smaller", lambda codes: by_support)
     layer = dgrad.latent(spec)
     torch.manual_seed(0)
     model = mlp_vae(layer, (1, 4, 5), likelihood(name), hidden)
     codes = layer.sample(torch.zeros(3, *layer.shape), 2, generator=Generator().manual_seed(0))
     images = torch.rand(3, 1, 4, 5, generator=Generator().manual_seed(1))
     _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images))
+
+
+@pytest.mark.parametrize(
+    ("spec", "smaller"), [("1x40", True), ("2x3", True), ("4x3", True), ("5x3", False), ("20x10", False)]
+)
+def test_the_support_is_looked_up_where_it_has_fewer_codes_than_there_are_changes(
+    spec: str, smaller: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """81 codes against 11 * 4 * 2 changes of eleven examples; 243 against 110."""
+    layer = dgrad.latent(spec)
+    model = mlp_vae(layer, (1, 4, 5), likelihood("bernoulli"), (7,))
+    evaluated = []
+    original = model.decoder.rest.forward
+    monkeypatch.setattr(
+        model.decoder.rest, "forward", lambda hidden: evaluated.append(hidden[..., 0].numel()) or original(hidden)
+    )
+    codes = layer.sample(torch.zeros(11, *layer.shape), generator=Generator().manual_seed(0))
+    model.reconstruction(torch.rand(11, 1, 4, 5)).sweep(codes)
+    n, k = layer.shape
+    assert sum(evaluated) == (k**n if smaller else 11 * (n * (k - 1) + 1))  # the codes themselves are evaluated too
+
+
+@pytest.mark.parametrize(("budget", "calls"), [(1, 27), (5_000, 1), (300, 14)])
+def test_the_sweep_by_support_keeps_to_its_budget(budget: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 27 numbers of 4 bytes for each of 27 codes, 300 bytes are two codes."""
+    monkeypatch.setattr(sweeps, "BYTES_PER_CALL", budget)
+    cost = torch.randn(5, 3, 3, generator=Generator().manual_seed(0))
+    codes = dgrad.latent("3x3").sample(torch.zeros(5, 3, 3), 2, generator=Generator().manual_seed(1))
+    sizes = []
+
+    def losses_of(support: Tensor) -> Tensor:
+        sizes.append(len(support))
+        return torch.einsum("rnk,bnk->rb", support, cost)
+
+    table = sweeps.support_sweep(codes, losses_of, numbers_per_code=27)
+    assert len(sizes) == calls
+    assert sum(sizes) == 27
+    _close(table, FunctionObjective(lambda codes: (codes * cost).sum((-2, -1))).sweep(codes))
 
 
 @pytest.mark.parametrize("budget", [1, 5_000, 10**9])
@@ -140,15 +183,42 @@ def test_the_difference_sweep_keeps_to_its_budget(budget: int) -> None:
     _close(sweep, _enumerated(model, codes, images.view(3, 1, 4, 5)))
 
 
-def test_a_decoder_of_ones_own_gets_the_generic_sweep() -> None:
-    layer = dgrad.latent("3x4")
+@pytest.mark.parametrize("spec", ["3x4", "1x12"])
+def test_a_decoder_of_ones_own_gets_the_generic_sweep(spec: str) -> None:
+    """Or, with few codes, all of them looked up."""
+    layer = dgrad.latent(spec)
     torch.manual_seed(0)
     decoder = nn.Sequential(nn.Flatten(-2), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 6))
     model = DiscreteVAE(layer, (1, 2, 3), likelihood("bernoulli"), nn.Identity(), decoder)
     assert not isinstance(model.decoder, Decoder)
-    codes = layer.sample(torch.zeros(3, 3, 4), 2, generator=Generator().manual_seed(0))
+    codes = layer.sample(torch.zeros(3, *layer.shape), 2, generator=Generator().manual_seed(0))
     images = torch.rand(3, 1, 2, 3, generator=Generator().manual_seed(1))
     _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images))
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "squared-error"])
+def test_the_loss_everywhere_is_that_of_each_example_with_its_gradient(name: str) -> None:
+    """Of a decoder that runs once for each code, alone, in a sum, scaled and in another precision; against one call for every example."""
+    layer = dgrad.latent("2x3")
+    torch.manual_seed(0)
+    model = mlp_vae(layer, (1, 4, 5), likelihood(name), (7,)).double()
+    images = torch.rand(5, 1, 4, 5, dtype=torch.float64)
+    logits = torch.randn(5, 2, 3, dtype=torch.float64)
+    support = layer.enumerate(like=logits)
+    weights = torch.randn(9, 5, dtype=torch.float64)
+    rows = []
+    hook = model.decoder.rest.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0][..., 0].numel()))
+    objective = model.reconstruction(images) + 0.5 * KLObjective(layer, logits)
+    for each in (objective, SharedSweeps(objective, {}), in_dtype(objective, torch.float64)):
+        grads = []
+        for losses in (each.everywhere(support, 5), each(support.unsqueeze(1).expand(-1, 5, -1, -1))):
+            model.zero_grad()
+            (losses * weights).sum().backward()
+            grads.append([losses.detach(), *(parameter.grad.clone() for parameter in model.decoder.parameters())])
+        for ours, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    hook.remove()
+    assert rows == 3 * [9, 45]
 
 
 def test_non_contiguous_codes() -> None:

@@ -74,9 +74,8 @@ class DirectJoint(GradientEstimator):
     ) -> Estimate:
         with torch.no_grad():
             support = layer.enumerate(like=logits)  # [K, *code]
-            everywhere = support.unsqueeze(1).expand(-1, *logits.shape)  # [K, B, *code]
-            losses = objective(everywhere).T  # [B, K]
-            log_q = layer.log_prob(logits, everywhere).T  # [B, K]
+            losses = objective.everywhere(support, len(logits)).T  # [B, K]
+            log_q = layer.log_prob(logits, support.unsqueeze(1)).T  # [B, K]
             potentials = log_q + gumbel(log_q, self.samples, generator=generator)  # [S, B, K]
             codes = support[potentials.argmax(-1)]  # [S, B, *code]
             direction = difference(

@@ -49,11 +49,11 @@ class Exact(GradientEstimator):
         *,
         generator: Generator | None = None,
     ) -> Estimate:
-        support = layer.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
-        codes = support.expand(-1, *logits.shape)  # [K, B, *code]
+        support = layer.enumerate(like=logits)  # [K, *code]
+        codes = support.unsqueeze(1)  # [K, 1, *code]
         # sum_z q(z) f(z)
-        loss = (layer.log_prob(logits, codes).exp() * objective(codes)).sum(0)  # [B]
-        return Estimate(loss=loss, codes=codes)
+        loss = (layer.log_prob(logits, codes).exp() * objective.everywhere(support, len(logits))).sum(0)  # [B]
+        return Estimate(loss=loss, codes=codes.expand(-1, *logits.shape))
 
 
 def _limitation(layer: LatentLayer) -> str | None:
