@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dgrad
-from benchmarks import deep, device, growth, machine, naive, reporting, run, steps, sweep
+from benchmarks import deep, device, growth, machine, naive, reporting, run, steps, support, sweep
 from benchmarks.settings import Settings, invented_images
 from dgrad.config import COMPILE_MODES, configure
 from dgrad.devices import choose_device
@@ -46,6 +46,7 @@ PARTS: dict[str, Part] = {
     "steps": steps,
     "sweep": sweep,
     "deep": deep,
+    "support": support,
     "growth": growth,
     "naive": naive,
     "run": run,
