@@ -94,7 +94,10 @@ class Categorical(LatentLayer):
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        return (codes * log_softmax(logits)).sum((-2, -1))
+        log_q = log_softmax(logits)
+        if codes.shape[1] == 1:  # the same codes for all examples: nothing of the size of [S, B, n, k]
+            return codes.flatten(1) @ log_q.flatten(1).mT
+        return (codes * log_q).sum((-2, -1))
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         log_p = log_softmax(logits)
