@@ -63,6 +63,8 @@ class Traits:
         independent_examples: whether an example's gradient depends on nothing but that example.
         kl_inside: whether it trains better with the KL inside its objective than beside it.
         unbiased_value: whether the mean of its loss's value is `E_q[f(z)]`; not so where the objective is evaluated at relaxed codes.
+        perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`: draws of q where rows are independent,
+            not on structured layers.
         limit: for a biased one, where its bias vanishes; None where it vanishes nowhere that can be stated.
     """
 
@@ -74,11 +76,16 @@ class Traits:
     independent_examples: bool = True
     kl_inside: bool = False
     unbiased_value: bool = True
+    perturbs: bool = False
     limit: Limit | None = None
 
     def supports(self, layer: LatentLayer) -> bool:
         """Whether the estimator works with this layer."""
         return self.limitation(layer) is None
+
+    def value_is_unbiased(self, layer: LatentLayer) -> bool:
+        """Whether the mean of the loss's value is `E_q[f(z)]` with this layer."""
+        return self.unbiased_value and (layer.independent_rows or not self.perturbs)
 
 
 class GradientEstimator(nn.Module, ABC):

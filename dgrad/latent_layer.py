@@ -50,7 +50,10 @@ class LatentLayer(ABC):
     def noise(
         self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
     ) -> Float[Tensor, "samples batch *code"]:
-        """Noise such that `argmax(logits + noise)` samples the code (for categorical rows: i.i.d. Gumbel(0, 1), exactly)."""
+        """Noise such that `argmax(logits + noise)` samples the code (for categorical rows: i.i.d. Gumbel(0, 1), exactly).
+
+        A structured layer may have noise that makes it a perturb-and-MAP draw instead, and a `sample` of its own that draws from `q`.
+        """
 
     @abstractmethod
     def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from dgrad.errors import InputError
@@ -182,6 +181,7 @@ class Reconstruction(Objective):
         pixels: Float[Tensor, "batch d"],
         gaussian: Float[Tensor, "batch g"] | None = None,
     ) -> None:
+        self.layer = model.layer
         self.decoder = model.decoder
         self.decoder_inputs = model.decoder_inputs
         self.beside = model.beside
@@ -213,8 +213,7 @@ class Reconstruction(Objective):
         linear = isinstance(self.decoder, Decoder) and len(self.decoder.rest) == 0
         of_linear_bernoulli = linear and isinstance(self.likelihood, Bernoulli)  # faster than any evaluation of codes
         if self.gaussian is None and not of_linear_bernoulli and support_is_smaller(codes):
-            losses_of = partial(self.everywhere, batch=codes.shape[1])
-            return support_sweep(codes, losses_of, numbers_per_code=self.numbers_per_code)
+            return support_sweep(codes, self._losses_of_values, numbers_per_code=self.numbers_per_code)
         if not isinstance(self.decoder, Decoder):
             return FunctionObjective(self).sweep(codes, loss)
         if loss is None or self._hidden is None or self._hidden[0] is not codes:
@@ -227,6 +226,16 @@ class Reconstruction(Objective):
             weight = weight[:, : -self.gaussian.shape[-1]] if self.beside else self._weight_of_each(self.gaussian)
         per_code = self.numbers_per_code
         return difference_sweep(codes, weight, hidden, self._changed_loss, loss, numbers_per_code=per_code)
+
+    def _losses_of_values(self, values: Int[Tensor, "codes n"]) -> Float[Tensor, "codes batch"]:
+        """The loss of every image at codes given by the values of their rows."""
+        k = self.layer.shape[-1]
+        if not isinstance(self.decoder, Decoder):
+            one_hot = values.unsqueeze(-1) == torch.arange(k, device=values.device)  # [R, n, k]
+            return self.everywhere(one_hot.to(self.pixels.dtype), len(self.pixels))
+        first = self.decoder.first
+        columns = first.weight.T[values + k * torch.arange(values.shape[1], device=values.device)]  # [R, n, width]
+        return self._rest_loss((columns.sum(1) + first.bias).unsqueeze(1))
 
     def _weight_of_each(self, gaussian: Float[Tensor, "batch g"]) -> Float[Tensor, "batch width coordinates"]:
         """The first layer's weight for the code, with each example's Gaussian variables held: `sum_g W[:, (i, j, g)] c_g`."""

@@ -93,8 +93,8 @@ def support_sweep(
 
     Args:
         codes: one-hot rows.
-        losses_of: the loss of every example at each of the codes that it is given, `[R, n, k] -> [R, B]` for any R.
-        numbers_per_code: how many outputs all layers of the decoder have for one code.
+        losses_of: the loss of every example at each of the codes that it is given by the values of their rows, `[R, n] -> [R, B]` for any R.
+        numbers_per_code: how many numbers such an evaluation holds for one code.
     """
     _, _, n, k = codes.shape
     values = torch.arange(k, device=codes.device)
@@ -102,11 +102,13 @@ def support_sweep(
         -1, n
     )  # [K, n]; the place of a code in it is its values read as digits
     per_call = max(1, _bytes_per_call(codes) // (numbers_per_code * codes.element_size()))
-    losses = torch.cat([losses_of(part) for part in F.one_hot(support, k).to(codes.dtype).split(per_call)])  # [K, B]
+    losses = torch.cat([losses_of(part) for part in support.split(per_call)]).T  # [B, K]
+    if n == 1:
+        return losses.unsqueeze(-2).expand(codes.shape).contiguous()
     digits = k ** torch.arange(n - 1, -1, -1, device=codes.device)  # what one more in each row adds to the place
     own = codes.argmax(-1, keepdim=True)  # [S, B, n, 1]
     places = (own.squeeze(-1) * digits).sum(-1)[..., None, None] + (values - own) * digits[:, None]  # [S, B, n, k]
-    return losses.T.expand(len(codes), -1, -1).gather(-1, places.flatten(2)).view_as(codes)
+    return losses.expand(len(codes), -1, -1).gather(-1, places.flatten(2)).view_as(codes)
 
 
 @torch.no_grad()

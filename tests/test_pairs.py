@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
+from dgrad import registry
 from dgrad.data import Split
 from dgrad.evaluation import evaluate_bound, evaluation_generator
+from dgrad.gradient_estimator import Traits
 from dgrad.likelihoods import likelihood
 from dgrad.networks import mlp_vae
 from dgrad.noise import gumbel
@@ -112,9 +115,25 @@ def test_dtypes_are_kept_and_the_global_generator_stays(dtype: torch.dtype) -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["rloo", "exact", "reinforce", "direct-joint", "direct-rb"])
-def test_estimators_that_ask_nothing_of_rows_conform(name: str) -> None:
-    check_estimator(dgrad.estimator(name), dgrad.latent("pairs:3"))
+@pytest.mark.parametrize("name", sorted(registry.registry().factories("estimators")))
+def test_estimators_conform_where_they_do_not_refuse(name: str) -> None:
+    layer = dgrad.latent("pairs:3")
+    estimator = dgrad.estimator(name)
+    if estimator.traits.supports(layer):
+        check_estimator(estimator, layer)
+    else:
+        with pytest.raises(dgrad.DgradError, match="pairs:3"):
+            estimator(layer, torch.zeros(2, *layer.shape), lambda codes: codes.sum(-1))
+
+
+def test_perturbed_codes_that_claim_to_be_draws_of_q_are_found_out() -> None:
+    class Claims(type(dgrad.estimator("direct"))):  # type: ignore[misc]
+        @property
+        def traits(self) -> Traits:
+            return replace(super().traits, perturbs=False)
+
+    with pytest.raises(AssertionError, match="decoder"):
+        check_estimator(Claims(), dgrad.latent("pairs:3"))
 
 
 def test_potentials_are_the_losses_of_changed_bits() -> None:

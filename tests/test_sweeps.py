@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 import dgrad
@@ -139,9 +140,9 @@ def test_the_sweep_by_support_keeps_to_its_budget(budget: int, calls: int, monke
     codes = dgrad.latent("3x3").sample(torch.zeros(5, 3, 3), 2, generator=Generator().manual_seed(1))
     sizes = []
 
-    def losses_of(support: Tensor) -> Tensor:
-        sizes.append(len(support))
-        return torch.einsum("rnk,bnk->rb", support, cost)
+    def losses_of(values: Tensor) -> Tensor:
+        sizes.append(len(values))
+        return torch.einsum("rnk,bnk->rb", F.one_hot(values, 3).float(), cost)
 
     table = sweeps.support_sweep(codes, losses_of, numbers_per_code=27)
     assert len(sizes) == calls

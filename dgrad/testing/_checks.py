@@ -251,7 +251,7 @@ def independent_examples(estimator: GradientEstimator, layer: LatentLayer) -> No
 @_check
 def value(estimator: GradientEstimator, layer: LatentLayer) -> None:
     """The mean of the loss's value is `E_q[f(z)]`, within 5 standard errors."""
-    if not estimator.traits.unbiased_value:
+    if not estimator.traits.value_is_unbiased(layer):
         raise NotApplicable("its traits say that the objective is evaluated at codes that are not drawn from q")
     _needs_small_support(layer)
     logits, loss = small_logits(layer), small_objectives(layer)["smooth"]
@@ -284,7 +284,7 @@ def decoder_gradient(estimator: GradientEstimator, layer: LatentLayer) -> None:
         estimate.loss.detach(),
         msg=lambda text: f"the decoder's gradient is not that of the loss's value: {text}",
     )
-    if estimator.traits.unbiased_value and layer.support_size <= LARGEST_SUPPORT:
+    if estimator.traits.value_is_unbiased(layer) and layer.support_size <= LARGEST_SUPPORT:
         support = layer.enumerate(like=logits)
         products = torch.einsum("ki,kj->kij", support.flatten(1), support.flatten(1))
         weights = layer.log_prob(logits[:1].detach(), support.unsqueeze(1)).exp()  # [K, 1]

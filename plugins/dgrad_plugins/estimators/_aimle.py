@@ -65,6 +65,7 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Minervini et al. 2023",
             kl_inside=True,
+            perturbs=True,
         )
 
     def estimate(

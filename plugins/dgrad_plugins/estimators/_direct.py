@@ -75,6 +75,7 @@ class Direct(GradientEstimator):
                 evaluations=lambda layer: self.samples,
                 reference="Lorberbom et al. 2019",
                 kl_inside=True,
+                perturbs=True,
                 # Where a small eps changes the code, two values tie and either may be the code: central then adds the slopes of both
                 # ends, the trapezoidal rule; one-sided, an end counts only where its own slope points away from it.
                 limit=Limit("quadratic" if self.difference == "central" else "linear", {"epsilon": 0.005}),
@@ -86,6 +87,7 @@ class Direct(GradientEstimator):
             reference="Lorberbom et al. 2019",
             limitation=needs_changes("direct"),
             kl_inside=True,
+            perturbs=True,
             limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
         )
 

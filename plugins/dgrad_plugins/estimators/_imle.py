@@ -58,6 +58,7 @@ class ImplicitMaximumLikelihood(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Niepert et al. 2021; Minervini et al. 2023",
             kl_inside=True,
+            perturbs=True,
             limit=Limit("quadratic", {"strength": 0.005}),
         )
 

@@ -61,7 +61,8 @@ class PerturbedOptimizer(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Berthet et al. 2020",
             unbiased_value=self.noise == "gumbel" and self.schedules["sigma"] == Constant(1.0),
-            limit=Limit("linear", {"sigma": 1.0}) if self.noise == "gumbel" else None,
+            perturbs=True,
+            limit=Limit("linear", {"sigma": 1.0}, rows_only=True) if self.noise == "gumbel" else None,
         )
 
     def estimate(

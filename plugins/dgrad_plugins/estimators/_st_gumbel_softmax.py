@@ -45,6 +45,7 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Jang et al. 2016",
+            perturbs=True,
             limit=Limit("quadratic", {"temperature": 0.005}),
         )
 
