@@ -65,7 +65,7 @@ class LatentLayer(ABC):
 
     @abstractmethod
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        """`E_q[z]`, the marginal probability of every coordinate."""
+        """`E_q[z]`, the marginal probability of every coordinate; differentiable in the logits."""
 
     @abstractmethod
     def log_prob(
