@@ -1,4 +1,7 @@
-"""Steps of `direct` through a deep decoder, whose changed codes have their loss in C++ or in torch. May import torch and dgrad."""
+"""Steps of `direct` through a deep decoder: the loss of changed codes in C++ or in torch, their products in float32 or bfloat16.
+
+May import torch and dgrad.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ from benchmarks.settings import Settings
 from dgrad.likelihoods import LIKELIHOODS
 from dgrad.training import Trainer
 
-ABOUT = """A whole training step of `direct`, networks 784-400-200-code and back, batch 100, with `--compile on` and `off`; on a CPU that is whether the loss of the
-changed codes is in C++."""
+ABOUT = """A whole training step of `direct`, networks 784-400-200-code and back, batch 100, with `--compile on` and `off` (on a CPU that is whether the loss of the
+changed codes is in C++), and `on` with `--sweep-precision bfloat16`."""
 HIDDEN = "400,200"
 REFERENCE = "on"
-MODES = (REFERENCE, "off")
+MODES: dict[str, dict[str, str]] = {
+    REFERENCE: {"compile": "on"},
+    "off": {"compile": "off"},
+    "on, bfloat16": {"compile": "on", "sweep_precision": "bfloat16"},
+}
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -24,7 +31,10 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def _steps(settings: Settings, likelihood: str, latent: str) -> dict[str, dict[str, Any]]:
     changes = {"model": "mlp", "hidden": HIDDEN, "likelihood": likelihood, "epochs": 1000}
-    actions = {mode: Trainer(settings.training("direct", latent, **changes, compile=mode)).train_step for mode in MODES}
+    actions = {
+        mode: Trainer(settings.training("direct", latent, **changes, **given)).train_step
+        for mode, given in MODES.items()
+    }
     warm_up = 1 if settings.quick else 5
     return compared(take_turns(actions, settings.rounds_or(30), settings.device, warm_up=warm_up), REFERENCE)
 
@@ -47,13 +57,18 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 
 
 def plots(figures: dict[str, Any]) -> list[Bars]:
-    """By how much a step without compiled kernels is longer."""
+    """By how much a step is longer or shorter in the other modes."""
     return [
         Bars(
             "deep",
-            "training step with a deep decoder: --compile off / on",
+            f"training step with a deep decoder / the same with --compile {REFERENCE}",
             {
-                likelihood: {latent: rows["off"]["ratios"][REFERENCE] for latent, rows in latents.items()}
+                likelihood: {
+                    f"{latent}: {mode}": row["ratios"][REFERENCE]
+                    for latent, rows in latents.items()
+                    for mode, row in rows.items()
+                    if mode != REFERENCE
+                }
                 for likelihood, latents in figures.items()
             },
         )

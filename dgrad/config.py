@@ -21,6 +21,7 @@ KL_PLACES = ("outside", "inside")
 LABEL_LOSSES = ("cross-entropy", "code")
 CRITERIA = ("bound", "reconstruction", "accuracy")
 COMPILE_MODES = ("auto", "on", "off")
+SWEEP_PRECISIONS = ("float32", "bfloat16")
 LEAST = {
     "epochs": 1, "batch_size": 1, "eval_every": 1, "eval_samples": 1, "seed": 0, "labels": 0, "labelled_batch": 0, "pretrain_steps": 0,
 }  # fmt: skip
@@ -66,6 +67,7 @@ class TrainConfig:
         seed: of the initial weights, the order of the data, the noise and the evaluation.
         device: auto, cpu, cuda, cuda:1, mps ...
         compile: whether compiled kernels do the sweep where there are some: on, off, or auto, which compiles for a run that is long enough.
+        sweep_precision: in which the sweep of a decoder with hidden layers, or of one of one's own, multiplies matrices: float32 or bfloat16.
         eval_every: epochs between two evaluations on the validation images.
         choose_by: what the best weights are best in, on the validation images: bound, reconstruction or accuracy; None for the
             accuracy with labels, else the bound.
@@ -107,6 +109,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     compile: str = "auto"
+    sweep_precision: str = "float32"
     eval_every: int = 1
     choose_by: str | None = None
     eval_samples: int = 10
@@ -175,6 +178,8 @@ class TrainConfig:
         )
         _check("attributes", len(set(self.attributes)) == len(self.attributes), ",".join(self.attributes), "different")
         _check("compile", self.compile in COMPILE_MODES, self.compile, f"one of {', '.join(COMPILE_MODES)}")
+        known = f"one of {', '.join(SWEEP_PRECISIONS)}"
+        _check("sweep_precision", self.sweep_precision in SWEEP_PRECISIONS, self.sweep_precision, known)
         _check(
             "hidden", all(width >= 1 for width in self.hidden), self.hidden, "widths of at least 1, for example 400,200"
         )

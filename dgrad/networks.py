@@ -89,6 +89,7 @@ class DiscreteVAE(nn.Module):
         gaussian: how many Gaussian variables there are.
         beside: how they and the code enter the decoder.
         compiled_kernels: whether compiled kernels may be used where there are some; the first use may take seconds to compile them.
+        sweep_dtype: the precision in which sweeps multiply matrices, torch.float32 or torch.bfloat16; those of a linear decoder multiply none.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class DiscreteVAE(nn.Module):
         self.gaussian = gaussian
         self.beside = beside
         self.compiled_kernels = False
+        self.sweep_dtype = torch.float32
 
     @property
     def numbers_per_code(self) -> int:
@@ -188,6 +190,7 @@ class Reconstruction(Objective):
         self.likelihood = model.likelihood
         self.numbers_per_code = model.numbers_per_code
         self.compiled = model.compiled_kernels
+        self.sweep_dtype = model.sweep_dtype
         self.pixels = pixels
         self.gaussian = gaussian
         self._hidden: tuple[Tensor, Tensor] | None = None
@@ -215,7 +218,7 @@ class Reconstruction(Objective):
         if self.gaussian is None and not of_linear_bernoulli and support_is_smaller(codes):
             return support_sweep(codes, self._losses_of_values, numbers_per_code=self.numbers_per_code)
         if not isinstance(self.decoder, Decoder):
-            return FunctionObjective(self).sweep(codes, loss)
+            return FunctionObjective(self._loss_of_changed).sweep(codes, self(codes) if loss is None else loss)
         if loss is None or self._hidden is None or self._hidden[0] is not codes:
             loss = self._evaluate(codes)
         assert self._hidden is not None
@@ -232,10 +235,11 @@ class Reconstruction(Objective):
         k = self.layer.shape[-1]
         if not isinstance(self.decoder, Decoder):
             one_hot = values.unsqueeze(-1) == torch.arange(k, device=values.device)  # [R, n, k]
-            return self.everywhere(one_hot.to(self.pixels.dtype), len(self.pixels))
+            return self._loss_of_changed(one_hot.to(self.pixels.dtype).unsqueeze(1))
         first = self.decoder.first
         columns = first.weight.T[values + k * torch.arange(values.shape[1], device=values.device)]  # [R, n, width]
-        return self._rest_loss((columns.sum(1) + first.bias).unsqueeze(1))
+        outputs = self._without_gradient(self.decoder.rest, (columns.sum(1) + first.bias).unsqueeze(1))
+        return self.likelihood.loss(outputs, self.pixels)
 
     def _weight_of_each(self, gaussian: Float[Tensor, "batch g"]) -> Float[Tensor, "batch width coordinates"]:
         """The first layer's weight for the code, with each example's Gaussian variables held: `sum_g W[:, (i, j, g)] c_g`."""
@@ -252,10 +256,24 @@ class Reconstruction(Objective):
     def _changed_loss(self, hidden: Tensor) -> Tensor:
         """The same where no gradient is asked for."""
         assert isinstance(self.decoder, Decoder)
+        outputs = self._without_gradient(self.decoder.rest, hidden)
         compiled_loss = COMPILED_LOSSES.get(type(self.likelihood)) if self.compiled else None
-        if compiled_loss is not None and cpu.serves(hidden, self.pixels):
-            return compiled_loss(self.decoder.rest(hidden), self.pixels)
-        return self._rest_loss(hidden)
+        if compiled_loss is not None and cpu.serves(outputs, self.pixels):
+            return compiled_loss(outputs, self.pixels)
+        return self.likelihood.loss(outputs, self.pixels)
+
+    def _loss_of_changed(self, codes: Tensor) -> Tensor:
+        """The loss of changed codes by any decoder, where no gradient is asked for."""
+        outputs = self._without_gradient(self.decoder, self.decoder_inputs(codes, self.gaussian))
+        return self.likelihood.loss(outputs, self.pixels)
+
+    def _without_gradient(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """The outputs of the decoder, or of a part of it, as a sweep needs them."""
+        if self.sweep_dtype == torch.float32:
+            return network(inputs)
+        with torch.autocast(inputs.device.type, self.sweep_dtype, cache_enabled=False):
+            outputs: Tensor = network(inputs)
+        return outputs.to(inputs.dtype)
 
 
 class CompiledReconstruction(Reconstruction):

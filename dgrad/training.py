@@ -105,6 +105,7 @@ class Trainer:
             config.compile == "auto" and self.total_steps >= STEPS_WORTH_COMPILING
         )
         self.model.compiled_kernels = self._worth_compiling
+        self.model.sweep_dtype = getattr(torch, config.sweep_precision)
         self.lr = schedule(config.lr).over(self.total_steps)
         self.loss = TrainingLoss(self.model, self.estimator, config, self.noise, self._frequencies()).to(self.device)
         self.loss.set_run_length(self.total_steps)

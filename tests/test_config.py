@@ -64,6 +64,7 @@ def test_the_two_lists_of_binarisations_agree() -> None:
         ({"kl-weight": "linear:1:-1"}, "--kl-weight must be a number of at least 0 or a schedule"),
         ({"labels": -1}, "--labels must be a whole number of at least 0"),
         ({"labelled-batch": 0}, "--labelled-batch must be"),
+        ({"sweep-precision": "float16"}, "--sweep-precision must be one of float32, bfloat16; got float16"),
         ({"choose-by": "loss"}, "--choose-by must be one of bound, reconstruction, accuracy; got loss"),
         ({"choose-by": "accuracy"}, "--choose-by must be bound or reconstruction, or given with --labels"),
         ({"label-loss": "hinge"}, "--label-loss must be one of cross-entropy, code"),

@@ -10,9 +10,11 @@ from torch import Generator, Tensor, nn
 import dgrad
 from benchmarks.naive import naive_sweep
 from dgrad import networks, sweeps
+from dgrad.config import configure
 from dgrad.likelihoods import likelihood
 from dgrad.networks import Decoder, DiscreteVAE, linear_vae, mlp_vae
 from dgrad.objectives import FunctionObjective, KLObjective, SharedSweeps, in_dtype
+from dgrad.training import Trainer
 
 SHAPES = [("1x2", 1), ("3x2", 7), ("2x3", 8), ("4x5", 64), ("1x40", 30), ("20x10", 784)]
 
@@ -222,6 +224,41 @@ def test_the_loss_everywhere_is_that_of_each_example_with_its_gradient(name: str
     assert rows == 3 * [9, 45]
 
 
+@pytest.mark.parametrize("spec", ["1x12", "6x6"])
+@pytest.mark.parametrize("own_decoder", [False, True])
+def test_a_sweep_in_bfloat16_is_that_of_float32_but_for_rounding(spec: str, own_decoder: bool) -> None:
+    """By looking up and by differences; the loss of the codes themselves and its gradient stay in float32."""
+    layer = dgrad.latent(spec)
+    torch.manual_seed(0)
+    model = mlp_vae(layer, (1, 4, 5), likelihood("bernoulli"), (64,))
+    if own_decoder:
+        model.decoder = nn.Sequential(
+            nn.Flatten(-2), nn.Linear(layer.shape[0] * layer.shape[1], 64), nn.ReLU(), nn.Linear(64, 20)
+        )
+    codes = layer.sample(torch.zeros(30, *layer.shape), generator=Generator().manual_seed(0))
+    images = torch.rand(30, 1, 4, 5, generator=Generator().manual_seed(1))
+    last = next(module for module in reversed(list(model.decoder.modules())) if isinstance(module, nn.Linear))
+    dtypes = []
+    last.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
+
+    def swept() -> tuple[Tensor, Tensor]:
+        objective = model.reconstruction(images)
+        loss = objective(codes)
+        assert dtypes.pop() == torch.float32
+        return loss.detach(), objective.sweep(codes, loss.detach())
+
+    loss, exact = swept()
+    assert set(dtypes) == {torch.float32}
+    dtypes.clear()
+    model.sweep_dtype = torch.bfloat16
+    again, rounded = swept()
+    assert set(dtypes) == {torch.bfloat16}
+    assert torch.equal(loss, again)
+    assert rounded.dtype == torch.float32
+    changes, errors = exact - loss[..., None, None], rounded - exact
+    assert 0 < errors.std() < 0.05 * changes.std()
+
+
 def test_non_contiguous_codes() -> None:
     model, codes, images = _problem("4x5", 20)
     strange = codes.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
@@ -265,3 +302,8 @@ def test_the_naive_reference_of_the_benchmarks_is_the_same_sweep() -> None:
     with torch.no_grad():
         naive = naive_sweep(model.decoder.first, codes[0], images.flatten(1))
     torch.testing.assert_close(model.reconstruction(images).sweep(codes)[0], naive, rtol=1e-5, atol=1e-4)
+
+
+def test_the_precision_of_a_runs_sweeps_is_the_one_that_was_asked_for() -> None:
+    config = configure({"model": "mlp", "sweep-precision": "bfloat16", "epochs": 1})
+    assert Trainer(config).model.sweep_dtype == torch.bfloat16

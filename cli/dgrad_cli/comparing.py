@@ -45,6 +45,7 @@ from dgrad_cli.settings import (
     PropagateLabelsOption,
     RateOption,
     StepsOption,
+    SweepPrecisionOption,
     WeightDecayOption,
 )
 from dgrad_cli.training import finish
@@ -273,6 +274,7 @@ def compare(
     weight_decay: WeightDecayOption = None,
     device: DeviceOption = None,
     compile: CompileOption = None,
+    sweep_precision: SweepPrecisionOption = None,
     eval_every: EvalEveryOption = None,
     eval_samples: EvalSamplesOption = None,
     plugin: PluginOption = None,
@@ -297,7 +299,7 @@ def compare(
         "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
         "dropout": dropout, "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps,
-        "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "eval-every": eval_every,
+        "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "sweep-precision": sweep_precision, "eval-every": eval_every,
         "eval-samples": eval_samples, "plugin": plugin,
     }  # fmt: skip
     check_directory(out)

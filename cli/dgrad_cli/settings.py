@@ -158,6 +158,12 @@ CompileOption = Annotated[
         "compile",
     ),
 ]
+SweepPrecisionOption = Annotated[
+    str | None,
+    setting(
+        "Of the sweep's matrix products, where the decoder has hidden layers: float32 or bfloat16.", "sweep_precision"
+    ),
+]
 EvalEveryOption = Annotated[str | None, setting("Epochs between evaluations on the validation images.", "eval_every")]
 ChooseByOption = Annotated[
     str | None,

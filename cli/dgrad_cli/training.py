@@ -52,6 +52,7 @@ from dgrad_cli.settings import (
     SeedOption,
     SetOption,
     StepsOption,
+    SweepPrecisionOption,
     WeightDecayOption,
 )
 
@@ -96,6 +97,7 @@ def train(
     seed: SeedOption = None,
     device: DeviceOption = None,
     compile: CompileOption = None,
+    sweep_precision: SweepPrecisionOption = None,
     eval_every: EvalEveryOption = None,
     choose_by: ChooseByOption = None,
     eval_samples: EvalSamplesOption = None,
@@ -136,7 +138,7 @@ def train(
         "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "dropout": dropout, "input-dropout": input_dropout,
         "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "attributes": attributes, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "independence-weight": independence_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
-        "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "eval-every": eval_every, "choose-by": choose_by, "eval-samples": eval_samples,
+        "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "sweep-precision": sweep_precision, "eval-every": eval_every, "choose-by": choose_by, "eval-samples": eval_samples,
         "plugin": plugin,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
