@@ -212,9 +212,14 @@ def test_the_loss_everywhere_is_that_of_each_example_with_its_gradient(name: str
     rows = []
     hook = model.decoder.rest.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0][..., 0].numel()))
     objective = model.reconstruction(images) + 0.5 * KLObjective(layer, logits)
-    for each in (objective, SharedSweeps(objective, {}), in_dtype(objective, torch.float64)):
+    for each, codes in (
+        (objective, support),
+        (SharedSweeps(objective, {}), support),
+        (in_dtype(objective, torch.float64), support.float()),
+    ):
         grads = []
-        for losses in (each.everywhere(support, 5), each(support.unsqueeze(1).expand(-1, 5, -1, -1))):
+        for losses in (each.everywhere(codes, 5), each(codes.unsqueeze(1).expand(-1, 5, -1, -1))):
+            assert losses.dtype == codes.dtype
             model.zero_grad()
             (losses * weights).sum().backward()
             grads.append([losses.detach(), *(parameter.grad.clone() for parameter in model.decoder.parameters())])
