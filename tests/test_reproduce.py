@@ -75,7 +75,11 @@ def test_one_on_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     assert "103.62" not in text, "the paper's figures are of other images"
     with Image.open("out/bounds.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 10
-    assert json.loads(Path("out/bounds.json").read_text())["combinations"][0]["figures"]["test_bound"]["values"]
+    written = json.loads(Path("out/bounds.json").read_text())
+    assert written["combinations"][0]["figures"]["test_bound"]["values"]
+    for row in written["runs"]:
+        assert row["metrics"][-1]["epoch"] == 1, "a run's evaluations, for curves of one's own"
+        assert row["metrics"][-1]["valid_bound"] == row["summary"]["best"]["valid_bound"]
 
 
 def test_a_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:

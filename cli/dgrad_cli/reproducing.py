@@ -158,13 +158,17 @@ def _list(known: Mapping[str, Recipe], *, as_json: bool) -> None:
 
 
 def _write(recipe: Recipe, experiments: list[Experiment], results: Results, out: Path) -> None:
-    """The table, the JSON and the picture."""
+    """The table, the JSON, which has the evaluations of every run too, and the picture."""
     from dgrad.files import write_text
+    from dgrad.runs import Run
 
     write_text(out / f"{recipe.name}.md", table(recipe, results))
+    measured = results.to_json()
+    for row, each in zip(measured["runs"], experiments, strict=True):
+        row["metrics"] = Run(each.path).metrics()
     write_text(
         out / f"{recipe.name}.json",
-        as_text({"name": recipe.name, "title": recipe.title, "paper": recipe.paper, **results.to_json()}),
+        as_text({"name": recipe.name, "title": recipe.title, "paper": recipe.paper, **measured}),
     )
     finished = {row["run"] for row in results.runs if row["state"] == "finished"}
     PLOTS[recipe.plot["kind"]](recipe, [each for each in experiments if each.path.name in finished], results, out)
