@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 
 from dgrad.errors import InputError, unknown_name
 
@@ -188,7 +188,7 @@ def schedule(value: float | str | Schedule) -> Schedule:
     kind, *numbers = str(value).strip().split(":") if ":" in str(value) else ["constant", str(value)]
     if kind not in SCHEDULES:
         raise unknown_name("schedule", kind, SCHEDULES)
-    names = [field.name for field in fields(SCHEDULES[kind])]
+    names = {field.name: field.default is MISSING for field in fields(SCHEDULES[kind])}  # whether each must be there
     try:
         parsed = {
             name: int(text) if name in ("interval", "steps") else float(text)
@@ -203,6 +203,7 @@ def schedule(value: float | str | Schedule) -> Schedule:
         expected = (
             "a finite number or a schedule such as geometric:1:0.02"
             if kind == "constant"
-            else ":".join([kind, *(name.upper() for name in names)])
+            else kind
+            + "".join(f":{name.upper()}" if needed else f"[:{name.upper()}]" for name, needed in names.items())
         )
         raise InputError(f"cannot read {str(value)!r} as a schedule; expected {expected}") from None

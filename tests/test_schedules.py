@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import pickle
 
 import pytest
@@ -55,16 +56,16 @@ def test_a_whole_run_schedule_without_a_length_says_so() -> None:
         ("fast", "a finite number or a schedule"),
         ("nan", "a finite number"),
         ("inf", "a finite number"),
-        ("geometric:1", "geometric:START:END:STEPS"),
+        ("geometric:1", "geometric:START:END[:STEPS]"),
         ("geometric:1:0", "between positive values"),
         ("geometrik:1:2", "did you mean 'geometric'"),
-        ("linear:1:2:3:4", "linear:START:END:STEPS"),
+        ("linear:1:2:3:4", "linear:START:END[:STEPS]"),
         ("exponential:1:-1:5", "rate >= 0"),
         ("exponential:1:0.1:0", "interval >= 1"),
-        ("cosine:a:b", "cosine:START:END"),
+        ("cosine:a:b", "cosine:START:END[:STEPS]"),
         ("linear:1:0:0", "at least 1"),
     ],
 )
 def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=re.escape(message)):
         schedule(text)
