@@ -1,4 +1,4 @@
-"""Steps of `direct` through a deep decoder: the loss of changed codes in C++ or in torch, their products in float32 or bfloat16.
+"""Steps of `direct` through a deep decoder: the loss of changed codes in C++ or in torch, their products in float32 or bfloat16, a share of the sweep.
 
 May import torch and dgrad.
 """
@@ -14,13 +14,15 @@ from dgrad.likelihoods import LIKELIHOODS
 from dgrad.training import Trainer
 
 ABOUT = """A whole training step of `direct`, networks 784-400-200-code and back, batch 100, with `--compile on` and `off` (on a CPU that is whether the loss of the
-changed codes is in C++), and `on` with `--sweep-precision bfloat16`."""
+changed codes is in C++), `on` with `--sweep-precision bfloat16`, and with a share of the sweep (`--set sweep-share=0.1`); beside them a step of `gumbel-softmax`."""
 HIDDEN = "400,200"
 REFERENCE = "on"
-MODES: dict[str, dict[str, str]] = {
+MODES: dict[str, dict[str, Any]] = {
     REFERENCE: {"compile": "on"},
     "off": {"compile": "off"},
     "on, bfloat16": {"compile": "on", "sweep_precision": "bfloat16"},
+    **{f"on, share {share}": {"compile": "on", "set": {"sweep_share": share}} for share in (0.5, 0.2, 0.1)},
+    "gumbel-softmax": {"compile": "on", "estimator": "gumbel-softmax"},
 }
 
 
@@ -32,7 +34,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 def _steps(settings: Settings, likelihood: str, latent: str) -> dict[str, dict[str, Any]]:
     changes = {"model": "mlp", "hidden": HIDDEN, "likelihood": likelihood, "epochs": 1000}
     actions = {
-        mode: Trainer(settings.training("direct", latent, **changes, **given)).train_step
+        mode: Trainer(settings.training(**{"estimator": "direct", "latent": latent, **changes, **given})).train_step
         for mode, given in MODES.items()
     }
     warm_up = 1 if settings.quick else 5
@@ -41,7 +43,7 @@ def _steps(settings: Settings, likelihood: str, latent: str) -> dict[str, dict[s
 
 def tables(figures: dict[str, Any]) -> list[Table]:
     """One for each likelihood."""
-    columns = ["latent", "--compile", "median, ms", "quartiles, ms", f"/ {REFERENCE}"]
+    columns = ["latent", "--compile and more", "median, ms", "quartiles, ms", f"/ {REFERENCE}"]
     return [
         Table(
             likelihood,

@@ -213,22 +213,49 @@ class Reconstruction(Objective):
     def sweep(
         self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
     ) -> Float[Tensor, "samples batch n k"]:
-        linear = isinstance(self.decoder, Decoder) and len(self.decoder.rest) == 0
-        of_linear_bernoulli = linear and isinstance(self.likelihood, Bernoulli)  # faster than any evaluation of codes
-        if self.gaussian is None and not of_linear_bernoulli and support_is_smaller(codes):
+        if self._linear_bernoulli():  # faster than any evaluation of codes
+            loss, weight, hidden = self._first_layer(codes, loss)
+            return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
+        if self.gaussian is None and support_is_smaller(codes):
             return support_sweep(codes, self._losses_of_values, numbers_per_code=self.numbers_per_code)
+        return self._sweep_changes(codes, None, loss)
+
+    @torch.no_grad()
+    def sweep_rows(
+        self,
+        codes: Float[Tensor, "samples batch n k"],
+        rows: Int[Tensor, "samples batch m"],
+        loss: Float[Tensor, "samples batch"] | None = None,
+    ) -> Float[Tensor, "samples batch n k"]:
+        if self._linear_bernoulli() or (self.gaussian is None and support_is_smaller(codes, rows.shape[-1])):
+            return super().sweep_rows(codes, rows, loss)  # all rows for less than the price of some
+        return self._sweep_changes(codes, rows, loss)
+
+    def _linear_bernoulli(self) -> bool:
+        """Whether the decoder is one linear layer that sees nothing but the code, and the pixels are Bernoulli variables."""
+        linear = isinstance(self.decoder, Decoder) and len(self.decoder.rest) == 0
+        return linear and isinstance(self.likelihood, Bernoulli) and self.gaussian is None
+
+    def _sweep_changes(self, codes: Tensor, rows: Tensor | None, loss: Tensor | None) -> Tensor:
+        """The sweep of these rows, or of all, by evaluating every changed code."""
         if not isinstance(self.decoder, Decoder):
-            return FunctionObjective(self._loss_of_changed).sweep(codes, self(codes) if loss is None else loss)
+            changed = FunctionObjective(self._loss_of_changed)
+            loss = self(codes) if loss is None else loss
+            return changed.sweep(codes, loss) if rows is None else changed.sweep_rows(codes, rows, loss)
+        loss, weight, hidden = self._first_layer(codes, loss)
+        if self.gaussian is not None:
+            weight = weight[:, : -self.gaussian.shape[-1]] if self.beside else self._weight_of_each(self.gaussian)
+        return difference_sweep(
+            codes, weight, hidden, self._changed_loss, loss, rows=rows, numbers_per_code=self.numbers_per_code
+        )
+
+    def _first_layer(self, codes: Tensor, loss: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the codes, and of the decoder's first layer its weight and its outputs for them."""
+        assert isinstance(self.decoder, Decoder)
         if loss is None or self._hidden is None or self._hidden[0] is not codes:
             loss = self._evaluate(codes)
         assert self._hidden is not None
-        weight, hidden = self.decoder.first.weight, self._hidden[1]
-        if self.gaussian is None and of_linear_bernoulli:
-            return bernoulli_linear_sweep(codes, weight, hidden, self.pixels, loss, compiled=self.compiled)
-        if self.gaussian is not None:
-            weight = weight[:, : -self.gaussian.shape[-1]] if self.beside else self._weight_of_each(self.gaussian)
-        per_code = self.numbers_per_code
-        return difference_sweep(codes, weight, hidden, self._changed_loss, loss, numbers_per_code=per_code)
+        return loss, self.decoder.first.weight, self._hidden[1]
 
     def _losses_of_values(self, values: Int[Tensor, "codes n"]) -> Float[Tensor, "codes batch"]:
         """The loss of every image at codes given by the values of their rows."""

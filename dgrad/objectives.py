@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dgrad.errors import InputError
@@ -47,6 +47,25 @@ class Objective(ABC):
             codes: one-hot rows.
             loss: the loss of `codes` itself where the caller has it, which saves one evaluation.
         """
+
+    @torch.no_grad()
+    def sweep_rows(
+        self,
+        codes: Float[Tensor, "samples batch n k"],
+        rows: Int[Tensor, "samples batch m"],
+        loss: Float[Tensor, "samples batch"] | None = None,
+    ) -> Float[Tensor, "samples batch n k"]:
+        """The sweep of some rows of each code; in all others stands the loss of the code itself, as if nothing changed it.
+
+        What is written here sweeps all rows and forgets the others; where evaluations are dear, an objective evaluates m(k-1) changed codes.
+
+        Args:
+            rows: which; one that comes twice is swept once.
+            loss: the loss of `codes` itself where the caller has it.
+        """
+        loss = self(codes) if loss is None else loss
+        swept = torch.zeros(codes.shape[:-1], dtype=torch.bool, device=codes.device).scatter_(-1, rows, True)
+        return torch.where(swept.unsqueeze(-1), self.sweep(codes, loss), loss[..., None, None])
 
     @torch.no_grad()
     def potentials(
@@ -98,25 +117,39 @@ class FunctionObjective(Objective):
             )
         return loss
 
-    @torch.no_grad()
     def sweep(
         self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
     ) -> Float[Tensor, "samples batch n k"]:
+        samples, batch, n, _ = codes.shape
+        return self.sweep_rows(codes, torch.arange(n, device=codes.device).expand(samples, batch, n), loss)
+
+    @torch.no_grad()
+    def sweep_rows(
+        self,
+        codes: Float[Tensor, "samples batch n k"],
+        rows: Int[Tensor, "samples batch m"],
+        loss: Float[Tensor, "samples batch"] | None = None,
+    ) -> Float[Tensor, "samples batch n k"]:
         samples, batch, n, k = codes.shape
         loss = self(codes) if loss is None else loss
-        chosen = codes.argmax(-1)  # [S, B, n]
+        own = codes.argmax(-1).gather(-1, rows)  # [S, B, m]
         result = loss.detach()[..., None].repeat(1, 1, n * k)  # [S, B, n*k]
-        # One change is a row and an offset: the row's value moves on by 1 .. k-1, so that its own value is never evaluated again.
-        changes = torch.cartesian_prod(torch.arange(n, device=codes.device), torch.arange(1, k, device=codes.device))
-        for rows, offsets in (
+        # One change is a place in `rows` and an offset: the row's value moves on by 1 .. k-1, so that its own value is never evaluated again.
+        device = codes.device
+        changes = torch.cartesian_prod(torch.arange(rows.shape[-1], device=device), torch.arange(1, k, device=device))
+        for places, offsets in (
             part.unbind(-1) for part in changes.split(max(1, self.codes_per_call // (samples * batch)))
         ):
-            values = (chosen[..., rows] + offsets) % k  # [S, B, c]
-            changed = codes.unsqueeze(2).repeat(1, 1, len(rows), 1, 1)  # [S, B, c, n, k]
-            changed[:, :, torch.arange(len(rows), device=codes.device), rows] = F.one_hot(values, k).to(codes.dtype)
+            values, of_row = (own[..., places] + offsets) % k, rows[..., places]  # [S, B, c]
+            changed = codes.unsqueeze(2).repeat(1, 1, len(places), 1, 1)  # [S, B, c, n, k]
+            changed.scatter_(
+                3,
+                of_row[..., None, None].expand(-1, -1, -1, 1, k),
+                F.one_hot(values, k).to(codes.dtype).unsqueeze(3),
+            )
             losses = self(changed.movedim(2, 0).reshape(-1, batch, n, k))  # [c*S, B]
-            losses = losses.view(len(rows), samples, batch).movedim(0, 2).to(result.dtype)  # [S, B, c]
-            result.scatter_(-1, rows * k + values, losses)
+            losses = losses.view(len(places), samples, batch).movedim(0, 2).to(result.dtype)  # [S, B, c]
+            result.scatter_(-1, of_row * k + values, losses)
         return result.view(samples, batch, n, k)
 
 
@@ -216,6 +249,12 @@ class _Sum(Objective):
         first, *others = (part.sweep(codes, known) for part, known in zip(self.parts, self._known(codes), strict=True))
         return sum(others, start=first)
 
+    def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
+        first, *others = (
+            part.sweep_rows(codes, rows, known) for part, known in zip(self.parts, self._known(codes), strict=True)
+        )
+        return sum(others, start=first)
+
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         first, *others = (
             part.potentials(layer, codes, known) for part, known in zip(self.parts, self._known(codes), strict=True)
@@ -244,6 +283,9 @@ class _Scaled(Objective):
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.weight * self.part.sweep(codes, self._known(codes))
 
+    def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
+        return self.weight * self.part.sweep_rows(codes, rows, self._known(codes))
+
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.weight * self.part.potentials(layer, codes, self._known(codes))
 
@@ -266,6 +308,9 @@ class _InDtype(Objective):
 
     def sweep(self, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.inner.sweep(codes.to(self.dtype)).to(codes.dtype)
+
+    def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
+        return self.inner.sweep_rows(codes.to(self.dtype), rows).to(codes.dtype)
 
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.inner.potentials(layer, codes.to(self.dtype)).to(codes.dtype)

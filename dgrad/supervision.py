@@ -93,10 +93,25 @@ class ObservedObjective(Objective):
     def sweep(
         self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
     ) -> Float[Tensor, "samples batch n k"]:
+        held, loss = self._held_codes(codes, loss)
+        return torch.where(self.known, loss[..., None, None], self.objective.sweep(held, loss))
+
+    @torch.no_grad()
+    def sweep_rows(
+        self,
+        codes: Float[Tensor, "samples batch n k"],
+        rows: Int[Tensor, "samples batch m"],
+        loss: Float[Tensor, "samples batch"] | None = None,
+    ) -> Float[Tensor, "samples batch n k"]:
+        held, loss = self._held_codes(codes, loss)
+        return torch.where(self.known, loss[..., None, None], self.objective.sweep_rows(held, rows, loss))
+
+    def _held_codes(self, codes: Tensor, loss: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The codes with their known rows held, and the loss of these."""
         if loss is None or self._held is None or self._held[0] is not codes:
             loss = self(codes)
         assert self._held is not None
-        return torch.where(self.known, loss[..., None, None], self.objective.sweep(self._held[1], loss))
+        return self._held[1], loss
 
 
 class LabelObjective(Objective):

@@ -38,6 +38,7 @@ def difference_sweep(
     rest_loss: Callable[[Tensor], Tensor],
     loss: Float[Tensor, "samples batch"],
     *,
+    rows: Int[Tensor, "samples batch m"] | None = None,
     numbers_per_code: int | None = None,
     bytes_per_call: int | None = None,
 ) -> Float[Tensor, "samples batch n k"]:
@@ -49,15 +50,19 @@ def difference_sweep(
         hidden: the first layer's outputs for `codes`.
         rest_loss: the loss as a function of the first layer's outputs, `[R, B, width] -> [R, B]` for any R.
         loss: the loss of `codes`.
+        rows: which are changed, None for all; what stands in others is the loss of the code.
         numbers_per_code: how many outputs all layers have for one code; None where there is only the first.
         bytes_per_call: a budget for these outputs in one call of `rest_loss`, which gets at least one change of each example; None for
             what suits the device.
     """
     samples, batch, n, k = codes.shape
-    own = codes.argmax(-1, keepdim=True)  # [S, B, n, 1]
-    others = (own + torch.arange(1, k, device=own.device)) % k  # [S, B, n, k-1]
-    row_start = k * torch.arange(n, device=own.device)[:, None]  # [n, 1]
-    new = (row_start + others).flatten(-2).movedim(-1, 0)  # [C, S, B], C = n(k-1) changes
+    own = codes.argmax(-1)  # [S, B, n]
+    rows = torch.arange(n, device=own.device).expand_as(own) if rows is None else rows  # [S, B, m]
+    own = own.gather(-1, rows).unsqueeze(-1)  # [S, B, m, 1]
+    others = (own + torch.arange(1, k, device=own.device)) % k  # [S, B, m, k-1]
+    row_start = k * rows.unsqueeze(-1)  # [S, B, m, 1]
+    places = (row_start + others).flatten(-2)  # [S, B, C], C = m(k-1) changes
+    new = places.movedim(-1, 0)  # [C, S, B]
     old = (row_start + own).expand_as(others).flatten(-2).movedim(-1, 0)  # [C, S, B]
     columns = weight.mT.reshape(-1, weight.shape[-2])  # [n*k, width], or those of all examples one after the other
     if weight.ndim == 3:
@@ -72,17 +77,20 @@ def difference_sweep(
     for part, after, before in zip(losses.split(per_call), new.split(per_call), old.split(per_call), strict=True):
         # f(a + W[:, new] - W[:, old])
         part.copy_(rest_loss((hidden - columns[before] + columns[after]).flatten(0, 1)).unflatten(0, (-1, samples)))
-    changed = losses.movedim(0, -1).unflatten(-1, (n, k - 1))  # [S, B, n, k-1]
-    return loss[..., None, None].expand(codes.shape).scatter(-1, others, changed)
+    table = loss.unsqueeze(-1).expand(-1, -1, n * k).scatter(-1, places, losses.movedim(0, -1))  # [S, B, n*k]
+    return table.view_as(codes)
 
 
-def support_is_smaller(codes: Float[Tensor, "samples batch n k"]) -> bool:
+def support_is_smaller(codes: Float[Tensor, "samples batch n k"], rows: int | None = None) -> bool:
     """Whether `support_sweep` is the fastest way through a decoder that costs the same for every code: fewer codes in all than changes.
 
     With hidden layers the two took the same time where there were as many of the one as of the other (k^n from 8 to 900, batches of 10 and 100).
+
+    Args:
+        rows: how many of each code are changed; None for all.
     """
     samples, batch, n, k = codes.shape
-    return k**n <= samples * batch * n * (k - 1)
+    return k**n <= samples * batch * (n if rows is None else rows) * (k - 1)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from dgrad.registry import Plugin, registry
 from dgrad.testing import CHECKS, exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 from dgrad.testing._checks import Check
 from dgrad.testing._kit import Case, name_of
+from dgrad_plugins.estimators._sweep_share import UNIFORM, draw_rows
 
 # Every built-in estimator with its defaults, and with the hyper-parameters that make it another formula.
 CASES: list[tuple[str, dict[str, object]]] = [
@@ -31,6 +32,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("rloo", {"samples": 2}),
     ("direct", {"difference": "central", "samples": 3}),
     ("direct-rb", {"difference": "forward"}),
+    *((name, {"sweep_share": 0.5}) for name in ("direct", "direct-rb", "leg")),
 ]
 
 
@@ -165,6 +167,75 @@ def test_direct_with_several_variables_is_the_product_space_approximation() -> N
 # Relaxations: the limit as the temperature falls
 
 
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_rows_are_drawn_with_a_factor_of_mean_one(count: int) -> None:
+    """Of large and small weights, of none at all, and of a row that is certain to be drawn; 100,000 draws of six rows in three images."""
+    weights = torch.tensor([[1.0, 0, 0.1, 5, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]], dtype=torch.float64)
+    rows, factor = draw_rows(weights.expand(100_000, -1, -1), count, Generator().manual_seed(0))
+    assert rows.shape == (100_000, 3, count)
+    drawn = torch.zeros_like(factor).scatter_(-1, rows, 1)
+    assert torch.equal(factor > 0, drawn > 0)
+    error = factor.std(0) / len(factor) ** 0.5
+    assert ((factor.mean(0) - 1).abs() <= 5 * error + 1e-9).all()
+    assert factor.max() <= 6 / (UNIFORM * count) + 1e-6
+    by_weight = drawn.mean(0)[0, [3, 0, 2, 1]]
+    assert (by_weight.diff() <= 0).all() and by_weight[0] > by_weight[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters"), [("direct", {"epsilon": 0.1}), ("direct-rb", {"epsilon": 0.3}), ("leg", {})]
+)
+def test_the_sweep_of_a_share_has_the_mean_of_the_whole_sweep(name: str, hyperparameters: dict[str, object]) -> None:
+    """For direct and direct-rb that is a biased one: to it the kit's limit does not hold them at these epsilons."""
+    layer = dgrad.latent("6x3")
+    logits, loss = small_logits(layer), small_objectives(layer)["spiky"]
+    whole, error = _mean_of_direct(name, layer, logits, loss, **hyperparameters)
+    share, error_of_share = _mean_of_direct(name, layer, logits, loss, sweep_share=0.3, **hyperparameters)
+    assert ((whole - share).abs() <= 5 * (error.square() + error_of_share.square()).sqrt() + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["direct", "direct-rb", "leg"])
+def test_the_sweep_of_a_share_evaluates_no_other_codes(name: str) -> None:
+    layer = dgrad.latent("10x3")
+    estimator = dgrad.estimator(name, sweep_share=0.2, samples=2)
+    evaluated = []
+
+    def loss(codes: Tensor) -> Tensor:
+        evaluated.append(codes.shape[0])
+        return codes[..., 0].sum(-1)
+
+    estimator(layer, torch.zeros(4, 10, 3, requires_grad=True), loss)
+    assert sum(evaluated) == estimator.traits.evaluations(layer) == 2 * (2 * 2 + 1)
+    assert dgrad.estimator(name, sweep_share=0.01).traits.evaluations(layer) == 3, "at least one row"
+    assert dgrad.estimator(name).traits.evaluations(layer) == 21
+
+
+def test_a_share_of_the_sweep_needs_independent_rows() -> None:
+    estimator = dgrad.estimator("direct-rb", sweep_share=0.5)
+    assert "direct-rb with a sweep_share needs a code of independent" in str(
+        estimator.traits.limitation(dgrad.latent("pairs:3"))
+    )
+
+
+@pytest.mark.parametrize("name", ["direct", "direct-rb", "leg"])
+def test_rows_that_are_decided_are_passed_over_at_little_cost(name: str) -> None:
+    """Two of ten rows are undecided: with a share of a fifth the noise of the gradient grows by less than a half, where rows drawn alike make it five times as large."""
+    layer = dgrad.latent("10x2")
+    logits = torch.tensor([8.0, -8.0]).repeat(1, 10, 1)
+    logits[:, 3], logits[:, 7] = 0.0, torch.tensor([0.5, 0.0])
+    loss = small_objectives(layer)["smooth"]
+
+    def square(**hyperparameters: object) -> float:
+        many = logits.repeat(20_000, 1, 1).requires_grad_()
+        dgrad.estimator(name, **hyperparameters)(
+            layer, many, loss, generator=Generator().manual_seed(0)
+        ).loss.sum().backward()
+        assert many.grad is not None
+        return float(many.grad.square().sum((1, 2)).mean())
+
+    assert square(sweep_share=0.2) < 1.5 * square()
+
+
 def test_gumbel_softmax_approaches_the_gradient_as_the_temperature_falls() -> None:
     layer = dgrad.latent("1x5")
     logits, loss = small_logits(layer), small_objectives(layer)["smooth"]
@@ -251,6 +322,10 @@ def test_replace_gradient_changes_the_gradient_and_not_the_value() -> None:
         ("direct", {"samples": 0}, "samples must be a whole number of at least 1"),
         ("rloo", {"samples": 1}, "at least 2"),
         ("direct", {"difference": "sideways"}, "one of backward, forward, central"),
+        ("direct", {"sweep_share": 0}, "sweep_share must be a number above 0, at most 1; got 0"),
+        ("leg", {"sweep_share": "1.5"}, "sweep_share must be a number above 0, at most 1; got 1.5"),
+        ("direct-rb", {"sweep_share": "half"}, "sweep_share: expected a number; got 'half'"),
+        ("direct", {"sweep_share": 0.5, "sweep": "linear"}, "leave it out with sweep=linear"),
         ("reinforce", {"baseline": "magic"}, "one of none, moving-average"),
     ],
 )

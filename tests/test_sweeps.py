@@ -12,8 +12,10 @@ from benchmarks.naive import naive_sweep
 from dgrad import networks, sweeps
 from dgrad.config import configure
 from dgrad.likelihoods import likelihood
+from dgrad.mixture import mixture_vae
 from dgrad.networks import Decoder, DiscreteVAE, linear_vae, mlp_vae
 from dgrad.objectives import FunctionObjective, KLObjective, SharedSweeps, in_dtype
+from dgrad.supervision import ObservedObjective
 from dgrad.training import Trainer
 
 SHAPES = [("1x2", 1), ("3x2", 7), ("2x3", 8), ("4x5", 64), ("1x40", 30), ("20x10", 784)]
@@ -197,6 +199,68 @@ def test_a_decoder_of_ones_own_gets_the_generic_sweep(spec: str) -> None:
     codes = layer.sample(torch.zeros(3, *layer.shape), 2, generator=Generator().manual_seed(0))
     images = torch.rand(3, 1, 2, 3, generator=Generator().manual_seed(1))
     _close(model.reconstruction(images).sweep(codes), _enumerated(model, codes, images))
+
+
+def _rows_problem(kind: str) -> tuple[DiscreteVAE, Tensor, Tensor, Tensor | None]:
+    """A model in float64, codes `[2, 7, 4, 3]`, images and Gaussian variables."""
+    layer = dgrad.latent("4x3")
+    torch.manual_seed(0)
+    model = {
+        "linear": lambda: linear_vae(layer, (1, 4, 5), likelihood("bernoulli")),
+        "linear, squared error": lambda: linear_vae(layer, (1, 4, 5), likelihood("squared-error")),
+        "mlp": lambda: mlp_vae(layer, (1, 4, 5), likelihood("bernoulli"), (7,)),
+        "mixture": lambda: mixture_vae(layer, (1, 4, 5), likelihood("bernoulli"), (7,), gaussian=2, dropout=0.0),
+        "own": lambda: DiscreteVAE(
+            layer, (1, 4, 5), likelihood("bernoulli"), nn.Identity(), nn.Sequential(nn.Flatten(-2), nn.Linear(12, 20))
+        ),
+    }[kind]().double()
+    codes = layer.sample(torch.zeros(7, 4, 3, dtype=torch.float64), 2, generator=Generator().manual_seed(0))
+    images = torch.rand(7, 1, 4, 5, dtype=torch.float64, generator=Generator().manual_seed(1)).round()
+    gaussian = torch.randn(7, 2, dtype=torch.float64) if kind == "mixture" else None
+    return model, codes, images, gaussian
+
+
+@pytest.mark.parametrize("few_codes", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "linear, squared error", "mlp", "mixture", "own"])
+def test_the_sweep_of_some_rows_is_the_sweep_there_and_the_loss_elsewhere(
+    kind: str, few_codes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, in a sum, scaled, in another precision, with rows held at their labels and with shared tables; a row may come twice."""
+    monkeypatch.setattr(networks, "support_is_smaller", lambda codes, rows=None: few_codes)
+    model, codes, images, gaussian = _rows_problem(kind)
+    layer = model.layer
+    rows = torch.randint(4, (2, 7, 2), generator=Generator().manual_seed(2))
+    assert (rows[..., 0] == rows[..., 1]).any()
+    swept = (rows.unsqueeze(-1) == torch.arange(4)).any(-2).unsqueeze(-1)  # [S, B, n, 1]
+    kl = KLObjective(layer, torch.randn(7, 4, 3, dtype=torch.float64))
+    known = torch.rand(7, 4, 1, generator=Generator().manual_seed(3)) < 0.3
+    held = layer.sample(torch.zeros(7, 4, 3, dtype=torch.float64), generator=Generator().manual_seed(4))[0]
+    reconstruction = model.reconstruction(images, gaussian)
+    for objective in (
+        reconstruction,
+        reconstruction + 0.5 * kl,
+        in_dtype(reconstruction, torch.float64),
+        ObservedObjective(reconstruction, known, held),
+        SharedSweeps(reconstruction, {}),
+        FunctionObjective(reconstruction, codes_per_call=20),
+    ):
+        loss = objective(codes).detach()
+        expected = torch.where(swept, objective.sweep(codes, loss), loss[..., None, None])
+        torch.testing.assert_close(objective.sweep_rows(codes, rows, loss), expected)
+        torch.testing.assert_close(objective.sweep_rows(codes, rows), expected)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "own"])
+def test_the_sweep_of_some_rows_evaluates_no_others(kind: str) -> None:
+    model, codes, images, _ = _rows_problem(kind)
+    evaluated = []
+    module = model.decoder.rest if isinstance(model.decoder, Decoder) else model.decoder[1]
+    module.register_forward_hook(lambda _, inputs, __: evaluated.append(inputs[0][..., 0].numel()))
+    objective = model.reconstruction(images)
+    loss = objective(codes).detach()
+    assert evaluated == [14]
+    objective.sweep_rows(codes, torch.tensor([2]).expand(2, 7, 1), loss)
+    assert sum(evaluated) == 14 + 14 * 2, "two other values of one row of 14 codes"
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "squared-error"])

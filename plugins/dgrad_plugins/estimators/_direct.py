@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dgrad.errors import InputError
 from dgrad.gradient_estimator import (
     Estimate,
     GradientEstimator,
@@ -14,14 +15,13 @@ from dgrad.gradient_estimator import (
     check_choice,
     check_count,
     loss_and_slope,
-    needs_changes,
     replace_gradient,
-    sweep_evaluations,
 )
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
+from dgrad_plugins.estimators._sweep_share import SweepShare
 
 SWEEPS = ("exact", "linear")
 
@@ -34,11 +34,12 @@ class Direct(GradientEstimator):
     variable this is the paper's Theorem 1; with several, its product-space approximation (section 5.2), whose limit as eps falls is
     exact too. A structured layer that says how one variable is changed (`pairs:15`) is solved with `T` on the potentials of single
     variables, and with the noise of that layer. `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`).
+    `sweep_share` below 1 evaluates a share of the rows alone, drawn where the argmax is likely to change, and keeps the gradient's mean.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
     Biased: O(eps), central O(eps^2) once eps times the spread of T is small. On trained weights backward is much the least
-    biased for eps >= 0.1. Variance ~ 1/eps: the gradient is zero where the argmaxes agree. S (n(k-1) + 1) evaluations;
+    biased for eps >= 0.1. Variance ~ 1/eps: the gradient is zero where the argmaxes agree. S (m(k-1) + 1) evaluations, m of n rows;
     with the linear sweep S and one backward pass.
 
     Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867); backward is the sign of the authors' code.
@@ -59,12 +60,16 @@ class Direct(GradientEstimator):
         samples: int = 1,
         difference: str = "backward",
         sweep: str = "exact",
+        sweep_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.hyperparameter("epsilon", epsilon, above=0)
         self.samples = check_count("samples", samples)
         self.difference = check_choice("difference", difference, DIFFERENCES)
         self.sweep = check_choice("sweep", sweep, SWEEPS)
+        self.sweep_share = SweepShare(sweep_share)
+        if self.sweep == "linear" and self.sweep_share.share < 1:
+            raise InputError(f"sweep_share {sweep_share} is a share of the exact sweep; leave it out with sweep=linear")
 
     @property
     def traits(self) -> Traits:
@@ -83,9 +88,9 @@ class Direct(GradientEstimator):
         return Traits(
             unbiased=False,
             differentiable_objective=False,
-            evaluations=lambda layer: self.samples * sweep_evaluations(layer),
+            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="Lorberbom et al. 2019",
-            limitation=needs_changes("direct"),
+            limitation=self.sweep_share.limitation("direct"),
             kl_inside=True,
             perturbs=True,
             limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
@@ -105,8 +110,19 @@ class Direct(GradientEstimator):
         if self.sweep == "linear":
             # f(z) + h_i . (onehot(j) - z_i), less what is the same for every j of a row and moves no argmax
             loss, table = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+            factor: float | Tensor = 1.0
         else:
             loss = objective(codes)  # [S, B]
-            table = objective.potentials(layer, codes, loss.detach())  # [S, B, *code]
-        direction = difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
+            table, factor = self.sweep_share.table(
+                objective, layer, codes, loss.detach(), lambda: _likely_to_change(potentials, self.epsilon), generator
+            )  # [S, B, *code], [S, B, n, 1]
+        direction = factor * difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+
+
+def _likely_to_change(
+    potentials: Float[Tensor, "samples batch n k"], epsilon: Tensor
+) -> Float[Tensor, "samples batch n"]:
+    """A weight for each row: 1 where two values tie, less the more a change of the loss times epsilon would have to move."""
+    largest, second = potentials.topk(2, -1).values.unbind(-1)
+    return epsilon / (epsilon + largest - second)

@@ -12,14 +12,13 @@ from dgrad.gradient_estimator import (
     Traits,
     check_choice,
     check_count,
-    needs_changes,
     replace_gradient,
-    sweep_evaluations,
 )
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
 from dgrad.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
+from dgrad_plugins.estimators._sweep_share import UNIFORM, SweepShare
 
 
 class DirectRaoBlackwell(GradientEstimator):
@@ -35,7 +34,7 @@ class DirectRaoBlackwell(GradientEstimator):
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
     Biased: for rows O(eps), central O(eps^2), the same bias as `direct`; its variance is much lower and does not grow as epsilon
-    falls. S (n(k-1) + 1) evaluations.
+    falls. S (m(k-1) + 1) evaluations, where `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided, and keeps the mean.
 
     With the KL inside the objective and a uniform prior (backward): the gradient of the Rényi divergence of order 1 - epsilon from row
     i's posterior given the other rows to its q, over 1 - epsilon; of `KL(posterior || q)` at epsilon 1.
@@ -51,20 +50,23 @@ class DirectRaoBlackwell(GradientEstimator):
 
     epsilon: Tensor
 
-    def __init__(self, epsilon: float | Schedule = 0.1, samples: int = 1, difference: str = "backward") -> None:
+    def __init__(
+        self, epsilon: float | Schedule = 0.1, samples: int = 1, difference: str = "backward", sweep_share: float = 1.0
+    ) -> None:
         super().__init__()
         self.hyperparameter("epsilon", epsilon, above=0)
         self.samples = check_count("samples", samples)
         self.difference = check_choice("difference", difference, DIFFERENCES)
+        self.sweep_share = SweepShare(sweep_share)
 
     @property
     def traits(self) -> Traits:
         return Traits(
             unbiased=False,
             differentiable_objective=False,
-            evaluations=lambda layer: self.samples * sweep_evaluations(layer),
+            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="this project",
-            limitation=needs_changes("direct-rb"),
+            limitation=self.sweep_share.limitation("direct-rb"),
             kl_inside=True,
             limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
         )
@@ -79,6 +81,14 @@ class DirectRaoBlackwell(GradientEstimator):
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
-        table = objective.potentials(layer, codes, loss.detach())  # [S, B, *code]
-        direction = difference(layer.mean, logits, table, self.epsilon, self.difference)
+        table, factor = self.sweep_share.table(
+            objective,
+            layer,
+            codes,
+            loss.detach(),
+            lambda: (1 - layer.mean(logits).square().sum(-1)).expand(codes.shape[:-1]),
+            generator,
+            uniform=self.epsilon.clamp(UNIFORM, 1),
+        )  # [S, B, *code], [S, B, n, 1]
+        direction = factor * difference(layer.mean, logits, table, self.epsilon, self.difference)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

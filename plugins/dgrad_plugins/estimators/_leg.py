@@ -13,10 +13,10 @@ from dgrad.gradient_estimator import (
     check_count,
     needs_independent_rows,
     replace_gradient,
-    sweep_evaluations,
 )
 from dgrad.latent_layer import LatentLayer
 from dgrad.objectives import Objective
+from dgrad_plugins.estimators._sweep_share import SweepShare
 
 
 class LocalExpectation(GradientEstimator):
@@ -26,7 +26,8 @@ class LocalExpectation(GradientEstimator):
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased; low variance; S (n(k-1) + 1) evaluations. With one variable it is exact.
+    Unbiased; low variance; S (m(k-1) + 1) evaluations, where `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided. With one
+    variable it is exact.
 
     Source: Titsias & Lázaro-Gredilla 2015, Local expectation gradients for black box variational inference.
 
@@ -37,16 +38,17 @@ class LocalExpectation(GradientEstimator):
     tensor([[[-0.2500,  0.2500]]])
     """
 
-    def __init__(self, samples: int = 1) -> None:
+    def __init__(self, samples: int = 1, sweep_share: float = 1.0) -> None:
         super().__init__()
         self.samples = check_count("samples", samples)
+        self.sweep_share = SweepShare(sweep_share)
 
     @property
     def traits(self) -> Traits:
         return Traits(
             unbiased=True,
             differentiable_objective=False,
-            evaluations=lambda layer: self.samples * sweep_evaluations(layer),
+            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="Titsias & Lázaro-Gredilla 2015",
             limitation=needs_independent_rows("leg"),
         )
@@ -62,8 +64,15 @@ class LocalExpectation(GradientEstimator):
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         loss = objective(codes)  # [S, B]
         with torch.no_grad():
-            sweep = objective.sweep(codes, loss)  # [S, B, n, k]
             p = layer.mean(logits)  # [B, n, k]
+            table, factor = self.sweep_share.table(
+                objective,
+                layer,
+                codes,
+                loss,
+                lambda: (1 - p.square().sum(-1)).expand(codes.shape[:-1]),
+                generator,
+            )  # [S, B, n, k], [S, B, n, 1]
             # p_ij (T_ij - sum_m p_im T_im)
-            direction = p * (sweep - (p * sweep).sum(-1, keepdim=True))
+            direction = factor * p * (table - (p * table).sum(-1, keepdim=True))
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
