@@ -227,9 +227,12 @@ class Reconstruction(Objective):
         rows: Int[Tensor, "samples batch m"],
         loss: Float[Tensor, "samples batch"] | None = None,
     ) -> Float[Tensor, "samples batch n k"]:
-        if self._linear_bernoulli() or (self.gaussian is None and support_is_smaller(codes, rows.shape[-1])):
-            return super().sweep_rows(codes, rows, loss)  # all rows for less than the price of some
+        if self.sweeps_all_rows_at_once(codes, rows.shape[-1]):
+            return super().sweep_rows(codes, rows, loss)
         return self._sweep_changes(codes, rows, loss)
+
+    def sweeps_all_rows_at_once(self, codes: Float[Tensor, "samples batch n k"], rows: int) -> bool:
+        return self._linear_bernoulli() or (self.gaussian is None and support_is_smaller(codes, rows))
 
     def _linear_bernoulli(self) -> bool:
         """Whether the decoder is one linear layer that sees nothing but the code, and the pixels are Bernoulli variables."""

@@ -67,6 +67,10 @@ class Objective(ABC):
         swept = torch.zeros(codes.shape[:-1], dtype=torch.bool, device=codes.device).scatter_(-1, rows, True)
         return torch.where(swept.unsqueeze(-1), self.sweep(codes, loss), loss[..., None, None])
 
+    def sweeps_all_rows_at_once(self, codes: Float[Tensor, "samples batch n k"], rows: int) -> bool:
+        """Whether the sweep of so many rows of each code costs as much as that of all, so that nothing is gained by leaving some out."""
+        return False
+
     @torch.no_grad()
     def potentials(
         self,
@@ -174,6 +178,9 @@ class KLObjective(Objective):
         loss = self(codes) if loss is None else loss
         return loss[..., None, None] + self.layer.linear_sweep(self.logits, codes)
 
+    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
+        return True
+
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         if layer.independent_rows:
             return self.sweep(codes, loss)
@@ -224,6 +231,9 @@ class SharedSweeps(Objective):
                 self.tables[key] = table
         return table
 
+    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
+        return self.objective.sweeps_all_rows_at_once(codes, rows)
+
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.sweep(codes, loss) if layer.independent_rows else self.objective.potentials(layer, codes, loss)
 
@@ -254,6 +264,9 @@ class _Sum(Objective):
             part.sweep_rows(codes, rows, known) for part, known in zip(self.parts, self._known(codes), strict=True)
         )
         return sum(others, start=first)
+
+    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
+        return all(part.sweeps_all_rows_at_once(codes, rows) for part in self.parts)
 
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         first, *others = (
@@ -286,6 +299,9 @@ class _Scaled(Objective):
     def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.weight * self.part.sweep_rows(codes, rows, self._known(codes))
 
+    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
+        return self.part.sweeps_all_rows_at_once(codes, rows)
+
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.weight * self.part.potentials(layer, codes, self._known(codes))
 
@@ -311,6 +327,9 @@ class _InDtype(Objective):
 
     def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.inner.sweep_rows(codes.to(self.dtype), rows).to(codes.dtype)
+
+    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
+        return self.inner.sweeps_all_rows_at_once(codes, rows)
 
     def potentials(self, layer: LatentLayer, codes: Tensor, loss: Tensor | None = None) -> Tensor:
         return self.inner.potentials(layer, codes.to(self.dtype)).to(codes.dtype)

@@ -106,6 +106,9 @@ class ObservedObjective(Objective):
         held, loss = self._held_codes(codes, loss)
         return torch.where(self.known, loss[..., None, None], self.objective.sweep_rows(held, rows, loss))
 
+    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
+        return self.objective.sweeps_all_rows_at_once(codes, rows)
+
     def _held_codes(self, codes: Tensor, loss: Tensor | None) -> tuple[Tensor, Tensor]:
         """The codes with their known rows held, and the loss of these."""
         if loss is None or self._held is None or self._held[0] is not codes:
@@ -136,6 +139,9 @@ class LabelObjective(Objective):
         cost = self._cost(codes)
         loss = (cost * codes).sum((-2, -1)) if loss is None else loss
         return loss[..., None, None] + cost - (cost * codes).sum(-1, keepdim=True)
+
+    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
+        return True
 
     def _cost(self, codes: Tensor) -> Tensor:
         """What each value of each variable costs, `[B, n, k]`."""

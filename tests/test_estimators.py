@@ -16,6 +16,8 @@ from torch import Generator, Tensor
 
 import dgrad
 from dgrad.gradient_estimator import Estimate, GradientEstimator, replace_gradient
+from dgrad.likelihoods import likelihood
+from dgrad.networks import linear_vae
 from dgrad.objectives import FunctionObjective, KLObjective
 from dgrad.registry import Plugin, registry
 from dgrad.testing import CHECKS, exact_gradient, monte_carlo_gradient, small_logits, small_objectives
@@ -208,6 +210,22 @@ def test_the_sweep_of_a_share_evaluates_no_other_codes(name: str) -> None:
     assert sum(evaluated) == estimator.traits.evaluations(layer) == 2 * (2 * 2 + 1)
     assert dgrad.estimator(name, sweep_share=0.01).traits.evaluations(layer) == 3, "at least one row"
     assert dgrad.estimator(name).traits.evaluations(layer) == 21
+
+
+@pytest.mark.parametrize("name", ["direct", "direct-rb", "leg"])
+def test_a_share_of_a_sweep_that_is_had_at_once_is_the_whole_sweep(name: str) -> None:
+    """A linear decoder's: the same gradient to the last bit."""
+    layer = dgrad.latent("10x3")
+    torch.manual_seed(0)
+    model = linear_vae(layer, (1, 4, 5), likelihood("bernoulli"))
+    images = torch.rand(8, 1, 4, 5).round()
+    gradients = []
+    for share in (1.0, 0.2):
+        logits = torch.zeros(8, 10, 3, requires_grad=True)
+        estimator = dgrad.estimator(name, sweep_share=share)
+        estimate = estimator(layer, logits, model.reconstruction(images), generator=Generator().manual_seed(0))
+        gradients.append(torch.autograd.grad(estimate.loss.sum(), logits)[0])
+    assert torch.equal(*gradients)
 
 
 def test_a_share_of_the_sweep_needs_independent_rows() -> None:

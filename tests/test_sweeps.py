@@ -15,7 +15,7 @@ from dgrad.likelihoods import likelihood
 from dgrad.mixture import mixture_vae
 from dgrad.networks import Decoder, DiscreteVAE, linear_vae, mlp_vae
 from dgrad.objectives import FunctionObjective, KLObjective, SharedSweeps, in_dtype
-from dgrad.supervision import ObservedObjective
+from dgrad.supervision import LabelObjective, ObservedObjective
 from dgrad.training import Trainer
 
 SHAPES = [("1x2", 1), ("3x2", 7), ("2x3", 8), ("4x5", 64), ("1x40", 30), ("20x10", 784)]
@@ -248,6 +248,28 @@ def test_the_sweep_of_some_rows_is_the_sweep_there_and_the_loss_elsewhere(
         expected = torch.where(swept, objective.sweep(codes, loss), loss[..., None, None])
         torch.testing.assert_close(objective.sweep_rows(codes, rows, loss), expected)
         torch.testing.assert_close(objective.sweep_rows(codes, rows), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_once"),
+    [("linear", True), ("linear, squared error", False), ("mlp", False), ("mixture", False), ("own", False)],
+)
+def test_where_nothing_is_gained_by_leaving_rows_out(kind: str, at_once: bool) -> None:
+    """With a linear Bernoulli decoder, and with no more codes than changes: 81 codes here, 14 * 2 changes of one row and 14 * 6 of three."""
+    model, codes, images, gaussian = _rows_problem(kind)
+    reconstruction = model.reconstruction(images, gaussian)
+    kl = KLObjective(model.layer, torch.zeros(7, 4, 3, dtype=torch.float64))
+    known = torch.zeros(7, 4, 1, dtype=torch.bool)
+    for objective in (
+        reconstruction,
+        reconstruction + 0.5 * kl,
+        in_dtype(reconstruction, torch.float64),
+        ObservedObjective(reconstruction, known, codes[0]) + LabelObjective(1.0, torch.zeros(7, 4, dtype=torch.long)),
+        SharedSweeps(reconstruction, {}),
+    ):
+        assert objective.sweeps_all_rows_at_once(codes, 1) == at_once
+        assert objective.sweeps_all_rows_at_once(codes, 3) == (kind != "mixture")
+    assert not FunctionObjective(reconstruction).sweeps_all_rows_at_once(codes, 3)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "own"])

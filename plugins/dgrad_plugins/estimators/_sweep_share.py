@@ -60,15 +60,17 @@ class SweepShare:
         generator: Generator | None,
         uniform: float | Tensor = UNIFORM,
     ) -> tuple[Float[Tensor, "samples batch *code"], float | Float[Tensor, "samples batch n 1"]]:
-        """The potentials of all variables, or the sweep of the rows that are drawn, and the factor.
+        """The sweep of the rows that are drawn, and the factor; or the potentials of all variables where a share would save nothing, and 1.
 
         Args:
             weights: for each row of each code about how large the gradient is expected to be there.
             uniform: the part of the chances that all rows have alike.
         """
-        if not layer.independent_rows or self.rows(layer.shape[0]) == layer.shape[0]:
+        n = layer.shape[0]
+        count = self.rows(n)
+        if not layer.independent_rows or count == n or objective.sweeps_all_rows_at_once(codes, count):
             return objective.potentials(layer, codes, loss), 1.0
-        rows, factor = draw_rows(weights(), self.rows(layer.shape[0]), generator, uniform)
+        rows, factor = draw_rows(weights(), count, generator, uniform)
         return objective.sweep_rows(codes, rows, loss), factor.unsqueeze(-1)
 
 
