@@ -221,12 +221,7 @@ class Reconstruction(Objective):
         return self._sweep_changes(codes, None, loss)
 
     @torch.no_grad()
-    def sweep_rows(
-        self,
-        codes: Float[Tensor, "samples batch n k"],
-        rows: Int[Tensor, "samples batch m"],
-        loss: Float[Tensor, "samples batch"] | None = None,
-    ) -> Float[Tensor, "samples batch n k"]:
+    def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
         if self.sweeps_all_rows_at_once(codes, rows.shape[-1]):
             return super().sweep_rows(codes, rows, loss)
         return self._sweep_changes(codes, rows, loss)

@@ -128,12 +128,7 @@ class FunctionObjective(Objective):
         return self.sweep_rows(codes, torch.arange(n, device=codes.device).expand(samples, batch, n), loss)
 
     @torch.no_grad()
-    def sweep_rows(
-        self,
-        codes: Float[Tensor, "samples batch n k"],
-        rows: Int[Tensor, "samples batch m"],
-        loss: Float[Tensor, "samples batch"] | None = None,
-    ) -> Float[Tensor, "samples batch n k"]:
+    def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
         samples, batch, n, k = codes.shape
         loss = self(codes) if loss is None else loss
         own = codes.argmax(-1).gather(-1, rows)  # [S, B, m]

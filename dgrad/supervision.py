@@ -97,12 +97,7 @@ class ObservedObjective(Objective):
         return torch.where(self.known, loss[..., None, None], self.objective.sweep(held, loss))
 
     @torch.no_grad()
-    def sweep_rows(
-        self,
-        codes: Float[Tensor, "samples batch n k"],
-        rows: Int[Tensor, "samples batch m"],
-        loss: Float[Tensor, "samples batch"] | None = None,
-    ) -> Float[Tensor, "samples batch n k"]:
+    def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
         held, loss = self._held_codes(codes, loss)
         return torch.where(self.known, loss[..., None, None], self.objective.sweep_rows(held, rows, loss))
 
