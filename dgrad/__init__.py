@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dgrad.hookspecs import hookimpl, recordable
     from dgrad.latent_layer import LatentLayer
     from dgrad.objectives import FunctionObjective, KLObjective, Objective
+    from dgrad.refinement import refine
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
     from dgrad.schedules import Schedule, schedule
 
@@ -31,6 +32,7 @@ _HOMES = {
     "hookspecs": ["hookimpl", "recordable"],
     "latent_layer": ["LatentLayer"],
     "objectives": ["FunctionObjective", "KLObjective", "Objective"],
+    "refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "schedules": ["Schedule", "schedule"],
 }
@@ -60,6 +62,7 @@ __all__ = [
     "load_plugin",
     "models",
     "recordable",
+    "refine",
     "replace_gradient",
     "schedule",
 ]

@@ -24,6 +24,7 @@ COMPILE_MODES = ("auto", "on", "off")
 SWEEP_PRECISIONS = ("float32", "bfloat16")
 LEAST = {
     "epochs": 1, "batch_size": 1, "eval_every": 1, "eval_samples": 1, "seed": 0, "labels": 0, "labelled_batch": 0, "pretrain_steps": 0,
+    "refine_steps": 0,
 }  # fmt: skip
 """The least values of whole numbers."""
 
@@ -72,6 +73,9 @@ class TrainConfig:
         choose_by: what the best weights are best in, on the validation images: bound, reconstruction or accuracy; None for the
             accuracy with labels, else the bound.
         eval_samples: codes drawn for each image in the final evaluation.
+        refine_steps: how many steps q is refined for each image of a training step (`dgrad.refinement.refine`); the decoder learns from codes of this
+            q, the encoder as ever from its own. Not with labels.
+        eval_refine_steps: the same in evaluation, where more of them cost less; None for as many.
         plugins: modules or `.py` files that are loaded first.
     """
 
@@ -113,6 +117,8 @@ class TrainConfig:
     eval_every: int = 1
     choose_by: str | None = None
     eval_samples: int = 10
+    refine_steps: int = 0
+    eval_refine_steps: int | None = None
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -122,6 +128,11 @@ class TrainConfig:
         for name in ("estimator", "latent", "dataset", "model"):
             _check(name, bool(getattr(self, name).strip()), repr(getattr(self, name)), "a name")
         _check("steps", self.steps is None or self.steps >= 1, self.steps, "a whole number of at least 1")
+        steps = self.eval_refine_steps
+        _check("eval_refine_steps", steps is None or 0 <= steps < 2**62, steps, "a whole number of at least 0")
+        _check(
+            "refine_steps", not self.refine_steps or not self.labels, "it with --labels", "0, or given without --labels"
+        )
         _check("gaussian", self.gaussian is None or self.gaussian >= 1, self.gaussian, "a whole number of at least 1")
         _check(
             "dropout",
@@ -197,6 +208,11 @@ class TrainConfig:
     def criterion(self) -> str:
         """One of `CRITERIA`: what the best weights are best in."""
         return self.choose_by or ("accuracy" if self.labels else "bound")
+
+    @property
+    def steps_to_evaluate(self) -> int:
+        """How many steps q is refined in evaluation."""
+        return self.refine_steps if self.eval_refine_steps is None else self.eval_refine_steps
 
     def to_json(self) -> str:
         """The text of `config.json`, from which the run can be repeated."""

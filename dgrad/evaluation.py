@@ -16,6 +16,7 @@ from dgrad.networks import DiscreteVAE
 from dgrad.noise import seed_for
 from dgrad.objectives import Objective
 from dgrad.posterior import Posterior
+from dgrad.refinement import refine
 
 EXACT_SUPPORT = 256
 """Up to this many codes the expectation is a sum over all of them, not a mean over samples."""
@@ -84,26 +85,29 @@ def evaluating(model: DiscreteVAE) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate_bound(model: DiscreteVAE, split: Split, *, samples: int, generator: Generator) -> Bound:
+def evaluate_bound(
+    model: DiscreteVAE, split: Split, *, samples: int, generator: Generator, refine_steps: int = 0
+) -> Bound:
     """The bound of a split, from `samples` draws for each image.
 
     Over a support of at most 256 codes the expectation is exact, and only Gaussian variables, where there are some, are drawn; not where
     the decoder is so large that this would take long.
+
+    Args:
+        refine_steps: how many steps q is refined for each image (`dgrad.refinement.refine`); with Gaussian variables, for each draw of them, so that
+            q of the code depends on them and its KL is the mean over the draws.
     """
     support = model.layer.support_size
     exact = support <= EXACT_SUPPORT and support * model.numbers_per_code <= EXACT_NUMBERS
     totals = torch.zeros(4, dtype=torch.float64, device=generator.device if generator.device.type != "mps" else "cpu")
     for images, posterior in _encoded(model, split, support if exact else samples):
+        losses, kl = _losses_and_kl(model, images, posterior, samples, exact, refine_steps, generator)
         if exact and not model.gaussian:
-            reconstruction = _expected_loss(model.layer, posterior.logits, model.reconstruction(images))  # [B]
-            variance = torch.zeros_like(reconstruction)
+            variance = torch.zeros_like(losses[0])
         else:
-            losses = _drawn_losses(model, images, posterior, samples, exact, generator)  # [S, B]
-            reconstruction = losses.mean(0)  # [B]
-            variance = losses.var(0) / samples if samples > 1 else torch.full_like(reconstruction, math.nan)
-        kl = model.layer.kl(posterior.logits)
-        gaussian_kl = torch.zeros_like(kl) if posterior.gaussian is None else posterior.gaussian.kl()
-        sums = torch.stack([reconstruction.sum(), kl.sum(), gaussian_kl.sum(), variance.sum()])
+            variance = (losses + kl).var(0) / samples if samples > 1 else torch.full_like(losses[0], math.nan)
+        gaussian_kl = torch.zeros_like(losses[0]) if posterior.gaussian is None else posterior.gaussian.kl()
+        sums = torch.stack([losses.mean(0).sum(), kl.mean(0).sum(), gaussian_kl.sum(), variance.sum()])
         totals += sums.to(totals.device, totals.dtype)
     count = len(split)
     reconstruction_mean, kl_mean, gaussian_kl_mean = (totals[:3] / count).tolist()
@@ -123,37 +127,60 @@ def _expected_loss(layer: LatentLayer, logits: Tensor, objective: Objective) -> 
     return (layer.log_prob(logits, support.unsqueeze(1)).exp() * losses).sum(0)
 
 
-def _drawn_losses(
-    model: DiscreteVAE, images: Tensor, posterior: Posterior, samples: int, exact: bool, generator: Generator
-) -> Tensor:
-    """Estimates of each image's expected loss, `[S, B]`: of draws of the code, of the Gaussian variables, or of both."""
-    layer, logits = model.layer, posterior.logits
+def _losses_and_kl(
+    model: DiscreteVAE,
+    images: Tensor,
+    posterior: Posterior,
+    samples: int,
+    exact: bool,
+    refine_steps: int,
+    generator: Generator,
+) -> tuple[Tensor, Tensor]:
+    """Estimates of each image's expected loss, `[S, B]`, and the KL of its code, `[S, B]` or `[1, B]` where every estimate is of the same q.
+
+    Estimates are of draws of the code, of the Gaussian variables, or of both; S is 1 where nothing is drawn.
+    """
+    layer = model.layer
     if not model.gaussian:
-        return model.reconstruction(images)(layer.sample(logits, samples, generator=generator))
-    losses = []
+        objective = model.reconstruction(images)
+        logits = refine(layer, posterior.logits, objective, refine_steps, generator=generator)
+        if exact:
+            losses = _expected_loss(layer, logits, objective).unsqueeze(0)
+        else:
+            losses = objective(layer.sample(logits, samples, generator=generator))
+        return losses, layer.kl(logits).unsqueeze(0)
+    of_draws = []
     for _ in range(samples):
         objective = model.reconstruction(images, posterior.draw(generator=generator))
+        logits = refine(layer, posterior.logits, objective, refine_steps, generator=generator)
         if exact:
-            losses.append(_expected_loss(layer, logits, objective))
+            loss = _expected_loss(layer, logits, objective)
         else:
-            losses.append(objective(layer.sample(logits, generator=generator)).squeeze(0))
-    return torch.stack(losses)
+            loss = objective(layer.sample(logits, generator=generator)).squeeze(0)
+        of_draws.append(torch.stack([loss, layer.kl(logits)]))
+    losses, kl = torch.stack(of_draws, 1)
+    return losses, kl
 
 
 @torch.no_grad()
-def importance_weighted_bound(model: DiscreteVAE, split: Split, *, samples: int, generator: Generator) -> float:
+def importance_weighted_bound(
+    model: DiscreteVAE, split: Split, *, samples: int, generator: Generator, refine_steps: int = 0
+) -> float:
     """The importance-weighted bound on `-log p(x)`, the mean over the split (Burda, Grosse & Salakhutdinov 2015).
 
     `-log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x)`; it falls towards `-log p(x)` as S grows. Gaussian variables are drawn with z.
+    With `refine_steps` q is refined first, as in `evaluate_bound`.
     """
     total = 0.0
     at_once = 1 if model.gaussian else 100
     for images, posterior in _encoded(model, split, min(samples, at_once)):
-        logits = posterior.logits
-        log_mean = torch.full((len(images),), -math.inf, dtype=logits.dtype, device=logits.device)
+        encoded = posterior.logits
+        log_mean = torch.full((len(images),), -math.inf, dtype=encoded.dtype, device=encoded.device)
         for start in range(0, samples, at_once):
             gaussian = posterior.draw(generator=generator)
             objective = model.reconstruction(images, gaussian)
+            if start == 0 or model.gaussian:
+                logits = refine(model.layer, encoded, objective, refine_steps, generator=generator)
             codes = model.layer.sample(logits, min(at_once, samples - start), generator=generator)  # [s, B, *code]
             log_weights = model.layer.log_prior - objective(codes) - model.layer.log_prob(logits, codes)
             if posterior.gaussian is not None and gaussian is not None:

@@ -27,7 +27,7 @@ from dgrad.data import Batch, SemiSupervisedBatches
 from dgrad.devices import describe_device
 from dgrad.distributed import World
 from dgrad.errors import CompilerWarning, InputError, RunError
-from dgrad.evaluation import evaluate_accuracies, evaluate_bound, evaluation_generator
+from dgrad.evaluation import Bound, evaluate_accuracies, evaluate_bound, evaluation_generator
 from dgrad.files import damaged, load_checkpoint, save_checkpoint, write_text
 from dgrad.listener import Listener
 from dgrad.networks import DiscreteVAE
@@ -307,6 +307,7 @@ class Trainer:
             self.data.valid,
             samples=1,
             generator=evaluation_generator(self.device, self.config.seed),
+            refine_steps=self.config.steps_to_evaluate,
         )
         if not (math.isfinite(train_loss) and math.isfinite(bound.bound)):
             raise RunError(
@@ -370,15 +371,21 @@ class Trainer:
         }
 
     def _test(self) -> dict[str, float | None]:
-        bound = evaluate_bound(
+        bound = self._test_bound(self.config.steps_to_evaluate)
+        figures = {f"test_{name}": value for name, value in asdict(bound).items() if value is not None}
+        if self.config.steps_to_evaluate:
+            figures["test_encoder_bound"] = self._test_bound(0).bound
+        figures |= self._accuracies("test")
+        return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+    def _test_bound(self, refine_steps: int) -> Bound:
+        return evaluate_bound(
             self.model,
             self.data.test,
             samples=self.config.eval_samples,
             generator=evaluation_generator(self.device, self.config.seed),
+            refine_steps=refine_steps,
         )
-        figures = {f"test_{name}": value for name, value in asdict(bound).items() if value is not None}
-        figures |= self._accuracies("test")
-        return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
     def _accuracies(self, split: str) -> dict[str, float]:
         if not self.config.labels:

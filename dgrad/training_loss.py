@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,8 +20,23 @@ from dgrad.gradient_estimator import GradientEstimator
 from dgrad.networks import DiscreteVAE
 from dgrad.noise import drop
 from dgrad.objectives import KLObjective, as_objective
+from dgrad.posterior import Posterior
+from dgrad.refinement import check_refinable, refine
 from dgrad.schedules import Constant, Schedule, schedule
 from dgrad.supervision import ObservedObjective, Supervision, adversarial_change, known_codes
+
+
+@contextmanager
+def held(network: nn.Module, hold: bool) -> Iterator[None]:
+    """A network whose parameters get no gradient from what is evaluated inside; if `hold` is false, the network as it is."""
+    parameters = [parameter for parameter in network.parameters() if hold and parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class TrainingLoss(nn.Module):
@@ -47,6 +64,8 @@ class TrainingLoss(nn.Module):
         self.kl_trained = self.kl_schedule != Constant(0.0)
         # On the device, where a captured step sees it change.
         self.register_buffer("kl_weight", torch.tensor(self.kl_schedule.over(1)(0)), persistent=False)
+        if config.refine_steps or config.steps_to_evaluate:
+            check_refinable(model.layer)
         self.supervision = Supervision(config, model.layer, frequencies, model.gaussian) if config.labels else None
         self.code_losses = registry.registry().manager.hook.dgrad_code_losses.get_hookimpls()
 
@@ -77,7 +96,8 @@ class TrainingLoss(nn.Module):
         seen = drop(batch.images, config.input_dropout, generator=self.noise)
         posterior = self.model.posterior(seen)
         logits = posterior.logits  # [B, *code]
-        objective = self.model.reconstruction(batch.images, posterior.draw(generator=self.noise))
+        gaussian = posterior.draw(generator=self.noise)
+        objective = self.model.reconstruction(batch.images, gaussian)
         kl_logits = logits
         if self.supervision is not None:
             assert batch.labels is not None
@@ -89,7 +109,8 @@ class TrainingLoss(nn.Module):
         if self.code_losses:
             for code_loss in registry.code_losses(batch, config):
                 objective = objective + as_objective(code_loss)
-        estimate = self.estimator(layer, logits, objective, generator=self.noise)
+        with held(self.model.decoder, config.refine_steps > 0):
+            estimate = self.estimator(layer, logits, objective, generator=self.noise)
         loss = estimate.loss.mean()
         if config.kl == "outside" and self.kl_trained:
             loss = loss + self.kl_weight * layer.kl(kl_logits).mean()
@@ -101,7 +122,21 @@ class TrainingLoss(nn.Module):
                 radius = config.adversarial_radius
                 change = adversarial_change(self._logits, seen, logits, radius, generator=self.noise)
                 loss = loss + config.adversarial_weight * change
+        if (
+            config.refine_steps
+        ):  # above, the encoder's gradient; its value is that of a q which the decoder does not learn from
+            return loss - loss.detach() + self._refined_bound(batch.images, posterior, gaussian)
         return loss
+
+    def _refined_bound(self, images: Tensor, posterior: Posterior, gaussian: Tensor | None) -> Float[Tensor, ""]:
+        """The bound of the refined q, a function of the decoder alone."""
+        layer, gaussian = self.model.layer, None if gaussian is None else gaussian.detach()
+        objective = self.model.reconstruction(images, gaussian)
+        logits = refine(layer, posterior.logits, objective, self.config.refine_steps, generator=self.noise)
+        bound = objective(layer.sample(logits, generator=self.noise)).squeeze(0) + layer.kl(logits)
+        if posterior.gaussian is not None:
+            bound = bound + posterior.gaussian.kl().detach()
+        return bound.mean()
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.model.posterior(images).logits

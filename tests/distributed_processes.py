@@ -95,6 +95,10 @@ def train(folder: Path) -> None:
             for _ in range(3):
                 trainer.train_step()
             estimators[name] = weights(trainer)
+        trainer = Trainer(configure({**SETTINGS, "estimator": "leg", "refine-steps": 2}), None, world)
+        for _ in range(3):
+            trainer.train_step()
+        estimators["leg, refined"] = weights(trainer)
     torch.save({"deterministic": deterministic, "estimators": estimators}, folder / f"{world.rank}.pt")
 
 

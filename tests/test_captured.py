@@ -39,6 +39,7 @@ CASES = {
         "augment": "true",
     },
     "the KL inside": {"estimator": "gumbel-softmax", "kl": "inside", "set": {"temperature": "linear:1:0.3"}},
+    "a refined q": {"estimator": "direct-rb", "refine-steps": 2},
 }
 
 

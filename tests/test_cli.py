@@ -412,3 +412,37 @@ def test_no_cuda_is_said_clearly(command: Dgrad) -> None:
     code, _, err = command(*SMALL, "--device", "cuda")
     assert code == 2
     assert "torch sees 0 CUDA devices; use --device auto or --device cpu" in err
+
+
+def test_evaluate_says_what_the_encoder_loses(train: Callable[..., Run], command: Dgrad) -> None:
+    run = train(latent="6x3", estimator="direct-rb", epochs=10, **{"eval-refine-steps": 5})
+    code, out, _ = command("evaluate", run.path)
+    assert code == 0
+    assert "with its own q; above, q was refined in 5 steps" in out
+    code, out, _ = command("evaluate", run.path, "--refine-steps", 20, "--importance-samples", 50, "--json")
+    figures = json.loads(out)
+    assert figures["refine_steps"] == 20
+    assert figures["importance_weighted_bound"] < figures["bound"] < figures["encoder_bound"]
+    code, out, _ = command("evaluate", run.path, "--refine-steps", 0, "--json")
+    assert json.loads(out)["bound"] == figures["encoder_bound"]
+    assert "encoder_bound" not in json.loads(out)
+
+
+def test_what_cannot_be_refined_is_said_in_one_line(command: Dgrad) -> None:
+    for arguments, words in (
+        (["--latent", "pairs:3", "--estimator", "rloo"], "stack of independent variables"),
+        (
+            ["--latent", "1x10", "--labels", "50", "--model", "mixture"],
+            "--refine-steps must be 0, or given without --labels",
+        ),
+    ):
+        code, _, err = command("train", *arguments, "--refine-steps", 2, "--quiet")
+        assert code != 0
+        assert words in err
+        assert err.count("\n") == 1
+    code, _, err = command("train", "--refine-steps", "-1")
+    assert code != 0
+    assert "--refine-steps must be a whole number of at least 0" in err
+    code, _, err = command("train", "--eval-refine-steps", "-1")
+    assert code != 0
+    assert "--eval-refine-steps must be a whole number of at least 0" in err

@@ -31,6 +31,7 @@ VARIANTS = [
     {"estimator": "reinforce", "binarize": "dynamic", "weight-decay": 0.01},
     {"estimator": "direct-rb", "model": "mlp", "hidden": "20", "likelihood": "squared-error", "binarize": "none"},
     {"estimator": "gumbel-softmax", "kl": "inside", "binarize": "static", "steps": 20},
+    {"estimator": "leg", "refine-steps": 2, "eval-refine-steps": 3},
 ]
 
 

@@ -28,6 +28,7 @@ from dgrad_cli.settings import (
     DropoutOption,
     EpochsOption,
     EvalEveryOption,
+    EvalRefineStepsOption,
     EvalSamplesOption,
     GaussianOption,
     HiddenOption,
@@ -44,6 +45,7 @@ from dgrad_cli.settings import (
     PretrainStepsOption,
     PropagateLabelsOption,
     RateOption,
+    RefineStepsOption,
     StepsOption,
     SweepPrecisionOption,
     WeightDecayOption,
@@ -277,6 +279,8 @@ def compare(
     sweep_precision: SweepPrecisionOption = None,
     eval_every: EvalEveryOption = None,
     eval_samples: EvalSamplesOption = None,
+    refine_steps: RefineStepsOption = None,
+    eval_refine_steps: EvalRefineStepsOption = None,
     plugin: PluginOption = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -300,7 +304,7 @@ def compare(
         "dropout": dropout, "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps,
         "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "sweep-precision": sweep_precision, "eval-every": eval_every,
-        "eval-samples": eval_samples, "plugin": plugin,
+        "eval-samples": eval_samples, "refine-steps": refine_steps, "eval-refine-steps": eval_refine_steps, "plugin": plugin,
     }  # fmt: skip
     check_directory(out)
     entries = plan(configure(_given(given), TrainConfig()), variants, seeds, out)

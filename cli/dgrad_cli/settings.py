@@ -173,6 +173,16 @@ ChooseByOption = Annotated[
     ),
 ]
 EvalSamplesOption = Annotated[str | None, setting("Codes for each test image in the final evaluation.", "eval_samples")]
+RefineStepsOption = Annotated[
+    str | None,
+    setting(
+        "Sweeps by which each image's q is made better than the encoder's, for the decoder to learn from.",
+        "refine_steps",
+    ),
+]
+EvalRefineStepsOption = Annotated[
+    str | None, setting("The same in evaluation. (default: as in training)", "eval_refine_steps")
+]
 PluginOption = Annotated[
     list[str] | None, setting("A plugin to load: a module or a .py file; repeatable.", "plugins", kind="PLUGIN")
 ]

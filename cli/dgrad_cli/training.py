@@ -31,6 +31,7 @@ from dgrad_cli.settings import (
     EpochsOption,
     EstimatorOption,
     EvalEveryOption,
+    EvalRefineStepsOption,
     EvalSamplesOption,
     GaussianOption,
     HiddenOption,
@@ -49,6 +50,7 @@ from dgrad_cli.settings import (
     PretrainStepsOption,
     PropagateLabelsOption,
     RateOption,
+    RefineStepsOption,
     SeedOption,
     SetOption,
     StepsOption,
@@ -101,6 +103,8 @@ def train(
     eval_every: EvalEveryOption = None,
     choose_by: ChooseByOption = None,
     eval_samples: EvalSamplesOption = None,
+    refine_steps: RefineStepsOption = None,
+    eval_refine_steps: EvalRefineStepsOption = None,
     plugin: PluginOption = None,
     config: Annotated[
         Path | None,
@@ -139,6 +143,7 @@ def train(
         "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "attributes": attributes, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
         "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "independence-weight": independence_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
         "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "sweep-precision": sweep_precision, "eval-every": eval_every, "choose-by": choose_by, "eval-samples": eval_samples,
+        "refine-steps": refine_steps, "eval-refine-steps": eval_refine_steps,
         "plugin": plugin,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}

@@ -41,6 +41,14 @@ def evaluate(
             help="Also the importance-weighted bound on -log p(x) with this many codes.", min=1, show_default=False
         ),
     ] = None,
+    refine_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Sweeps by which each image's q is made better than the encoder's. (default: the run's)",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
@@ -49,11 +57,23 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure the bound of a trained model."""
-    from dgrad.evaluation import evaluate_accuracies, evaluate_bound, evaluation_generator, importance_weighted_bound
+    from dgrad.evaluation import (
+        Bound,
+        evaluate_accuracies,
+        evaluate_bound,
+        evaluation_generator,
+        importance_weighted_bound,
+    )
 
     model, state, images, config = load_split(run, split, dataset, data_root, weights, device)
     target = images.images.device
-    bound = evaluate_bound(model, images, samples=eval_samples, generator=evaluation_generator(target, seed))
+    steps = config.steps_to_evaluate if refine_steps is None else refine_steps
+
+    def measure(steps: int) -> Bound:
+        generator = evaluation_generator(target, seed)
+        return evaluate_bound(model, images, samples=eval_samples, generator=generator, refine_steps=steps)
+
+    bound = measure(steps)
     result: dict[str, Any] = {
         "run": str(run), "dataset": config.dataset, "split": split, "images": len(images), **state,
         "bound": bound.bound, "reconstruction": bound.reconstruction, "kl": bound.kl,
@@ -64,11 +84,13 @@ def evaluate(
         result |= evaluate_accuracies(model, images, config.attributes)
     if bound.gaussian_kl is not None:
         result["gaussian_kl"] = bound.gaussian_kl
+    if steps:
+        result |= {"refine_steps": steps, "encoder_bound": measure(0).bound}
     if importance_samples is not None:
         generator = evaluation_generator(target, seed)
         result["importance_samples"] = importance_samples
         result["importance_weighted_bound"] = importance_weighted_bound(
-            model, images, samples=importance_samples, generator=generator
+            model, images, samples=importance_samples, generator=generator, refine_steps=steps
         )
     if json:
         print_json(result)
@@ -77,6 +99,10 @@ def evaluate(
     print(
         f"{split} bound  {figures(values, 'test', result['unit'])}, {len(images)} images, weights of epoch {state['epoch']:g} ({state['weights']})"
     )
+    if steps:
+        print(
+            f"encoder     {result['encoder_bound']:.2f} {result['unit']} with its own q; above, q was refined in {steps} steps for each image"
+        )
     if importance_samples is not None:
         print(
             f"-log p(x)   at most {result['importance_weighted_bound']:.2f} {result['unit']} ({importance_samples} importance samples)"
