@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dgrad
-from benchmarks import deep, device, growth, machine, naive, reporting, run, steps, support, sweep
+from benchmarks import deep, device, growth, machine, naive, refined, reporting, run, steps, support, sweep
 from benchmarks.settings import Settings, invented_images
 from dgrad.config import COMPILE_MODES, configure
 from dgrad.devices import choose_device
@@ -47,6 +47,7 @@ PARTS: dict[str, Part] = {
     "sweep": sweep,
     "deep": deep,
     "support": support,
+    "refined": refined,
     "growth": growth,
     "naive": naive,
     "run": run,

@@ -47,7 +47,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The report of a quick run on invented images; growth has a test of its own."""
     out = tmp_path_factory.mktemp("benchmarks")
     arguments = ("--quick", "--latents", "3x4,2x2", "--device", "cpu", "--compile", "off")
-    assert _main("steps", "sweep", "deep", "support", "naive", *arguments, "--out", out) == 0
+    assert _main("steps", "sweep", "deep", "support", "refined", "naive", *arguments, "--out", out) == 0
     yield out
 
 
@@ -58,6 +58,7 @@ def test_the_report_has_every_part_and_every_plot(quick: Path) -> None:
         "sweep",
         "deep",
         "support",
+        "refined",
         "naive",
     ]
     shown = [line.split("(")[-1][:-1] for line in text.splitlines() if line.startswith("![")]
@@ -89,8 +90,8 @@ def _contests(figures: Any) -> Iterator[dict[str, dict[str, Any]]]:
 
 def test_ratios_are_quotients_of_the_medians_beside_them(quick: Path) -> None:
     contests = [rows for part in _results(quick).values() for rows in _contests(part["figures"])]
-    # steps of two models, sweeps, deep of two likelihoods, naive, of two latents each; one case of support
-    assert len(contests) == 2 * 2 + 2 + 2 * 2 + 2 + 1
+    # steps of two models, sweeps, deep of two likelihoods, refined, naive, of two latents each; one case of support
+    assert len(contests) == 2 * 2 + 2 + 2 * 2 + 2 + 2 + 1
     for rows in contests:
         for row in rows.values():
             assert row["least"] <= row["lower_quartile"] <= row["median"] <= row["upper_quartile"]
