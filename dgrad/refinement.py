@@ -40,7 +40,7 @@ def refine(
         objective: `f`, such as `-log p(x | z)`, in nats; an objective, or a function of codes `[S, B, n, k]` to losses `[S, B]`.
 
     Raises:
-        InputError: the layer is no stack of independent variables.
+        InputError: the layer is no stack of independent variables, or `steps` is negative.
 
     >>> import torch, dgrad
     >>> layer, loss_of_value = dgrad.latent("1x3"), torch.tensor([0.0, 1.0, 2.0])
@@ -48,6 +48,8 @@ def refine(
     >>> torch.allclose(q, (-loss_of_value).softmax(-1))
     True
     """
+    if steps < 0:
+        raise InputError(f"steps must be a whole number of at least 0; got {steps}")
     if steps == 0:
         return logits.detach()
     check_refinable(layer)

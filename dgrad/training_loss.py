@@ -122,9 +122,7 @@ class TrainingLoss(nn.Module):
                 radius = config.adversarial_radius
                 change = adversarial_change(self._logits, seen, logits, radius, generator=self.noise)
                 loss = loss + config.adversarial_weight * change
-        if (
-            config.refine_steps
-        ):  # above, the encoder's gradient; its value is that of a q which the decoder does not learn from
+        if config.refine_steps:  # so far the encoder's gradient, whose q is not the one that the decoder learns from
             return loss - loss.detach() + self._refined_bound(batch.images, posterior, gaussian)
         return loss
 

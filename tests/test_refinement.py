@@ -68,6 +68,8 @@ def test_no_step_changes_nothing_and_no_gradient_flows() -> None:
     assert torch.equal(refine(layer, logits, objective, 0), logits)
     assert not refine(layer, logits, objective, 0).requires_grad
     assert not refine(layer, logits, objective, 2).requires_grad
+    with pytest.raises(dgrad.InputError, match="at least 0; got -1"):
+        refine(layer, logits, objective, -1)
 
 
 def test_it_repeats_and_leaves_the_global_generator_alone() -> None:
