@@ -414,6 +414,14 @@ def test_no_cuda_is_said_clearly(command: Dgrad) -> None:
     assert "torch sees 0 CUDA devices; use --device auto or --device cpu" in err
 
 
+def test_a_run_with_a_refined_q_says_what_the_encoders_is(command: Dgrad) -> None:
+    code, out, _ = command(*SMALL, "--refine-steps", 2)
+    assert code == 0, out
+    best = json.loads(Path("runs/digits-3x4-rloo/summary.json").read_text())["best"]
+    assert f"encoder     {best['test_encoder_bound']:.2f} nats with its own q" in out
+    assert "with its own q" not in command(*SMALL, "--out", "plain")[1]
+
+
 def test_evaluate_says_what_the_encoder_loses(train: Callable[..., Run], command: Dgrad) -> None:
     run = train(latent="6x3", estimator="direct-rb", epochs=10, **{"eval-refine-steps": 5})
     code, out, _ = command("evaluate", run.path)
