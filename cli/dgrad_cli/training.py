@@ -413,7 +413,7 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
     best, final, unit = summary["best"], summary["final"], summary["unit"]
     print(f"test bound  {figures(best, 'test', unit)}, weights of epoch {best['epoch']:g}, the best by validation")
     if "test_encoder_bound" in best:
-        print(f"encoder     {best['test_encoder_bound']:.2f} {unit} with its own q; above and below, q was refined")
+        print(f"encoder     {best['test_encoder_bound']:.2f} {unit} with its own q, before it was refined")
     if best["step"] != final["step"]:
         print(f"at the end  {figures(final, 'test', unit)}, epoch {final['epoch']:g}")
     processes = f", {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
