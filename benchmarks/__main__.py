@@ -23,8 +23,8 @@ from benchmarks.settings import Settings, invented_images
 from dgrad.config import COMPILE_MODES, configure
 from dgrad.devices import choose_device
 from dgrad.errors import DgradError, InputError, unknown_name
-from dgrad.files import write_text
-from dgrad.runs import build_dataset
+from dgrad.files.atomic import write_text
+from dgrad.training.build import build_dataset
 
 
 class Part(Protocol):

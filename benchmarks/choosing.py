@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dgrad
-from dgrad.runs import Run
+from dgrad.training.run_directory import Run
 
 GRACE = 1.05
 """Bounds are measured once an epoch: one that ends this little after time is up still counts."""

@@ -15,10 +15,11 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
+from dgrad.core.estimator_tools import loss_and_slope, sweep_evaluations
 from dgrad.data import unit
-from dgrad.gradient_estimator import loss_and_slope, sweep_evaluations
-from dgrad.networks import DiscreteVAE
-from dgrad.runs import Run, build_dataset, evaluation_data
+from dgrad.training.build import build_dataset, evaluation_data
+from dgrad.training.run_directory import Run
+from dgrad.vae.model import DiscreteVAE
 
 IMAGES, DRAWS, AT_ONCE, SAMPLES = 20, 2000, 200, 4
 

@@ -16,7 +16,7 @@ import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
-from dgrad_export._session import open_session
+from dgrad_export.codec.session import open_session
 
 LATENTS = ((20, 10), (1, 40))
 BATCHES = (1, 16, 256)

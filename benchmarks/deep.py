@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.measuring import compared, take_turns
 from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
-from dgrad.likelihoods import LIKELIHOODS
-from dgrad.training import Trainer
+from dgrad.training.trainer import Trainer
+from dgrad.vae.likelihoods import LIKELIHOODS
 
 ABOUT = """A whole training step of `direct`, networks 784-400-200-code and back, batch 100, with `--compile on` and `off` (on a CPU that is whether the loss of the
 changed codes is in C++), `on` with `--sweep-precision bfloat16`, and with a share of the sweep (`--set sweep-share=0.1`); beside them a step of `gumbel-softmax`."""

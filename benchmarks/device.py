@@ -18,10 +18,10 @@ from benchmarks.measuring import compared, peak_memory, take_turns
 from benchmarks.reporting import Bars, Lines, Plot, Table, microseconds, ratio
 from benchmarks.settings import Settings, sweep_problem
 from dgrad.errors import InputError
-from dgrad.networks import Decoder
-from dgrad.seeds import Lockstep
-from dgrad.sweeps import bernoulli_linear_sweep
-from dgrad.training import Trainer
+from dgrad.kernels.code_sweeps import bernoulli_linear_sweep
+from dgrad.training.seeds import Lockstep
+from dgrad.training.trainer import Trainer
+from dgrad.vae.networks import Decoder
 
 ABOUT = """Times of one step or one sweep, each the mean over a bunch that is launched without waiting. A step is a whole training step of the linear model at
 batch 100; recorded, it is replayed as a CUDA graph; `eager` is the same without recording. Peak memory is what building the run and its first steps take,

@@ -19,7 +19,7 @@ from benchmarks.measuring import exponent, in_new_process, peak_memory, seconds_
 from benchmarks.reporting import Lines, Table, milliseconds
 from benchmarks.settings import PIXELS, Settings, sweep_problem, widely_spread
 from dgrad.kernels import cpu
-from dgrad.networks import Decoder
+from dgrad.vae.networks import Decoder
 
 ABOUT = """The sweep as training calls it, of one sample for each image, 784 pixels. All points of a series take turns. Memory is what a sweep adds at its
 peak, its result included, each point in a process of its own. The exponent p of `time = c size^p` is fitted from size 100 on: below it, what does

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
 from dgrad_export import Codec
-from dgrad_export._int8 import quantize
-from dgrad_export._session import open_session
+from dgrad_export.codec.session import open_session
+from dgrad_export.write.int8 import quantize
 
 BATCHES = (1, 16, 256)
 

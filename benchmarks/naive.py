@@ -15,7 +15,7 @@ import dgrad
 from benchmarks.measuring import compared, take_turns
 from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
-from dgrad.training import Trainer
+from dgrad.training.trainer import Trainer
 
 ABOUT = (
     "The naive `direct` puts every changed code through the whole decoder, in plain torch. Linear networks, batch 100."

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from dgrad.config import configure
 from dgrad.data import unit
 from dgrad.errors import DgradError
-from dgrad.runs import build_dataset, evaluation_data
+from dgrad.training.build import build_dataset, evaluation_data
 
 STARTS = {"random": 1.0, "annealed": 0.05}
 """Beta of the first pass over the images."""

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.measuring import compared, take_turns
 from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
-from dgrad.training import Trainer
+from dgrad.training.trainer import Trainer
 
 ABOUT = """A whole training step of `direct-rb`, batch 100, linear networks, in which q of each image is refined in so many steps (`--refine-steps`), each an evaluation
 and a sweep; the decoder learns from codes of that q, a further evaluation. With one variable one step is all there is."""

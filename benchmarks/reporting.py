@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgrad.files import replacing
+from dgrad.files.atomic import replacing
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.measuring import seconds_of
 from benchmarks.reporting import Lines, Table
 from benchmarks.settings import Settings
-from dgrad.evaluation import evaluate_bound, evaluation_generator
-from dgrad.training import Trainer
+from dgrad.training.trainer import Trainer
+from dgrad.vae.evaluation import evaluate_bound, evaluation_generator
 
 ABOUT = """Seconds of training, without those of evaluation, until the validation bound is 110 nats: 20x10, linear networks, everything else as `dgrad
 train` has it by default (100 epochs along a cosine from 0.01). The runs take turns of 100 steps, with an evaluation on the validation images after

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import tritonclient.http as triton
 
-from dgrad_export._served import Served, open_models
+from dgrad_export.serve.served_model import Served, open_models
 
 Images = npt.NDArray[np.float32]
 
@@ -265,7 +265,7 @@ def measure_torch(model: Path, run: Path, rounds: int) -> None:
     """Print what torch, eager and with one thread, costs beside onnxruntime."""
     import torch
 
-    from dgrad.runs import Run
+    from dgrad.training.run_directory import Run
 
     torch.set_num_threads(1)
     models = open_models(model)

@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 
 import dgrad
 from dgrad.config import TrainConfig, configure
-from dgrad.likelihoods import likelihood
-from dgrad.networks import DiscreteVAE, linear_vae, mlp_vae
-from dgrad.sweeps import SPREAD_LIMIT
+from dgrad.kernels.code_sweeps import SPREAD_LIMIT
+from dgrad.vae.likelihoods import likelihood
+from dgrad.vae.model import DiscreteVAE
+from dgrad_plugins.models._dense import linear_vae, mlp_vae
 
 MODELS = {"linear": linear_vae, "mlp": mlp_vae}
 SHAPE = (1, 28, 28)

@@ -15,7 +15,7 @@ import dgrad
 from benchmarks.measuring import compared, take_turns
 from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
-from dgrad.training import Trainer
+from dgrad.training.trainer import Trainer
 
 ABOUT = """A whole training step: batch, forward, estimate, backward, optimizer. `plain autograd` is an ordinary torch VAE with a relaxed code, on one
 batch that never changes: a loop with nothing of dgrad. `linear` is one layer each way, `mlp` has 300 hidden units."""

@@ -9,9 +9,9 @@ from unittest.mock import patch
 from benchmarks.measuring import compared, take_turns
 from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
-from dgrad import networks
-from dgrad.objectives import Objective
-from dgrad.training import Trainer
+from dgrad.core.objectives import Objective
+from dgrad.training.trainer import Trainer
+from dgrad.vae import reconstruction
 
 ABOUT = """A whole training step, batch 100, of estimators that evaluate every code (`exact`, `direct-joint`) or every change of one variable (`direct`). With one variable,
 or few, these codes are the same for all images: each goes through the decoder once for the batch, and the same step as it was before that, with each image's codes evaluated for
@@ -50,8 +50,8 @@ def _steps(settings: Settings, estimator: str, latent: str, hidden: str) -> dict
 def _each_image_alone(step: Callable[[], object]) -> Callable[[], None]:
     def run() -> None:
         with (
-            patch.object(networks.Reconstruction, "everywhere", Objective.everywhere),
-            patch.object(networks, "support_is_smaller", lambda codes: False),
+            patch.object(reconstruction.Reconstruction, "everywhere", Objective.everywhere),
+            patch.object(reconstruction, "support_is_smaller", lambda codes: False),
         ):
             step()
 

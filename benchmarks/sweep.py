@@ -19,8 +19,8 @@ from benchmarks.naive import naive_sweep
 from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import PIXELS, Settings, sweep_problem, widely_spread
 from dgrad.kernels import cpu
-from dgrad.networks import Decoder
-from dgrad.sweeps import bernoulli_linear_sweep, difference_sweep
+from dgrad.kernels.code_sweeps import bernoulli_linear_sweep, difference_sweep
+from dgrad.vae.networks import Decoder
 
 BATCH = 100
 ABOUT = """Each form of the sweep does the same codes of a linear Bernoulli decoder with 784 pixels. Counted is what a form does for each pixel of

@@ -15,26 +15,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgrad.core.estimator_tools import add_gradient, replace_gradient
+    from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
+    from dgrad.core.latent_layer import LatentLayer
+    from dgrad.core.objectives import FunctionObjective, KLObjective, Objective
+    from dgrad.core.refinement import refine
+    from dgrad.core.schedules import Schedule, schedule
     from dgrad.errors import DgradError, InputError, RunError
-    from dgrad.gradient_estimator import Estimate, GradientEstimator, Limit, Traits, add_gradient, replace_gradient
     from dgrad.hookspecs import hookimpl, recordable
-    from dgrad.latent_layer import LatentLayer
-    from dgrad.objectives import FunctionObjective, KLObjective, Objective
-    from dgrad.refinement import refine
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
-    from dgrad.schedules import Schedule, schedule
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
-    "gradient_estimator": ["Estimate", "GradientEstimator", "Limit", "Traits", "add_gradient", "replace_gradient"],
+    "core.estimator_tools": ["add_gradient", "replace_gradient"],
+    "core.gradient_estimator": ["Estimate", "GradientEstimator", "Limit", "Traits"],
     "hookspecs": ["hookimpl", "recordable"],
-    "latent_layer": ["LatentLayer"],
-    "objectives": ["FunctionObjective", "KLObjective", "Objective"],
-    "refinement": ["refine"],
+    "core.latent_layer": ["LatentLayer"],
+    "core.objectives": ["FunctionObjective", "KLObjective", "Objective"],
+    "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
-    "schedules": ["Schedule", "schedule"],
+    "core.schedules": ["Schedule", "schedule"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

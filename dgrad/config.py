@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dgrad.core.schedules import Schedule, schedule
 from dgrad.errors import InputError, unknown_name
-from dgrad.schedules import Schedule, schedule
 
 BINARIZATIONS = ("threshold", "static", "dynamic", "none")
 KL_PLACES = ("outside", "inside")
@@ -73,7 +73,7 @@ class TrainConfig:
         choose_by: what the best weights are best in, on the validation images: bound, reconstruction or accuracy; None for the
             accuracy with labels, else the bound.
         eval_samples: codes drawn for each image in the final evaluation.
-        refine_steps: how many steps q is refined for each image of a training step (`dgrad.refinement.refine`); the decoder learns from codes of this
+        refine_steps: how many steps q is refined for each image of a training step (`dgrad.core.refinement.refine`); the decoder learns from codes of this
             q, the encoder as ever from its own. Not with labels.
         eval_refine_steps: the same in evaluation, where more of them cost less; None for as many.
         plugins: modules or `.py` files that are loaded first.

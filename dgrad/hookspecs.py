@@ -14,11 +14,11 @@ import pluggy
 
 if TYPE_CHECKING:
     from dgrad.config import TrainConfig
+    from dgrad.core.gradient_estimator import GradientEstimator
+    from dgrad.core.latent_layer import LatentLayer
+    from dgrad.core.objectives import CodeLoss
     from dgrad.data import Batch, Dataset
-    from dgrad.gradient_estimator import GradientEstimator
-    from dgrad.latent_layer import LatentLayer
-    from dgrad.networks import DiscreteVAE
-    from dgrad.objectives import CodeLoss
+    from dgrad.vae.model import DiscreteVAE
 
 hookspec = pluggy.HookspecMarker("dgrad")
 hookimpl = pluggy.HookimplMarker("dgrad")

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dgrad.core.schedules import Schedule, schedule
 from dgrad.errors import InputError, unknown_name
-from dgrad.schedules import Schedule, schedule
 
 
 def hyperparameters_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

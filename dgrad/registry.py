@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 import pluggy
 
 from dgrad import hookspecs
+from dgrad.core.gradient_estimator import GradientEstimator
+from dgrad.core.latent_layer import LatentLayer
 from dgrad.errors import DgradError, InputError, PluginWarning, unknown_name
-from dgrad.gradient_estimator import GradientEstimator
 from dgrad.hyperparameters import read_hyperparameters
-from dgrad.latent_layer import LatentLayer
 
 GROUP = "dgrad"
 KINDS = ("estimators", "latents", "datasets", "models")

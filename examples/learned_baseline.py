@@ -5,7 +5,7 @@ import math
 import torch
 
 import dgrad
-from dgrad.gradient_estimator import layer_missing
+from dgrad.core.estimator_tools import layer_missing
 
 
 class LearnedBaseline(dgrad.GradientEstimator):

@@ -5,9 +5,10 @@ import math
 from torch import Tensor, nn
 
 import dgrad
-from dgrad.latent_layer import LatentLayer
-from dgrad.likelihoods import Likelihood
-from dgrad.networks import Decoder, DiscreteVAE
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.vae.likelihoods import Likelihood
+from dgrad.vae.model import DiscreteVAE
+from dgrad.vae.networks import Decoder
 
 
 class ConvEncoder(nn.Module):

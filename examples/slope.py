@@ -3,7 +3,7 @@
 import torch
 
 import dgrad
-from dgrad.gradient_estimator import loss_and_slope
+from dgrad.core.estimator_tools import loss_and_slope
 
 
 class Slope(dgrad.GradientEstimator):

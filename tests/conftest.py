@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dgrad.config import configure
-from dgrad.runs import Run
-from dgrad.training import Trainer
+from dgrad.training.run_directory import Run
+from dgrad.training.trainer import Trainer
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings, and tests may run side by side
 

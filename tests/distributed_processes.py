@@ -19,8 +19,8 @@ import dgrad
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits
 from dgrad.config import TrainConfig, configure
 from dgrad.data import Batch
-from dgrad.distributed import World
-from dgrad.training import Trainer
+from dgrad.training.processes import World
+from dgrad.training.trainer import Trainer
 
 SETTINGS = {"latent": "2x3", "device": "cpu", "steps": 100, "plugin": [__file__]}
 DETERMINISTIC = {**SETTINGS, "estimator": "averaging-exact", "binarize": "dynamic"}

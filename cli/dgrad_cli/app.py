@@ -7,9 +7,17 @@ from typing import Annotated
 
 import typer
 
-from dgrad.distributed import World
 from dgrad.errors import InputError
-from dgrad_cli import coding, comparing, inspecting, plugins, reproducing, serving, sweeping, training, using
+from dgrad.training.processes import World
+from dgrad_cli.commands import compare as comparing
+from dgrad_cli.commands import encode as coding
+from dgrad_cli.commands import evaluate as using
+from dgrad_cli.commands import lists as inspecting
+from dgrad_cli.commands import plugins
+from dgrad_cli.commands import reproduce as reproducing
+from dgrad_cli.commands import serve as serving
+from dgrad_cli.commands import sweep as sweeping
+from dgrad_cli.commands import train as training
 
 app = typer.Typer(
     name="dgrad",

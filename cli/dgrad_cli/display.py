@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from dgrad.listener import Listener
+from dgrad.training.listener import Listener
 
 if TYPE_CHECKING:
-    from dgrad.training import Trainer
+    from dgrad.training.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_BARS = 0.1

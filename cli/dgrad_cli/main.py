@@ -65,7 +65,7 @@ SECONDS_FOR_THE_FIRST = 10.0
 
 def _rank_after_the_first() -> int:
     """The rank of a process that torchrun started, where it is not the first on its machine; else 0."""
-    from dgrad.distributed import World
+    from dgrad.training.processes import World
 
     world = World.from_environment()
     return world.rank if world.local_rank else 0

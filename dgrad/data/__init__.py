@@ -1,13 +1,12 @@
 """Data sets held in memory: what they are, where they come from, how a training step draws from them.
 
-May import torch, numpy, dgrad.errors and dgrad.image_files only; torchvision and PIL are imported inside the functions that need them.
+May import torch, numpy, dgrad.errors and dgrad.files.images only; torchvision and PIL are imported inside the functions that need them.
 
 A new source of data is a function `load(data_root: Path) -> Dataset`; `load_dataset` finds it by its registered name.
 """
 
 from dgrad.data.batches import Batch, Batches
 from dgrad.data.binarization import BINARIZATIONS, binarize
-from dgrad.data.celeba import load_celeba
 from dgrad.data.download import download_idx
 from dgrad.data.idx import load_idx
 from dgrad.data.image_folder import load_folder
@@ -39,7 +38,6 @@ __all__ = [
     "dataset_loader",
     "default_data_root",
     "download_idx",
-    "load_celeba",
     "load_dataset",
     "load_folder",
     "load_idx",

@@ -1,6 +1,6 @@
 """Reads a folder of images sorted by class.
 
-May import torch, numpy, dgrad.errors, dgrad.image_files, dgrad.data.partitioning and dgrad.data.splits only;
+May import torch, numpy, dgrad.errors, dgrad.files.images, dgrad.data.partitioning and dgrad.data.splits only;
 torchvision when it reads.
 """
 
@@ -14,7 +14,7 @@ import torch
 from dgrad.data.partitioning import partition
 from dgrad.data.splits import Dataset
 from dgrad.errors import InputError
-from dgrad.image_files import read_image
+from dgrad.files.images import read_image
 
 _FEWEST = 10
 _LAYOUT = "<folder>/<class>/<image>, with .png, .jpg and the like"

@@ -19,9 +19,9 @@ from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgrad.gradient_estimator import Estimate, GradientEstimator
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import CodeLoss
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import CodeLoss
 from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 
 DRAWS = 20_000

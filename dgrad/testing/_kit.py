@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 import dgrad
+from dgrad.core.gradient_estimator import GradientEstimator
+from dgrad.core.latent_layer import LatentLayer
 from dgrad.errors import InputError
-from dgrad.gradient_estimator import GradientEstimator
-from dgrad.latent_layer import LatentLayer
 from dgrad.testing._checks import CHECKS, Check, NotApplicable
 
 LATENTS = ("1x2", "1x5", "3x2", "2x4")

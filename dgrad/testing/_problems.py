@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import GradientEstimator
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import CodeLoss
+from dgrad.core.gradient_estimator import GradientEstimator
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import CodeLoss
 
 
 def small_logits(layer: LatentLayer, *, batch: int = 1, seed: int = 0, scale: float = 1.0) -> Tensor:

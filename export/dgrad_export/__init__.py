@@ -13,14 +13,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dgrad_export._codec import Codec
-    from dgrad_export._reference import check_export
-    from dgrad_export._single_page import build_page
-    from dgrad_export._write import export_run
+    from dgrad_export.codec.codec import Codec
+    from dgrad_export.page.single_page import build_page
+    from dgrad_export.write.export import export_run
+    from dgrad_export.write.reference import check_export
 
 __all__ = ["Codec", "build_page", "check_export", "export_run"]
 
-_HOME_OF = {"Codec": "_codec", "build_page": "_single_page", "check_export": "_reference", "export_run": "_write"}
+_HOME_OF = {
+    "Codec": "codec.codec",
+    "build_page": "page.single_page",
+    "check_export": "write.reference",
+    "export_run": "write.export",
+}
 
 
 def __getattr__(name: str) -> Any:

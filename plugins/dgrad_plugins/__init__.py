@@ -9,13 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import dgrad
-from dgrad.convolutional import conv_vae
-from dgrad.mixture import mixture_vae
-from dgrad.networks import linear_vae, mlp_vae
 from dgrad_plugins.datasets import DATASETS
 from dgrad_plugins.estimators import ESTIMATORS
 from dgrad_plugins.labels import dgrad_code_losses
 from dgrad_plugins.latents import Categorical, Pairs
+from dgrad_plugins.models import conv_vae, linear_vae, mixture_vae, mlp_vae
 
 __all__ = [
     "dgrad_code_losses",

@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dgrad.core.estimator_tools import check_count, loss_and_slope, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.schedules import Schedule
 from dgrad.errors import InputError
-from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_count, loss_and_slope, replace_gradient
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
-from dgrad.schedules import Schedule
 
 WEAKEST, STRONGEST = 1e-4, 1e4
 """The range that the strength stays in: where no strength reaches the target, it would grow without end."""

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, needs_binary_rows, replace_gradient
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
+from dgrad.core.estimator_tools import needs_binary_rows, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, binary_direction, log_odds
 
 

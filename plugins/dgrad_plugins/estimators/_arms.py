@@ -7,17 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import (
-    Estimate,
-    GradientEstimator,
-    Traits,
-    check_count,
-    needs_binary_rows,
-    replace_gradient,
-)
-from dgrad.latent_layer import LatentLayer
-from dgrad.noise import gumbel
-from dgrad.objectives import Objective
+from dgrad.core.estimator_tools import check_count, needs_binary_rows, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.random import gumbel
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
 
 SURELY_INDEPENDENT = -80.0

@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, needs_independent_rows, replace_gradient
-from dgrad.latent_layer import LatentLayer
-from dgrad.noise import gumbel
-from dgrad.numerics import softmax
-from dgrad.objectives import Objective
+from dgrad.core.estimator_tools import needs_independent_rows, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.random import gumbel
+from dgrad.kernels.numerics import softmax
 
 CODES_PER_CALL = 16384
 """How many swapped codes, over the batch, the objective gets at once: a bound on memory."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from dgrad.noise import gumbel
+from dgrad.core.random import gumbel
 
 
 def top_codes(log_p: Tensor, count: int) -> tuple[Tensor, Tensor]:

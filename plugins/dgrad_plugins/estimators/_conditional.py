@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad.noise import gumbel
+from dgrad.core.random import gumbel
 
 
 def conditional_potentials(

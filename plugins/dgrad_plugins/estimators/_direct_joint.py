@@ -6,20 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.random import gumbel
+from dgrad.core.schedules import Schedule
 from dgrad.errors import rough
-from dgrad.gradient_estimator import (
-    Estimate,
-    GradientEstimator,
-    Limit,
-    Traits,
-    check_choice,
-    check_count,
-    replace_gradient,
-)
-from dgrad.latent_layer import LatentLayer
-from dgrad.noise import gumbel
-from dgrad.objectives import Objective
-from dgrad.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._exact import LARGEST_SUPPORT
 

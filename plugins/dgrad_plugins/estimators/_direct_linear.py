@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgrad.schedules import Schedule
+from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._direct import Direct
 
 

@@ -5,18 +5,11 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import (
-    Estimate,
-    GradientEstimator,
-    Limit,
-    Traits,
-    check_choice,
-    check_count,
-    replace_gradient,
-)
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
-from dgrad.schedules import Schedule
+from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._sweep_share import UNIFORM, SweepShare
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
 from dgrad.errors import rough
-from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
 
 LARGEST_SUPPORT = 4096
 

@@ -6,19 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dgrad.core.estimator_tools import add_gradient, check_count, needs_independent_rows
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.schedules import Schedule, schedule
 from dgrad.errors import InputError
-from dgrad.gradient_estimator import (
-    Estimate,
-    GradientEstimator,
-    Traits,
-    add_gradient,
-    check_count,
-    needs_independent_rows,
-)
-from dgrad.latent_layer import LatentLayer
-from dgrad.numerics import log_softmax
-from dgrad.objectives import Objective
-from dgrad.schedules import Schedule, schedule
+from dgrad.kernels.numerics import log_softmax
 
 
 class GappedStraightThrough(GradientEstimator):

@@ -6,20 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import (
-    Estimate,
-    GradientEstimator,
-    Limit,
-    Traits,
-    check_choice,
-    check_count,
-    loss_and_slope,
-    replace_gradient,
-)
-from dgrad.latent_layer import LatentLayer
-from dgrad.noise import gumbel
-from dgrad.objectives import Objective
-from dgrad.schedules import Constant, Schedule
+from dgrad.core.estimator_tools import check_choice, check_count, loss_and_slope, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.random import gumbel
+from dgrad.core.schedules import Constant, Schedule
 
 NOISES = ("gumbel", "normal")
 

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dgrad.gradient_estimator import Estimate, GradientEstimator, Traits, check_count, needs_independent_rows
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
-from dgrad.schedules import Schedule
+from dgrad.core.estimator_tools import check_count, needs_independent_rows
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_variate
 
 

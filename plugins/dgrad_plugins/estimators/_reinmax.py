@@ -6,18 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import (
-    Estimate,
-    GradientEstimator,
-    Limit,
-    Traits,
-    add_gradient,
-    check_count,
-    needs_independent_rows,
-)
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
-from dgrad.schedules import Schedule
+from dgrad.core.estimator_tools import add_gradient, check_count, needs_independent_rows
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.schedules import Schedule
 
 
 class ReinMax(GradientEstimator):

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import Estimate, add_gradient
-from dgrad.latent_layer import LatentLayer
-from dgrad.noise import gumbel
-from dgrad.numerics import log_softmax
-from dgrad.objectives import Objective
+from dgrad.core.estimator_tools import add_gradient
+from dgrad.core.gradient_estimator import Estimate
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.random import gumbel
+from dgrad.kernels.numerics import log_softmax
 from dgrad_plugins.estimators._conditional import conditional_potentials
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import Estimate, GradientEstimator, Limit, Traits, add_gradient, check_count
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
-from dgrad.schedules import Constant, Schedule
+from dgrad.core.estimator_tools import add_gradient, check_count
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
+from dgrad.core.schedules import Constant, Schedule
 
 
 class StraightThrough(GradientEstimator):

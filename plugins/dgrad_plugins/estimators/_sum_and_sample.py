@@ -6,17 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.gradient_estimator import (
-    Estimate,
-    GradientEstimator,
-    Traits,
-    check_choice,
-    check_count,
-    needs_independent_rows,
-    replace_gradient,
-)
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
+from dgrad.core.estimator_tools import check_choice, check_count, needs_independent_rows, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._beam import codes_without_replacement, top_codes
 
 BASELINES = ("none", "explicit-mean")

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from dgrad.core.estimator_tools import needs_changes, needs_independent_rows, sweep_evaluations
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import Objective
 from dgrad.errors import InputError
-from dgrad.gradient_estimator import needs_changes, needs_independent_rows, sweep_evaluations
-from dgrad.latent_layer import LatentLayer
-from dgrad.objectives import Objective
 
 UNIFORM = 0.1
 """The part of the chances that all rows have alike, so that a factor is at most `1 / (UNIFORM * share)`. At small epsilons 0.02, 0.07 and 0.1

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.random import gumbel
 from dgrad.errors import InputError, rough
-from dgrad.latent_layer import LatentLayer
-from dgrad.noise import gumbel
-from dgrad.numerics import log_softmax, softmax
+from dgrad.kernels.numerics import log_softmax, softmax
 
 LARGEST_CODE = 2**24
 """The most coordinates that a code may have; their logits alone take 64 MiB for each example."""

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.random import gumbel
 from dgrad.errors import InputError
-from dgrad.latent_layer import LatentLayer
-from dgrad.noise import gumbel
 
 MOST_BITS = 16
 """Every one of their 65,536 settings is weighed for each example: 256 KiB of float32."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dgrad
 import torch
-from dgrad.gradient_estimator import check_count
+from dgrad.core.estimator_tools import check_count
 
 
 class WeightedRlooEstimator(dgrad.GradientEstimator):

@@ -1,0 +1,153 @@
+"""`dgrad plugins`, `plugins check`, `plugins new`: what is loaded, whether it is right, and how to begin one.
+
+May import typer and rich; torch and the core only inside commands.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dgrad.errors import InputError
+from dgrad_cli.commands.lists import Json, Plugins, load_plugins
+from dgrad_cli.commands.train import name_and_value
+from dgrad_cli.display import print_json, print_table
+
+app = typer.Typer(
+    help="List the plugins; check one, or begin a new one.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def plugins(context: typer.Context, plugin: Plugins = None, json: Json = False) -> None:
+    """List the plugins, where each comes from and what it registers; those left out with the reason."""
+    load_plugins(plugin)
+    if context.invoked_subcommand is not None:
+        if json:
+            raise InputError(f"--json goes behind the command: dgrad plugins {context.invoked_subcommand} ... --json")
+        return
+    from dgrad.registry import KINDS, registry
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "distribution": entry.distribution,
+            "version": entry.version,
+            "registers": entry.registers,
+            "claimed_twice": registry().claimed_twice(entry),
+            "left_out": None,
+        }
+        for entry in registry().plugins
+    ] + [
+        {
+            "name": entry.name,
+            "distribution": entry.distribution,
+            "version": entry.version,
+            "registers": {kind: [] for kind in KINDS},
+            "claimed_twice": [],
+            "left_out": entry.reason,
+        }
+        for entry in registry().left_out
+    ]
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ["name", "distribution", "version", "registers"],
+        ((row["name"], row["distribution"], row["version"], _registers(row)) for row in rows),
+    )
+    for line in registry().claimed_twice():
+        print(f"claimed twice: {line}")
+
+
+def _registers(row: dict[str, Any]) -> str:
+    if row["left_out"] is not None:
+        return f"left out: {row['left_out']}"
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["registers"].items() if names)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="An estimator's registered name.", metavar="NAME", show_default=False)],
+    plugin: Plugins = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A hyper-parameter: samples=4; repeatable.", metavar="NAME=VALUE", show_default=False
+        ),
+    ] = None,
+    latent: Annotated[
+        str | None,
+        typer.Option(
+            help="The latent to check it with. (default: 1x2, 1x5, 3x2 and 2x4, as far as it supports them)",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run the conformance checks on an estimator; exits with 1 where one fails."""
+    import dgrad
+
+    load_plugins(plugin)
+    estimator = dgrad.estimator(name, **dict(map(name_and_value, set_ or ())))
+    layer = None if latent is None else dgrad.latent(latent)
+    from dgrad.testing import run_checks
+
+    results = run_checks(estimator, layer)
+    failed = [result for result in results if not result.fine]
+    if json:
+        print_json(
+            {
+                "estimator": name,
+                "passed": not failed,
+                "checks": [
+                    {
+                        "check": result.name,
+                        "result": result.status,
+                        "detail": result.detail,
+                        "seconds": round(result.seconds, 3),
+                    }
+                    for result in results
+                ],
+            }
+        )
+    else:
+        print_table(["check", "result", "detail"], ((result.name, result.status, result.detail) for result in results))
+        counts = {status: sum(result.status == status for result in results) for status in ("passed", "skipped")}
+        print(
+            f"{name}: {counts['passed']} passed, {counts['skipped']} skipped, {len(failed)} failed "
+            f"in {sum(result.seconds for result in results):.1f} s"
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The name to register an estimator under, such as my-estimator.", metavar="NAME", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The package's directory; new or empty. (default: dgrad-NAME)", metavar="DIR", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write a small package with one estimator, its tests and its documentation, ready to install."""
+    from dgrad_cli.scaffolding import new_plugin
+
+    out = out or Path(f"dgrad-{name}")
+    files = new_plugin(name, out)
+    print(f"wrote  {out}: {', '.join(map(str, files))}")
+    print(f"next   cd {shlex.quote(str(out))} && pip install -e '.[dev]' && pytest")
+    print(f"       dgrad plugins check {name}")
+    print(f"       dgrad train --estimator {name} --latent 8x4")

@@ -1,0 +1,372 @@
+"""`dgrad sweep`: every combination of estimators, latents, seeds and values. May import typer and rich; torch and the core only inside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dgrad.config import TrainConfig, option, read_toml
+from dgrad.errors import InputError, RunError
+from dgrad.experiments.launchers import Job, run_here, run_submitted, submitit_executor
+from dgrad_cli import options as settings
+from dgrad_cli.commands.lists import load_plugins
+from dgrad_cli.display import duration, print_json, print_table
+from dgrad_cli.writing import as_text, check_directory
+
+if TYPE_CHECKING:
+    from dgrad.experiments.experiment import Experiment
+    from dgrad.experiments.results import Combination, Results
+
+CLUSTERS = {"slurm": "slurm", "submitit-local": "local"}
+"""Launchers by submitit, and what it calls them."""
+LISTS = ("hidden", "attributes")
+"""Settings whose value has commas itself: the command line takes one, a recipe takes several."""
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes `**settings` an option for each setting of a run, whose values are separated by commas."""
+    helps = {
+        info.default.split("/")[0]: info.help  # typer keeps the first name of an option within Annotated there
+        for annotation in vars(settings).values()
+        for info in getattr(annotation, "__metadata__", ())
+    }
+    own = [
+        each for each in signature(command, eval_str=True).parameters.values() if each.kind is not Parameter.VAR_KEYWORD
+    ]
+    more = {each.name for each in fields(TrainConfig)} - {each.name for each in own} - {"set", "plugins"}
+    ours = []
+    for name in (each.name for each in fields(TrainConfig) if each.name in more):
+        names = [option(name), *([f"{option(name)}s"] if name in ("estimator", "latent") else [])]
+        values = "VALUE" if name in LISTS else "true" if name == "augment" else "VALUE,VALUE"
+        info = typer.Option(*names, help=helps[option(name)], metavar=values, show_default=False)
+        ours.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, info]))
+    command.__signature__ = signature(command, eval_str=True).replace(parameters=own + ours)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in own + ours}
+    return command
+
+
+@takes_settings
+def sweep(
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The runs' directory; the same command again does what is missing.", metavar="DIR", show_default=False
+        ),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A TOML file of settings, each with a value or a list of values; see docs/sweeping.md. Options go before it.",
+            metavar="FILE.toml",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Runs of each combination, with the seeds 0, 1 ... (default: 1)", min=1, show_default=False),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A hyper-parameter of all estimators, NAME=VALUE,VALUE, or of one, ESTIMATOR.NAME=VALUE,VALUE; repeatable.",
+            metavar="NAME=VALUE,VALUE",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time. (default: as many as devices)", metavar="N", min=1, show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="The devices that runs are given in turn. (default: every GPU, else the CPU)",
+            metavar="DEVICE,DEVICE",
+            show_default=False,
+        ),
+    ] = None,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            help="local: processes on this machine. slurm: a job each (extra: slurm). submitit-local: to try that without Slurm."
+        ),
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An option of the Slurm jobs: time=120 (minutes), partition=gpu, gpus_per_node=1 ...; repeatable.",
+            metavar="NAME=VALUE",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, and what is left to do.")] = False,
+    plugin: settings.PluginOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    **given: str | None,
+) -> None:
+    """Train every combination of estimators, latents, seeds and values, several at a time; what is finished is not trained again.
+
+    Any setting takes several values. Each combination is an ordinary run in a directory of its own. The best are chosen by validation;
+    test images choose nothing.
+    """
+    check_directory(out)
+    load_plugins(plugin)
+    recipe = {} if config is None else read_toml(config)
+    overrides = read_overrides(given, set_ or (), seeds) | ({} if plugin is None else {"plugins": plugin})
+    experiments, results, received = run_recipe(
+        recipe,
+        out,
+        overrides,
+        jobs=jobs,
+        device=device,
+        launcher=launcher,
+        slurm=slurm or (),
+        dry_run=dry_run,
+        quiet=quiet,
+    )
+    stop_if(received)
+    if json:
+        print_json(results.to_json())
+    else:
+        show_results(results, out, dry_run=dry_run)
+    failed = [row for row in results.runs if row["state"] == "failed"]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: {failed[0]['problem']}; see "
+            f"{out / 'logs'}"
+        )
+
+
+def read_overrides(given: Mapping[str, str | None], set_: Sequence[str], seeds: int | None) -> dict[str, Any]:
+    """What the options ask for, as in a recipe.
+
+    >>> read_overrides({"lr": "0.1,0.2", "hidden": "400,200"}, ["direct.epsilon=1"], 2)
+    {'lr': ['0.1', '0.2'], 'hidden': '400,200', 'set': {'direct.epsilon': ['1']}, 'seed': [0, 1]}
+    """
+    overrides: dict[str, Any] = {
+        name: text if name in LISTS else _listed(option(name), text) for name, text in given.items() if text is not None
+    }
+    hyperparameters = {}
+    for text in set_:
+        name, separator, values = text.partition("=")
+        if not (name.strip() and separator):
+            raise InputError(
+                f"--set expects NAME=VALUE or ESTIMATOR.NAME=VALUE, for example epsilon=0.1,1; got {text!r}"
+            )
+        if name.strip() in hyperparameters:
+            raise InputError(f"--set {name} is given twice; list its values in one: {name}=1,2")
+        hyperparameters[name.strip()] = _listed(f"--set {name}", values)
+    if hyperparameters:
+        overrides["set"] = hyperparameters
+    if seeds is not None:
+        if "seed" in overrides:
+            raise InputError("--seed and --seeds exclude each other; give one of them")
+        overrides["seed"] = list(range(seeds))
+    return overrides
+
+
+def _listed(what: str, text: str) -> list[str]:
+    values = [value.strip() for value in text.split(",")]
+    if not all(values):
+        raise InputError(f"{what} expects a value, or several separated by commas; got {text!r}")
+    return values
+
+
+def run_recipe(
+    recipe: Mapping[str, Any],
+    out: Path,
+    overrides: Mapping[str, Any],
+    *,
+    jobs: int | None = None,
+    device: str | None = None,
+    launcher: str = "local",
+    slurm: Sequence[str] = (),
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> tuple[list[Experiment], Results, int | None]:
+    """Train what is missing of a recipe's runs (`dgrad.experiments.grid.expand`); with `dry_run` nothing is trained, written or
+    read of the data.
+
+    Returns:
+        The runs, what came of them, which is also in `out/results.json`, and the signal that stopped it, or None.
+    """
+    from dgrad.devices import all_devices
+    from dgrad.experiments.experiment import check
+    from dgrad.experiments.grid import expand
+    from dgrad.experiments.results import collect
+    from dgrad.files.atomic import write_text
+
+    if launcher not in ("local", *CLUSTERS):
+        raise InputError(f"--launcher must be local, {' or '.join(CLUSTERS)}; got {launcher!r}")
+    if slurm and launcher == "local":
+        raise InputError("--slurm is for Slurm's jobs; give --launcher slurm too, or leave it out")
+    if launcher in CLUSTERS and device is not None and "," in device:
+        raise InputError(
+            f"--device {device}: a Slurm job has one run, on what it is given; expected one name, such as cuda"
+        )
+    experiments = expand(recipe, out, overrides)
+    devices = all_devices(device) if launcher == "local" else [device or "auto"]
+    check(experiments, read_data=not dry_run)
+    if dry_run:
+        return experiments, collect(experiments, {}), None
+    executor = submitit_executor(out / "slurm", CLUSTERS[launcher], slurm, jobs) if launcher in CLUSTERS else None
+    out.mkdir(parents=True, exist_ok=True)
+    monitor = _Monitor(experiments, Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet))
+    monitor.announce(out)
+    todo = [_job(experiment, out) for experiment in experiments if experiment.state in ("begun", "to do")]
+    if executor is None:
+        received = run_here(todo, devices=devices, at_once=jobs or len(devices), begin=monitor.begin, end=monitor.end)
+    else:
+        todo = [Job(job.name, (*job.command, "--device", devices[0]), job.log) for job in todo]
+        received = run_submitted(todo, executor, begin=monitor.begin, end=monitor.end)
+    results = collect(experiments, monitor.problems)
+    write_text(out / "results.json", as_text(results.to_json()))
+    return experiments, results, received
+
+
+def _job(experiment: Experiment, out: Path) -> Job:
+    """The command that trains one run, from its beginning or its last checkpoint."""
+    command = (
+        sys.executable,
+        "-m",
+        "dgrad_cli.worker",
+        "train",
+        "--quiet",
+        "--resume",
+        str(experiment.path.absolute()),
+    )
+    return Job(experiment.path.name, command, (out / "logs" / f"{experiment.path.name}.log").absolute())
+
+
+def stop_if(received: int | None) -> None:
+    """End, as a signal asked for; None for no signal."""
+    if received is not None:
+        from dgrad.training.trainer import Interrupted
+
+        interruption = Interrupted("stopped, everything so far is kept; give the same command again to go on")
+        interruption.exit_code = 128 + received
+        raise interruption
+
+
+# What comes of it
+
+
+class _Monitor:
+    """Says what happens, and remembers what failed."""
+
+    def __init__(self, experiments: Sequence[Experiment], notes: Console) -> None:
+        self.experiments = {experiment.path.name: experiment for experiment in experiments}
+        self.notes = notes
+        self.problems: dict[Path, str] = {}
+
+    def announce(self, out: Path) -> None:
+        """Say what will not be trained."""
+        for line in _reasons({each.label: each.limitation for each in self.experiments.values()}):
+            self._say(f"left out: {line}")
+        if done := sum(each.state == "finished" for each in self.experiments.values()):
+            self._say(f"{done} of {len(self.experiments)} runs in {out} are finished already")
+
+    def begin(self, job: Job) -> None:
+        """Make the run directory."""
+        experiment = self.experiments[job.name]
+        self._say(f"{self._number(job)} {'goes on' if experiment.state == 'begun' else 'begins'}")
+        experiment.create()
+
+    def end(self, job: Job, problem: str | None) -> None:
+        """See what came of the run."""
+        from dgrad.training.run_directory import Run
+
+        experiment = self.experiments[job.name]
+        summary = Run(experiment.path).summary()
+        if summary is not None and experiment.finished:
+            accuracy = f", accuracy {_percent(summary['best']['valid_accuracy'])}" if "accuracy" in summary else ""
+            bound = f"validation bound {summary['best']['valid_bound']:.2f} {summary['unit']}{accuracy}"
+            self._say(f"{self._number(job)}: {bound}, {duration(summary['seconds'])}")
+        elif problem is not None:
+            self.problems[experiment.path] = problem
+            self._say(f"{self._number(job)} failed: {problem}")
+
+    def _number(self, job: Job) -> str:
+        number = list(self.experiments).index(job.name) + 1
+        return f"{number} of {len(self.experiments)}, {self.experiments[job.name].name}"
+
+    def _say(self, text: str) -> None:
+        self.notes.print(text, markup=False)
+
+
+def _reasons(problems: Mapping[str, str | None]) -> list[str]:
+    """A line for each reason, with the names that it is true of."""
+    names: dict[str, list[str]] = {}
+    for name, reason in problems.items():
+        if reason is not None:
+            names.setdefault(reason, []).append(name)
+    return [f"{', '.join(those)}: {reason}" for reason, those in names.items()]
+
+
+def _show_plan(results: Results) -> None:
+    print_table(["run", "state"], ((row["run"], row["state"]) for row in results.runs))
+    states = [row["state"] for row in results.runs]
+    counts = (f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"\n{len(states)} runs: {', '.join(counts)}")
+    for line in _reasons({row["label"]: row["problem"] for row in results.runs}):
+        print(f"left out: {line}")
+
+
+def show_results(results: Results, out: Path, *, dry_run: bool = False) -> None:
+    """The table, and what is missing in it; before anything is trained, the runs."""
+    if dry_run:
+        _show_plan(results)
+        return
+    trained = [one for one in results.combinations if one.figures or one.problem is None]
+    columns = {"validation bound": "valid_bound", "test bound": "test_bound"}
+    if any(one.config["choose_by"] == "reconstruction" for one in trained):
+        columns["test reconstruction"] = "test_reconstruction"
+    if any("accuracy" in one.figures for one in trained):
+        columns["test accuracy"] = "accuracy"
+    print_table(
+        ["", "combination", "seeds", *columns, "seconds"],
+        (
+            (
+                "*" if one.best else "",
+                one.label,
+                str(one.finished) if one.finished == one.seeds else f"{one.finished} of {one.seeds}",
+                *(figure_text(one, name) for name in columns.values()),
+                f"{one.figures['seconds']['mean']:.3g}" if "seconds" in one.figures else "-",
+            )
+            for one in trained
+        ),
+    )
+    units = sorted({one.unit for one in trained if one.unit})
+    print(
+        f"\nBounds in {' or '.join(units) or 'nats'}, the lower the better; mean ± standard deviation over seeds. *: the best by validation "
+        "of those with the same latent, data and labels."
+    )
+    for state in ("left out", "failed"):
+        name = "label" if state == "left out" else "run"
+        for line in _reasons({row[name]: row["problem"] for row in results.runs if row["state"] == state}):
+            print(f"{state}: {line}")
+    print(f"{out}: results.json, logs, and a run directory for each")
+
+
+def figure_text(one: Combination, name: str) -> str:
+    """A figure with its spread over seeds."""
+    if name not in one.figures:
+        return "-"
+    mean, deviation = one.figures[name]["mean"], one.figures[name]["standard_deviation"]
+    if name == "accuracy":
+        return _percent(mean) if deviation is None else f"{100 * mean:.2f} ± {_percent(deviation)}"
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

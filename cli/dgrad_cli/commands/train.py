@@ -1,0 +1,423 @@
+"""`dgrad train`. May import typer and rich; torch and the core's training only inside the command."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgrad.config import TrainConfig, configure, read_toml
+from dgrad.errors import InputError, RunError
+from dgrad.training.processes import World
+from dgrad_cli.display import Watcher, duration, figures, print_json, print_table
+from dgrad_cli.options import (
+    AdversarialRadiusOption,
+    AdversarialWeightOption,
+    AttributesOption,
+    AugmentOption,
+    BalanceWeightOption,
+    BatchSizeOption,
+    BinarizeOption,
+    ChooseByOption,
+    CompileOption,
+    DataRootOption,
+    DatasetOption,
+    DeviceOption,
+    DropoutOption,
+    EpochsOption,
+    EstimatorOption,
+    EvalEveryOption,
+    EvalRefineStepsOption,
+    EvalSamplesOption,
+    GaussianOption,
+    HiddenOption,
+    IndependenceWeightOption,
+    InputDropoutOption,
+    KLOption,
+    KLWeightOption,
+    LabelledBatchOption,
+    LabelLossOption,
+    LabelsOption,
+    LabelWeightOption,
+    LatentOption,
+    LikelihoodOption,
+    ModelOption,
+    PluginOption,
+    PretrainStepsOption,
+    PropagateLabelsOption,
+    RateOption,
+    RefineStepsOption,
+    SeedOption,
+    SetOption,
+    StepsOption,
+    SweepPrecisionOption,
+    WeightDecayOption,
+)
+
+if TYPE_CHECKING:
+    from dgrad.training.run_directory import Run
+    from dgrad.training.seeds import Seeds
+    from dgrad.training.trainer import Trainer
+
+
+def train(
+    estimator: EstimatorOption = None,
+    set_: SetOption = None,
+    latent: LatentOption = None,
+    dataset: DatasetOption = None,
+    data_root: DataRootOption = None,
+    binarize: BinarizeOption = None,
+    model: ModelOption = None,
+    hidden: HiddenOption = None,
+    gaussian: GaussianOption = None,
+    dropout: DropoutOption = None,
+    input_dropout: InputDropoutOption = None,
+    likelihood: LikelihoodOption = None,
+    kl: KLOption = None,
+    kl_weight: KLWeightOption = None,
+    labels: LabelsOption = None,
+    attributes: AttributesOption = None,
+    labelled_batch: LabelledBatchOption = None,
+    pretrain_steps: PretrainStepsOption = None,
+    label_loss: LabelLossOption = None,
+    label_weight: LabelWeightOption = None,
+    balance_weight: BalanceWeightOption = None,
+    independence_weight: IndependenceWeightOption = None,
+    adversarial_weight: AdversarialWeightOption = None,
+    adversarial_radius: AdversarialRadiusOption = None,
+    propagate_labels: PropagateLabelsOption = None,
+    augment: AugmentOption = None,
+    epochs: EpochsOption = None,
+    steps: StepsOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: RateOption = None,
+    weight_decay: WeightDecayOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    compile: CompileOption = None,
+    sweep_precision: SweepPrecisionOption = None,
+    eval_every: EvalEveryOption = None,
+    choose_by: ChooseByOption = None,
+    eval_samples: EvalSamplesOption = None,
+    refine_steps: RefineStepsOption = None,
+    eval_refine_steps: EvalRefineStepsOption = None,
+    plugin: PluginOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file of settings; options go before it.", metavar="FILE.toml", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run's directory (default: runs/DATASET-LATENT-ESTIMATOR, with a number where that is taken).",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run from its last checkpoint.", metavar="RUN", show_default=False)
+    ] = None,
+    seeds_in_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Train that many seeds at once, from --seed on: the runs DIR/seed0, DIR/seed1 and so on.",
+            metavar="N",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run at --out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; progress goes to the standard error.")
+    ] = False,
+) -> None:
+    """Train a discrete variational auto-encoder, evaluate it on test images, and keep everything in a run directory."""
+    given: dict[str, Any] = {
+        "estimator": estimator, "set": None if set_ is None else dict(map(name_and_value, set_)), "latent": latent, "dataset": dataset,
+        "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "dropout": dropout, "input-dropout": input_dropout,
+        "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "attributes": attributes, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
+        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "independence-weight": independence_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
+        "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "sweep-precision": sweep_precision, "eval-every": eval_every, "choose-by": choose_by, "eval-samples": eval_samples,
+        "refine-steps": refine_steps, "eval-refine-steps": eval_refine_steps,
+        "plugin": plugin,
+    }  # fmt: skip
+    settings = {name: value for name, value in given.items() if value is not None}
+    world = World.from_environment()
+    watcher = Watcher(quiet=quiet, to_stderr=json)
+    if resume is not None:
+        _resume(
+            resume,
+            settings,
+            watcher,
+            world,
+            conflicting={
+                "--config": config,
+                "--out": out,
+                "--seeds-in-parallel": seeds_in_parallel,
+                "--overwrite": overwrite,
+            },
+            as_json=json,
+        )
+        return
+    if epochs is not None and steps is not None:
+        raise InputError(f"--epochs {epochs} and --steps {steps} exclude each other; give one of them")
+    base = configure(read_toml(config)) if config is not None else TrainConfig()
+    if epochs is not None:
+        settings["steps"] = None
+    if "set" in settings and settings.get("estimator", base.estimator) == base.estimator:
+        settings["set"] = {**base.set, **settings["set"]}
+    elif "estimator" in settings and settings["estimator"] != base.estimator:
+        settings.setdefault("set", {})  # another estimator's hyper-parameters mean nothing to this one
+    chosen = configure(settings, base)
+    if seeds_in_parallel is not None:
+        _train_seeds(chosen, seeds_in_parallel, out, watcher, world, overwrite=overwrite, as_json=json)
+    else:
+        _train(chosen, out, watcher, world, overwrite=overwrite, as_json=json)
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """The two sides of `NAME=VALUE`.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        raise InputError(f"--set expects NAME=VALUE, for example epsilon=0.5; got {text!r}")
+    return name.strip().replace("-", "_"), value.strip()
+
+
+def _train(
+    config: TrainConfig, out: Path | None, watcher: Watcher, world: World, *, overwrite: bool, as_json: bool
+) -> None:
+    from dgrad.training.run_directory import Run
+    from dgrad.training.trainer import Trainer
+
+    def choose() -> Path:
+        path = out or _free_name(config)
+        Run.check_free(path, overwrite=overwrite)
+        return path
+
+    with world.joined(config.device):
+        path = world.from_first(choose)
+        trainer = Trainer(config, watcher, world)
+        if world.is_first:
+            run = Run.create(path, trainer.config, overwrite=overwrite, first_save=trainer.save)
+        else:
+            run = Run(path)
+            trainer.save(run)  # its part of it
+        with run.locked() if world.is_first else nullcontext():
+            _run(trainer, run, watcher, as_json=as_json)
+
+
+def _resume(
+    path: Path,
+    settings: dict[str, Any],
+    watcher: Watcher,
+    world: World,
+    *,
+    conflicting: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from dgrad.training.run_directory import SEEDS_FILE, Run
+    from dgrad.training.trainer import resume
+
+    refused = [f"--{name}" for name in settings if name != "device"] + [
+        name for name, value in conflicting.items() if value
+    ]
+    if refused:
+        raise InputError(
+            f"--resume continues a run as it was configured; leave out {', '.join(refused)}, or start a new run"
+        )
+    if (path / SEEDS_FILE).is_file():
+        _resume_seeds(path, settings, watcher, world, as_json=as_json)
+        return
+    run = Run.open(path)
+    summary = run.summary()
+    if summary is not None and _has_pictures(path):
+        if world.is_first:
+            _report(summary, path, as_json=as_json)
+        return
+    with run.locked() if world.is_first else nullcontext(), world.joined(settings.get("device", run.config.device)):
+        trainer, run = resume(path, watcher, world, **settings)
+        _run(trainer, run, watcher, as_json=as_json)
+
+
+def _has_pictures(run: Path) -> bool:
+    from dgrad.pictures.of_a_run import RUN_PICTURES
+
+    return all((run / picture).is_file() for picture in RUN_PICTURES)
+
+
+def _free_name(config: TrainConfig) -> Path:
+    """`runs/digits-20x10-direct`, with a number behind it where that is taken."""
+    name = f"{Path(config.dataset).stem}-{config.latent}-{config.estimator}".replace(":", "-").replace("/", "-")
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def _run(trainer: Trainer, run: Run, watcher: Watcher, *, as_json: bool) -> None:
+    summary, _ = finish(trainer, run, watcher)
+    if trainer.world.is_first:
+        _report(summary, run.path, as_json=as_json)
+
+
+def finish(trainer: Trainer, run: Run, watcher: Watcher) -> tuple[dict[str, Any], list[int]]:
+    """Train to the end, with pictures; the summary, and the signals that came too late to stop it.
+
+    Raises:
+        Interrupted: a signal asked to stop; its exit code says which.
+    """
+    from dgrad.pictures.of_a_run import save_run_pictures
+
+    with _stopping_on_signals(trainer.stop, run.path, watcher, alone=trainer.world.size == 1) as received:
+        summary = trainer.train(run)
+        if trainer.world.is_first:
+            save_run_pictures(trainer, run.path, run.metrics())
+    return summary, received
+
+
+@contextmanager
+def _stopping_on_signals(
+    ask_to_stop: Callable[[], None], run: Path, watcher: Watcher, *, alone: bool = True
+) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end what runs inside after the current step, its state saved; a second Ctrl-C ends it at once.
+
+    One of several processes hears a signal more than once, from the terminal and from torchrun, which itself ends what does not stop.
+
+    Raises:
+        Interrupted: as what runs inside raised it, with an exit code that says which signal it was.
+    """
+    from dgrad.training.trainer import Interrupted
+
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1 and alone:
+            raise Interrupted(f"stopped at once; continue from the last checkpoint with: dgrad train --resume {run}")
+        ask_to_stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    except Interrupted as interruption:
+        if received:  # or it was another process that was asked to stop
+            interruption.exit_code = 128 + received[0]
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        watcher.close()
+
+
+def _train_seeds(
+    config: TrainConfig, count: int, out: Path | None, watcher: Watcher, world: World, *, overwrite: bool, as_json: bool
+) -> None:
+    from dgrad.training.seeds import Seeds
+
+    _check_alone(world)
+    watcher.label = _label(config.seed, count)
+    path = out or _free_name(config)
+    _run_seeds(Seeds.create(path, config, count, watcher, overwrite=overwrite), watcher, as_json=as_json)
+
+
+def _resume_seeds(path: Path, settings: dict[str, Any], watcher: Watcher, world: World, *, as_json: bool) -> None:
+    from dgrad.training.run_directory import Run
+    from dgrad.training.seeds import Seeds, read_seeds, run_path, summarize
+
+    _check_alone(world)
+    seeds = read_seeds(path)
+    paths = [run_path(path, seed) for seed in seeds]
+    if all(Run(each).summary() is not None and _has_pictures(each) for each in paths):
+        _report_seeds(summarize(path), path, as_json=as_json)
+        return
+    watcher.label = _label(seeds[0], len(seeds))
+    _run_seeds(Seeds.resume(path, watcher, **settings), watcher, as_json=as_json)
+
+
+def _check_alone(world: World) -> None:
+    if world.size > 1:
+        raise InputError(f"seeds in parallel train in one process; got {world.size}: leave torchrun out")
+
+
+def _label(first: int, count: int) -> str:
+    """Which runs the progress is of.
+
+    >>> _label(3, 1), _label(3, 4)
+    ('seed 3', 'seeds 3 to 6, shown is 3')
+    """
+    return f"seed {first}" if count == 1 else f"seeds {first} to {first + count - 1}, shown is {first}"
+
+
+def _run_seeds(seeds: Seeds, watcher: Watcher, *, as_json: bool) -> None:
+    from dgrad.pictures.of_a_run import save_run_pictures
+
+    with _stopping_on_signals(seeds.stop, seeds.path, watcher):
+        summary = seeds.train()
+        for trainer, run in seeds.runs.items():
+            if str(trainer.config.seed) in summary["seeds"]:
+                save_run_pictures(trainer, run.path, run.metrics())
+    _report_seeds(summary, seeds.path, as_json=as_json)
+    if problems := [f"seed {seed}: {problem}" for seed, problem in summary["problems"].items()]:
+        raise RunError(f"{len(problems)} of {len(seeds.runs)} seeds failed: {'; '.join(problems)}")
+
+
+def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"run": str(path), **summary})
+        return
+    seeds = summary["seeds"]
+    if not seeds:
+        return
+    names = {"test bound": "test_bound", "reconstruction": "test_reconstruction", "KL": "test_kl"}
+    any_ = next(iter(seeds.values()))
+    if "test_accuracy" in any_["best"]:
+        names["accuracy"] = "test_accuracy"
+    rows = [
+        [seed, *(_number(each["best"].get(name)) for name in names.values()), f"{each['best']['epoch']:g}"]
+        for seed, each in seeds.items()
+    ]
+    print_table(["seed", *names, "weights of epoch"], rows)
+    bound = summary["test_bound"]
+    if bound is not None and bound["standard_deviation"] is not None:
+        print(
+            f"test bound  {bound['mean']:.2f} ± {bound['standard_deviation']:.2f} {any_['unit']}, mean and standard deviation of "
+            f"{len(seeds)} seeds, {bound['least']:.2f} to {bound['greatest']:.2f}"
+        )
+    seconds = max(each["seconds"] for each in seeds.values())
+    print(f"training    {any_['steps']} steps of each in {duration(seconds)} on {any_['device']}")
+    first = next(iter(seeds))
+    print(f"runs        {path}: {', '.join(f'seed{seed}' for seed in seeds)}, summary.json")
+    print(f"next        dgrad evaluate {path / f'seed{first}'} --importance-samples 1000")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if abs(value) > 1 else f"{value:.4f}"
+
+
+def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"run": str(path), **summary})
+        return
+    from dgrad.pictures.of_a_run import RUN_PICTURES
+
+    best, final, unit = summary["best"], summary["final"], summary["unit"]
+    print(f"test bound  {figures(best, 'test', unit)}, weights of epoch {best['epoch']:g}, the best by validation")
+    if "test_encoder_bound" in best:
+        print(f"encoder     {best['test_encoder_bound']:.2f} {unit} with its own q, before it was refined")
+    if best["step"] != final["step"]:
+        print(f"at the end  {figures(final, 'test', unit)}, epoch {final['epoch']:g}")
+    processes = f", {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
+    print(f"training    {summary['steps']} steps in {duration(summary['seconds'])} on {summary['device']}{processes}")
+    print(f"run         {path}: {', '.join(RUN_PICTURES)}, summary.json")
+    print(f"next        dgrad evaluate {path} --importance-samples 1000")
+    print(f"            dgrad export {path} --out model")

@@ -1,0 +1,213 @@
+"""The contract of a gradient estimator, and the words that estimators are written in. May import torch; no model, no training.
+
+An estimator turns `(layer, logits, objective)` into an `Estimate`: a loss for each example whose value estimates `E_q[f(z)]` and
+whose gradient, for the encoder's logits and for everything inside the objective, *is* the estimator's gradient.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import CodeLoss, Objective, as_objective, in_dtype
+from dgrad.core.schedules import Constant, Schedule, schedule
+from dgrad.errors import InputError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator returns.
+
+    Attributes:
+        loss: `[B]`, estimates `E_q[f(z)]` for each example; its gradient is the estimator's.
+        codes: `[S, B, *code]`, the hard codes that were drawn (for `exact`: the whole support).
+    """
+
+    loss: Float[Tensor, " batch"]
+    codes: Float[Tensor, "samples batch *code"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where a biased estimator's mean gradient becomes exact.
+
+    Attributes:
+        exact_for: the objectives for which it does: `linear` in the code, `quadratic`, or `any` (for an estimator that needs a
+            differentiable objective: any smooth one).
+        at: values of its hyper-parameters at which it is within 3 % of the limit on problems of the size of the conformance kit's.
+        rows_only: whether it does so for independent rows alone, and keeps a bias on structured layers.
+    """
+
+    exact_for: str
+    at: Mapping[str, float] = field(default_factory=dict)
+    rows_only: bool = False
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is true of an estimator with the hyper-parameters it has.
+
+    Attributes:
+        unbiased: whether the mean of its gradient is the gradient of `E_q[f(z)]`.
+        differentiable_objective: whether it needs the objective's gradient in the codes.
+        evaluations: how many evaluations of the objective one example costs with a given layer.
+        reference: where it comes from.
+        limitation: why it cannot work with a given layer, or None where it can.
+        independent_examples: whether an example's gradient depends on nothing but that example.
+        kl_inside: whether it trains better with the KL inside its objective than beside it.
+        unbiased_value: whether the mean of its loss's value is `E_q[f(z)]`; not so where the objective is evaluated at relaxed codes.
+        perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`: draws of q where rows are independent,
+            not on structured layers.
+        limit: for a biased one, where its bias vanishes; None where it vanishes nowhere that can be stated.
+    """
+
+    unbiased: bool
+    differentiable_objective: bool
+    evaluations: Callable[[LatentLayer], int]
+    reference: str
+    limitation: Callable[[LatentLayer], str | None] = lambda layer: None
+    independent_examples: bool = True
+    kl_inside: bool = False
+    unbiased_value: bool = True
+    perturbs: bool = False
+    limit: Limit | None = None
+
+    def supports(self, layer: LatentLayer) -> bool:
+        """Whether the estimator works with this layer."""
+        return self.limitation(layer) is None
+
+    def value_is_unbiased(self, layer: LatentLayer) -> bool:
+        """Whether the mean of the loss's value is `E_q[f(z)]` with this layer."""
+        return self.unbiased_value and (layer.independent_rows or not self.perturbs)
+
+
+class GradientEstimator(nn.Module, ABC):
+    """An estimator of the gradient of `E_{z ~ q(z | logits)}[f(z)]`.
+
+    Hyper-parameters are numbers or schedules (`hyperparameter`); what an estimator learns or averages are its own parameters
+    and buffers, which travel in its state dict.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedules: dict[str, Schedule] = {}
+
+    @property
+    @abstractmethod
+    def traits(self) -> Traits:
+        """What is true of this instance."""
+
+    @abstractmethod
+    def estimate(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        """The estimate, for logits in float32 or wider of a layer that the traits support. Called through the instance."""
+
+    def forward(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        objective: Objective | CodeLoss,
+        *,
+        generator: Generator | None = None,
+    ) -> Estimate:
+        """Estimate the objective and its gradient.
+
+        Logits of half precision are widened to float32 for the estimate; the objective still gets codes in their dtype.
+
+        Args:
+            layer: the family of distributions.
+            logits: `[B, *layer.shape]`.
+            objective: the loss of each example as a function of its code, `[S, B, *code] -> [S, B]`.
+            generator: the source of all randomness, on the logits' device; the global generator where it is None.
+
+        Raises:
+            InputError: the logits do not fit the layer, or the estimator does not support it.
+        """
+        if not logits.is_floating_point():
+            raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
+        if logits.shape[1:] != layer.shape:
+            expected = ", ".join(map(str, ("batch", *layer.shape)))
+            raise InputError(
+                f"logits of shape {list(logits.shape)} do not fit the latent layer {layer}; expected [{expected}]"
+            )
+        limitation = self.traits.limitation(layer)
+        if limitation is not None:
+            raise InputError(limitation)
+        objective = as_objective(objective)
+        wide = logits
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            wide, objective = logits.float(), in_dtype(objective, logits.dtype)
+        estimate = self.estimate(layer, wide, objective, generator=generator)
+        _check_estimate(type(self).__name__, estimate, logits)
+        return estimate
+
+    def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
+        """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.
+
+        Raises:
+            InputError: a value of the schedule is not above `above`.
+        """
+        self.schedules[name] = schedule(value)
+        # As the buffer will hold it: a number that float32 rounds to the limit is not above it.
+        if above is not None and not torch.tensor(self.schedules[name].lowest, dtype=torch.float32) > above:
+            raise InputError(f"{name} must stay above {above:g}; got {self.schedules[name]}: give a larger one")
+        start = self.schedules[name] if isinstance(self.schedules[name], Constant) else self.schedules[name].over(1)
+        self.register_buffer(name, torch.tensor(start(0), dtype=torch.float32), persistent=False)
+
+    def set_layer(self, layer: LatentLayer) -> None:
+        """Make the learned parts whose size depends on the layer; before the optimizer is made, before a state dict is loaded.
+
+        An estimator without such parts leaves this as it is: nothing happens, and calling it is not needed.
+        """
+
+    def set_run_length(self, steps: int) -> None:
+        """Tell schedules that span the whole run how many steps it has."""
+        self.schedules = {name: value.over(steps) for name, value in self.schedules.items()}
+
+    def set_step(self, step: int) -> None:
+        """Set every scheduled hyper-parameter to its value at `step`, without waiting for the device."""
+        for name, value in self.schedules.items():
+            if not isinstance(value, Constant):
+                getattr(self, name).fill_(value(step))
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.schedules.items())
+
+
+def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
+    """Hold a plugin's estimator to the contract; by shapes alone, so that nothing waits for the device.
+
+    Raises:
+        InputError: what it returned is no `Estimate`, or its shapes are wrong.
+    """
+    if not isinstance(estimate, Estimate):
+        raise InputError(
+            f"{name}.estimate returned a {type(estimate).__name__}; expected an Estimate(loss=..., codes=...)"
+        )
+    if estimate.loss.shape != logits.shape[:1]:
+        raise InputError(
+            f"{name}.estimate returned a loss of shape {list(estimate.loss.shape)}; expected one number for each example, "
+            f"{list(logits.shape[:1])}: take the mean over the samples"
+        )
+    if estimate.codes.shape[1:] != logits.shape:
+        raise InputError(
+            f"{name}.estimate returned codes of shape {list(estimate.codes.shape)}; expected [samples, "
+            f"{', '.join(map(str, logits.shape))}]"
+        )
+    if torch.is_grad_enabled() and logits.requires_grad and not estimate.loss.requires_grad:
+        raise InputError(
+            f"{name}.estimate returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
+        )

@@ -1,0 +1,185 @@
+"""A grid of runs: every combination of the values in a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dgrad import registry
+from dgrad.config import TrainConfig, configure, option
+from dgrad.errors import InputError, unknown_name
+from dgrad.experiments.experiment import Experiment, _shown, deciding
+from dgrad.experiments.variants import file_name
+from dgrad.hyperparameters import defaults_of
+from dgrad.training.build import resolve
+from dgrad.training.run_directory import Run
+
+LISTS = ("hidden", "attributes", "plugins")
+"""Settings whose one value is a list; several values of these are a list of lists."""
+LONGEST_NAME = 200
+"""Bytes of a run directory's name: file systems take 255, and temporary files beside it have longer ones."""
+
+
+# A sweep: every combination of values
+
+
+def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | None = None) -> list[Experiment]:
+    """Every combination of the values in a recipe, all with the first seed, then all with the next. Nothing is written.
+
+    A run that is in `out` already, by whatever name, is found by its configuration; others get the directory
+    `out/ESTIMATOR-LATENT-NAME=VALUE-seedN`, with the names of what has several values.
+
+    Args:
+        recipe: settings of a run by their names, each with one value or a list of values to be taken in turn; `set`, a table of
+            hyper-parameters, each of all estimators (`epsilon`) or of one (`direct.epsilon`), in the same way; `runs`, a list of tables
+            of settings on top of the common ones, each expanded by itself, which may have a `name` in the place of estimator and latent.
+        out: the directory of the runs.
+        overrides: settings on top of everything, as in a recipe.
+
+    Raises:
+        InputError: a name or a value cannot be, or two different combinations have the same name.
+
+    >>> [run.path.name for run in expand({"estimator": ["rloo", "leg"], "lr": [0.001, 0.01], "epochs": 5}, Path())]
+    ['rloo-20x10-lr=0.001-seed0', 'rloo-20x10-lr=0.01-seed0', 'leg-20x10-lr=0.001-seed0', 'leg-20x10-lr=0.01-seed0']
+    """
+    common = _with_names(recipe)
+    tables = common.pop("runs", [{}])
+    if not (isinstance(tables, list) and tables and all(isinstance(table, Mapping) for table in tables)):
+        raise InputError(f"runs must be a list of tables of settings, [[runs]]; got {tables!r}")
+    over = _with_names(overrides or {})
+    there = {json.dumps(deciding(run.config)): run.path for run in _runs_in(out)}
+    pairs = [pair for table in tables for pair in _combinations(_on_top(_on_top(common, _with_names(table)), over))]
+    _check_labels(pairs)
+    experiments = []
+    for label, config in sorted(pairs, key=lambda pair: pair[1].seed):
+        traits = registry.estimator(config.estimator, **config.set).traits
+        config = resolve(replace(config, kl=config.kl or ("inside" if traits.kl_inside else "outside")))
+        path = out / f"{file_name(label)}-seed{config.seed}"
+        if len(path.name.encode()) > LONGEST_NAME:
+            raise InputError(
+                f"the name of {path} has more than {LONGEST_NAME} bytes; vary less at once, or name its runs"
+            )
+        path = there.get(json.dumps(deciding(config)), path)
+        experiments.append(Experiment(label, config, path, traits.limitation(registry.latent(config.latent))))
+    return experiments
+
+
+def _with_names(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with the names of `TrainConfig`, and the hyper-parameters by `NAME` or `ESTIMATOR.NAME`."""
+    names = {"plugin": "plugins"}
+    settings = {names.get(name, name).replace("-", "_"): value for name, value in table.items()}
+    if "set" in settings:
+        if not isinstance(settings["set"], Mapping):
+            raise InputError(f"set must be a table of names and values; got {settings['set']!r}")
+        flat: dict[str, Any] = {}
+        for name, value in settings["set"].items():
+            # TOML makes a table of `direct.epsilon = 1`
+            inner = (
+                {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
+            )
+            for key, one in inner.items():
+                owner, dot, last = key.rpartition(".")
+                flat[f"{owner}{dot}{last.replace('-', '_')}"] = one
+        settings["set"] = flat
+    return settings
+
+
+def _on_top(table: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables in one, where `top` wins; of epochs and steps, the other goes."""
+    merged = {**table, **top}
+    if "set" in table and "set" in top:
+        merged["set"] = {**table["set"], **top["set"]}
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if name in top and other not in top:
+            merged.pop(other, None)
+    if "epochs" in merged and "steps" in merged:
+        raise InputError("epochs and steps exclude each other; give one of them")
+    return merged
+
+
+def _runs_in(out: Path) -> Iterator[Run]:
+    yield from (Run(file.parent) for file in sorted(out.glob("[!.]*/config.json")))
+
+
+def _combinations(table: dict[str, Any]) -> Iterator[tuple[str, TrainConfig]]:
+    """Label and configuration of every combination of one table."""
+    plugins = _values("plugins", table.get("plugins", []))
+    if len(plugins) > 1:
+        raise InputError("plugins cannot be varied; load them all for all runs")
+    for plugin in configure({"plugins": plugins[0]}).plugins:
+        registry.load_plugin(plugin)
+    name, hyperparameters = table.pop("name", None), table.pop("set", {})
+    axes = {"seed": 0, "latent": TrainConfig.latent, "estimator": TrainConfig.estimator, **table}
+    known = TrainConfig.__dataclass_fields__
+    for setting in axes:
+        if setting not in known:
+            raise unknown_name("setting", setting, (*(option(each)[2:] for each in known), "name", "runs"))
+    listed = {setting: _values(setting, value) for setting, value in axes.items()}
+    estimators = [str(estimator) for estimator in listed["estimator"]]
+    for estimator in estimators:
+        registry.registry().factory("estimators", estimator)
+    for key in hyperparameters:
+        owner = key.rpartition(".")[0]
+        if owner and owner not in estimators:
+            raise unknown_name(f"estimator of {key}:", owner, estimators, "Name it among the estimators too.")
+    for chosen in product(*listed.values()):
+        settings = dict(zip(listed, chosen, strict=True))
+        ours = _hyperparameters_of(str(settings["estimator"]), hyperparameters)
+        for values in product(*ours.values()):
+            settings["set"] = dict(zip(ours, map(str, values), strict=True))
+            shown = {
+                each: settings[each]
+                for each in listed
+                if each not in ("seed", "latent", "estimator") and len(listed[each]) > 1
+            }
+            shown |= {key: settings["set"][key] for key in ours if len(ours[key]) > 1}
+            first = [str(name)] if name is not None else []
+            first += [str(settings[each]) for each in ("estimator", "latent") if name is None or len(listed[each]) > 1]
+            label = " ".join([*first, *(f"{key.replace('_', '-')}={_shown(value)}" for key, value in shown.items())])
+            yield label, _configured(label, settings, hyperparameters)
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    """The values of a setting that a recipe lists."""
+    if name in LISTS:
+        several = isinstance(value, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in value)
+        return list(value) if several else [value]
+    values = list(dict.fromkeys(map(str, value))) if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise InputError(f"{name} must have a value, or a list of values to be taken in turn; got an empty list")
+    return values
+
+
+def _hyperparameters_of(estimator: str, given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values of each hyper-parameter of one estimator: those named with it go before those for all."""
+    general = {key: value for key, value in given.items() if "." not in key}
+    own = {key.rpartition(".")[2]: value for key, value in given.items() if key.rpartition(".")[0] == estimator}
+    return {key: _values(key, value) for key, value in {**general, **own}.items()}
+
+
+def _configured(label: str, settings: dict[str, Any], hyperparameters: Mapping[str, Any]) -> TrainConfig:
+    try:
+        config = configure(settings)
+        registry.estimator(config.estimator, **config.set)
+        registry.latent(config.latent)
+        return config
+    except InputError as error:
+        known = defaults_of(registry.registry().factory("estimators", str(settings["estimator"])))
+        foreign = [key for key in hyperparameters if "." not in key and key not in known]
+        remedy = f"; write ESTIMATOR.{foreign[0]} to give it to one estimator alone" if foreign else ""
+        raise InputError(f"{label}: {error}{remedy}") from None
+
+
+def _check_labels(pairs: Sequence[tuple[str, TrainConfig]]) -> None:
+    """Make sure that no combination is there twice, and that each has a label of its own."""
+    configs: dict[tuple[str, int], TrainConfig] = {}
+    for label, config in pairs:
+        key = (file_name(label), config.seed)
+        if key in configs:
+            remedy = "leave one of them out" if configs[key] == config else "give each of these runs a name"
+            raise InputError(f"there are two runs {label!r} with seed {config.seed}; {remedy}")
+        configs[key] = config

@@ -1,0 +1,153 @@
+"""What came of several runs: figures over seeds, best first."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dgrad.experiments.experiment import Experiment, deciding
+from dgrad.training.run_directory import Run
+from dgrad.training.trainer import merit
+
+# What came of it
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What came of the same settings with several seeds; means are over those that are finished.
+
+    Attributes:
+        label: what tells it from the others.
+        config: the settings, without the seed.
+        seeds: how many there are.
+        finished: how many of them are finished.
+        best: whether it is the best of those with the same data, latent and labels that are wholly finished, by the validation figure that
+            also chose their weights.
+        figures: for each of valid_bound, test_bound, test_reconstruction (the likelihood's unit, the lower the better), accuracy (test,
+            with labels only) and seconds: the mean, the standard deviation (None with one seed) and the values of the seeds.
+        unit: of the bounds.
+        problem: why it, or some of its seeds, are missing.
+    """
+
+    label: str
+    config: dict[str, Any]
+    seeds: int
+    finished: int
+    best: bool
+    figures: dict[str, dict[str, Any]]
+    unit: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What came of a sweep.
+
+    Attributes:
+        combinations: those with the same data, latent and labels together, best first.
+        runs: each run: its directory's name, label, seed, state, problem, and its summary, or None.
+    """
+
+    combinations: list[Combination]
+    runs: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON has it."""
+        return asdict(self)
+
+
+def collect(experiments: Sequence[Experiment], problems: Mapping[Path, str]) -> Results:
+    """Read the runs back.
+
+    Args:
+        problems: why a run failed, by its path.
+    """
+    runs = [_row(experiment, problems.get(experiment.path)) for experiment in experiments]
+    groups: dict[tuple[Any, ...], dict[str, list[int]]] = {}
+    for index, experiment in enumerate(experiments):
+        config = experiment.config
+        comparable = (
+            config.dataset,
+            config.binarize,
+            config.likelihood,
+            config.latent,
+            config.labels,
+            config.attributes,
+            config.criterion,
+        )
+        groups.setdefault(comparable, {}).setdefault(experiment.label, []).append(index)
+    combinations = []
+    for group in groups.values():
+        found = [
+            (
+                _merit([runs[index] for index in indices], experiments[indices[0]].config.criterion),
+                _combination(experiments[indices[0]], [runs[index] for index in indices]),
+            )
+            for indices in group.values()
+        ]
+        found.sort(key=lambda pair: pair[0], reverse=True)
+        best = next((one for _, one in found if one.finished == one.seeds), None)
+        combinations += [replace(one, best=one is best) for _, one in found]
+    return Results(combinations, runs)
+
+
+def _row(experiment: Experiment, problem: str | None) -> dict[str, Any]:
+    state = experiment.state
+    if state == "left out":
+        problem = experiment.limitation
+    elif state == "finished":
+        problem = None
+    elif problem is not None:
+        state = "failed"
+    return {
+        "run": experiment.path.name,
+        "label": experiment.label,
+        "seed": experiment.config.seed,
+        "state": state,
+        "problem": problem,
+        "summary": Run(experiment.path).summary() if state == "finished" else None,
+    }
+
+
+def _merit(rows: Sequence[Mapping[str, Any]], criterion: str) -> tuple[float, float]:
+    """The mean over seeds of what weights are chosen by; less than any other where nothing is finished."""
+    merits = [merit(row["summary"]["best"], criterion) for row in rows if row["summary"] is not None]
+    if not merits:
+        return (-1.0, 0.0)
+    return statistics.fmean(one[0] for one in merits), statistics.fmean(one[1] for one in merits)
+
+
+def _combination(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Combination:
+    summaries = [row["summary"] for row in rows if row["summary"] is not None]
+    values = {
+        "valid_bound": [summary["best"]["valid_bound"] for summary in summaries],
+        "test_bound": [summary["test_bound"] for summary in summaries],
+        "test_reconstruction": [summary["best"]["test_reconstruction"] for summary in summaries],
+        "accuracy": [summary["accuracy"] for summary in summaries if "accuracy" in summary],
+        "seconds": [summary["seconds"] for summary in summaries],
+    }
+    config = deciding(experiment.config)
+    del config["seed"]
+    problems = dict.fromkeys(row["problem"] for row in rows if row["problem"])
+    return Combination(
+        label=experiment.label,
+        config=config,
+        seeds=len(rows),
+        finished=len(summaries),
+        best=False,
+        figures={name: _mean_of(listed) for name, listed in values.items() if listed and None not in listed},
+        unit=summaries[0]["unit"] if summaries else None,
+        problem="; ".join(problems) or None,
+    )
+
+
+def _mean_of(values: Sequence[float]) -> dict[str, Any]:
+    return {"mean": statistics.fmean(values), "standard_deviation": spread(values), "values": list(values)}
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation over seeds; None of a single one."""
+    return statistics.stdev(values) if len(values) > 1 else None

@@ -1,0 +1,1 @@
+"""Training runs: what a configuration builds, a step, the loop, the run directory."""

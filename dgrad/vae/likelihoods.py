@@ -1,0 +1,96 @@
+"""Likelihoods: what a decoder's outputs say about an image. May import torch and dgrad.kernels.numerics.
+
+A likelihood has no parameters: it turns outputs `[..., D]` and images `[B, D]` in [0, 1] into losses `[..., ]`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dgrad.errors import unknown_name
+from dgrad.kernels.numerics import softplus
+
+
+class Likelihood(ABC):
+    """The distribution of an image given the decoder's outputs."""
+
+    name: str
+    unit: str
+
+    @abstractmethod
+    def loss(
+        self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "*lead batch"]:
+        """`-log p(image | outputs)` summed over the pixels, in `unit`."""
+
+    @abstractmethod
+    def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        """The expected image, in [0, 1]."""
+
+
+class Bernoulli(Likelihood):
+    """Independent binary pixels, the outputs their logits: `sum_d softplus(a_d) - x_d a_d`, in nats (`x` may be grey)."""
+
+    name = "bernoulli"
+    unit = "nats"
+
+    def loss(
+        self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "*lead batch"]:
+        return softplus(outputs).sum(-1) - _products(outputs, images)
+
+    def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        return outputs.sigmoid()
+
+
+class SquaredError(Likelihood):
+    """Squared error behind a tanh: `sum_d (x_d - (1 + tanh a_d) / 2)^2`.
+
+    The same as the nats of a Gaussian with variance 1/2 for each pixel, less its constant `D/2 log pi`.
+    """
+
+    name = "squared-error"
+    unit = "squared error"
+
+    def loss(
+        self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "*lead batch"]:
+        mean = self.mean(outputs)
+        if _of_all_images(mean):
+            return mean.square().sum(-1) - 2 * _products(mean, images) + images.square().sum(-1)
+        return (images - mean).square().sum(-1)
+
+    def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        return (1 + torch.tanh(outputs)) / 2
+
+
+def _of_all_images(outputs: Float[Tensor, "*lead #batch d"]) -> bool:
+    """Whether the outputs are the same for every image."""
+    return outputs.shape[-2] == 1
+
+
+def _products(
+    outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
+) -> Float[Tensor, "*lead batch"]:
+    """`sum_d x_d a_d`; for outputs that all images share nothing of the size of `[*lead, B, D]` is computed."""
+    if _of_all_images(outputs):
+        return outputs.squeeze(-2) @ images.mT
+    return (images * outputs).sum(-1)
+
+
+LIKELIHOODS: dict[str, Likelihood] = {likelihood.name: likelihood for likelihood in (Bernoulli(), SquaredError())}
+
+
+def likelihood(name: str) -> Likelihood:
+    """A likelihood by name.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name not in LIKELIHOODS:
+        raise unknown_name("likelihood", name, LIKELIHOODS)
+    return LIKELIHOODS[name]

@@ -1,0 +1,124 @@
+"""Decoded images as PNG files: one for each, or all in one grid. May import numpy, PIL, dgrad.errors and dgrad.files.atomic; never torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dgrad.errors import InputError
+from dgrad.files.atomic import made_whole, replacing
+
+CELL = 56
+"""In a grid, smaller images are enlarged by a whole factor until their longer side has at least this many pixels, smoothly."""
+GAP = 4
+"""White pixels around each image of a grid."""
+LARGEST_GRID = 100_000_000
+"""Pixels that a grid may have."""
+
+Pixels = npt.NDArray[np.float32]
+
+
+class Pictures(Protocol):
+    """Takes images `[B, C, H, W]` in [0, 1], batch after batch."""
+
+    def add(self, images: Pixels) -> None:
+        """Some more images."""
+
+
+def check_out(out: Path) -> None:
+    """Make sure, before any work is done, that pictures can be written there.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if out.suffix.lower() == ".png":
+        if out.is_dir():
+            raise InputError(f"--out {out} is a directory; name the picture to write in it")
+        if not out.parent.is_dir():
+            raise InputError(f"--out {out}: there is no directory {out.parent}; make it first")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        found = "is not empty" if out.is_dir() else "is a file"
+        raise InputError(
+            f"--out {out} {found}; expected a new directory for one PNG each, or a name that ends with .png for a grid"
+        )
+
+
+def writing(out: Path, columns: int) -> AbstractContextManager[Pictures]:
+    """What takes the images; their files appear when the block ends well: a grid at `out` where that ends with .png, else a directory."""
+    return _grid(out, columns) if out.suffix.lower() == ".png" else _directory(out)
+
+
+@contextmanager
+def _directory(out: Path) -> Iterator[Pictures]:
+    with made_whole(out.resolve()) as folder:
+        yield _Separate(folder)
+
+
+@contextmanager
+def _grid(out: Path, columns: int) -> Iterator[Pictures]:
+    grid = _Grid(columns)
+    yield grid
+    with replacing(out) as temporary:
+        grid.picture().save(temporary, format="PNG")
+
+
+class _Separate:
+    """000000.png, 000001.png, ... in a directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+
+    def add(self, images: Pixels) -> None:
+        for image in images:
+            _picture(image).save(self.folder / f"{self.count:06d}.png", format="PNG")
+            self.count += 1
+
+
+class _Grid:
+    """All images row by row on one picture, which is held in memory, a byte for each of its pixels and channels."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self.cells: list[Image.Image] = []
+
+    def add(self, images: Pixels) -> None:
+        for image in images:
+            cell = _picture(image)
+            factor = max(1, -(-CELL // max(cell.size)))
+            self.cells.append(cell.resize((cell.width * factor, cell.height * factor), Image.Resampling.BICUBIC))
+            if len(self.cells) * (cell.width * factor + GAP) * (cell.height * factor + GAP) > LARGEST_GRID:
+                raise InputError(
+                    f"a grid of more than {len(self.cells) - 1} such images is larger than {LARGEST_GRID:,} pixels; give --out a directory for one PNG each"
+                )
+
+    def picture(self) -> Image.Image:
+        """The grid so far.
+
+        Raises:
+            InputError: there is no image.
+        """
+        if not self.cells:
+            raise InputError("there are no codes; expected at least one for a grid")
+        first = self.cells[0]
+        width, height = first.width + GAP, first.height + GAP
+        columns = min(self.columns, len(self.cells))
+        rows = -(-len(self.cells) // columns)
+        white = 255 if first.mode == "L" else (255, 255, 255)
+        grid = Image.new(first.mode, (columns * width + GAP, rows * height + GAP), white)
+        for place, cell in enumerate(self.cells):
+            grid.paste(cell, (GAP + place % columns * width, GAP + place // columns * height))
+        return grid
+
+
+def _picture(image: Pixels) -> Image.Image:
+    pixels = np.rint(image * 255).astype(np.uint8)
+    if len(pixels) not in (1, 3):
+        raise InputError(f"cannot draw images of {len(pixels)} channels; expected 1 (grey) or 3 (colour)")
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))

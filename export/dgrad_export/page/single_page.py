@@ -1,0 +1,216 @@
+"""The page with a run's networks in it: one file that needs no server. May import torch and dgrad; never onnx's runtime."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from dgrad.errors import InputError, RunError
+from dgrad.files.atomic import write_text
+from dgrad.training.run_directory import Run
+from dgrad.vae.dropout import Dropout
+from dgrad.vae.likelihoods import Bernoulli
+from dgrad.vae.model import DiscreteVAE
+from dgrad.vae.networks import Decoder, Encoder, MixtureEncoder
+from dgrad_export.page.html import model_facts, page, sealed
+from dgrad_export.write.comparison import COUNT
+from dgrad_export.write.graphs import code_shape
+from dgrad_export.write.run_facts import comparison_images, run_dataset, run_figures
+
+LARGEST = 127
+"""The whole numbers that stand for weights go from minus this to this."""
+
+
+@dataclass(frozen=True)
+class SinglePage:
+    """A page that is not written yet.
+
+    Attributes:
+        comparison: with the run's own networks, on test images and random codes: the largest and the mean difference of a pixel, and the
+            share of the numbers of the images' codes that are the same.
+        state: where in the run its weights are from.
+    """
+
+    path: Path
+    html: str
+    comparison: dict[str, Any]
+    state: dict[str, Any]
+
+    def save(self) -> None:
+        """Write it, whole or not at all.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            write_text(self.path, self.html)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path}: {error.strerror or error}; make room and make it writable, or choose another file"
+            ) from error
+
+
+def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: bool = False) -> SinglePage:
+    """Turn a run's model into a page that computes in the browser, with its weights rounded to 8 bits.
+
+    Args:
+        run_path: the run's directory.
+        out: the `.html` file that it will be; nothing is written yet.
+        weights: `best` by the validation bound, or `last`.
+        overwrite: replace a file at `out`.
+
+    Raises:
+        InputError: there is no such run, `out` is taken or no place for a page, or the model has other layers than linear ones.
+        RunError: the weights are not finite.
+    """
+    _check_place(out, overwrite=overwrite)
+    run = Run.open(run_path)
+    model, state = run.load_model(weights)
+    _check_model(model.eval(), run)
+    rounded = copy.deepcopy(model)
+    networks = _round(rounded, rounds=run.config.binarize == "threshold")
+    dataset = run_dataset(run.config, model)
+    images, source = comparison_images(run.config, model, dataset)
+    seen = (images >= 0.5).to(images.dtype) if run.config.binarize == "threshold" else images
+    comparison: dict[str, Any] = {"images": source, **_compare(model, rounded, seen)}
+    if not math.isfinite(comparison["largest"]):
+        raise RunError(f"the weights of {run_path} give pixels that are no numbers; train it again with a smaller --lr")
+    layer = model.layer
+    manifest = {
+        "latent": {
+            "spec": str(layer),
+            "shape": list(layer.shape),
+            "code_shape": list(code_shape(model)),
+            "values": layer.shape[-1],
+        },
+        "gaussian": model.gaussian,
+        "image_shape": list(model.image_shape),
+        "preprocessing": {"rounds_at": networks["encoder"]["rounds_at"]},
+        "classes": None if dataset is None or dataset.classes is None else list(dataset.classes),
+        "attributes": list(run.config.attributes) or None,
+        "run": run_figures(run, weights),
+    }
+    note = (
+        "This file computes by itself, with weights rounded to 8 bits. Compared with the model when it was written, pixels differed by "
+        f"{comparison['largest']:.3f} at most and {comparison['mean']:.4f} on average (white is 1), and {comparison['same_codes']:.1%} of "
+        "the numbers of the codes were the same."
+    )
+    config = run.config  # a data set may be a path, which is this machine's business
+    settings = {"dataset": Path(config.dataset).name, "estimator": config.estimator, "labels": config.labels}
+    facts = model_facts(manifest, settings)
+    return SinglePage(out, sealed(page({**facts, "note": note}, networks)), comparison, state)
+
+
+def _check_place(out: Path, *, overwrite: bool) -> None:
+    if out.suffix.lower() != ".html":
+        raise InputError(f"--page must end with .html; got {out}")
+    if out.is_dir():
+        raise InputError(f"--page {out} is a directory; name the file to write in it")
+    if not out.parent.is_dir():
+        raise InputError(f"--page {out}: there is no directory {out.parent}; make it first")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists already; choose another file, or replace it with --overwrite")
+
+
+def _check_model(model: DiscreteVAE, run: Run) -> None:
+    known = type(model.encoder) in (Encoder, MixtureEncoder) and type(model.decoder) is Decoder and not model.beside
+    leaves = [module for module in model.modules() if not list(module.children())]
+    if not known or not all(isinstance(leaf, nn.Linear | nn.ReLU | Dropout) for leaf in leaves if not _is_empty(leaf)):
+        raise InputError(
+            f"a page computes linear layers and ReLU alone; the {run.config.model} model of {run.path} has others: leave --page out and "
+            "use dgrad serve"
+        )
+    if not model.layer.independent_rows or code_shape(model) != model.layer.shape[:-1]:
+        raise InputError(
+            f"a page shows independent variables; latent {model.layer} has others: leave --page out and use dgrad serve"
+        )
+
+
+def _is_empty(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and len(module) == 0
+
+
+def _round(model: DiscreteVAE, *, rounds: bool) -> dict[str, Any]:
+    """The networks as the page takes them; the model's own weights become what the page will compute with."""
+    encoder, decoder = model.encoder, model.decoder
+    assert isinstance(decoder, Decoder)
+    if isinstance(encoder, MixtureEncoder):
+        shared, logits, style = _layers(encoder.shared), _layers(encoder.discrete), _layers(encoder.continuous)
+    else:
+        assert isinstance(encoder, Encoder)
+        shared, logits, style = [], _layers([encoder.body]), []
+    return {
+        "encoder": {"rounds_at": 0.5 if rounds else None, "shared": shared, "logits": logits, "style": style},
+        "decoder": {
+            # A row for each coordinate of the code, of which few are not zero.
+            "first": _layer(decoder.first, relu=len(decoder.rest) > 0, transposed=True),
+            "rest": _layers(list(decoder.rest)[1:]),
+            # (1 + tanh a) / 2 = sigmoid(2 a)
+            "gain": 1 if isinstance(model.likelihood, Bernoulli) else 2,
+        },
+    }
+
+
+def _layers(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """The linear layers of networks one after the other, each with whether a ReLU follows."""
+    leaves = [leaf for module in modules for leaf in module.modules() if isinstance(leaf, nn.Linear | nn.ReLU)]
+    return [
+        _layer(leaf, relu=isinstance(follower, nn.ReLU))
+        for leaf, follower in pairwise([*leaves, None])
+        if isinstance(leaf, nn.Linear)
+    ]
+
+
+@torch.no_grad()
+def _layer(linear: nn.Linear, *, relu: bool, transposed: bool = False) -> dict[str, Any]:
+    """A layer as JSON: int8 weights with a float32 scale for each row, and the bias; the layer's weight becomes what they stand for."""
+    weight = linear.weight.T if transposed else linear.weight
+    scale = weight.abs().amax(1, keepdim=True) / LARGEST
+    scale[scale == 0] = 1
+    whole = (weight / scale).round()
+    weight.copy_(whole * scale)
+    return {
+        "rows": weight.shape[0],
+        "columns": weight.shape[1],
+        "weight": _text(whole.to(torch.int8)),
+        "scale": _text(scale),
+        "bias": _text(linear.bias),
+        "relu": relu,
+    }
+
+
+def _text(tensor: Tensor) -> str:
+    """The numbers in memory, little-endian, in base 64."""
+    array = tensor.contiguous().numpy()
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+
+
+@torch.no_grad()
+def _compare(model: DiscreteVAE, rounded: DiscreteVAE, images: Tensor) -> dict[str, float]:
+    layer, generator = model.layer, Generator().manual_seed(0)
+    ours, theirs = (each.posterior(images) for each in (model, rounded))
+    codes, others = layer.argmax(ours.logits), layer.argmax(theirs.logits)
+    drawn = layer.sample(torch.zeros(1, *layer.shape), COUNT, generator=generator).squeeze(1)
+    style = model.prior_gaussian(COUNT, generator=generator)
+    means = None if ours.gaussian is None else ours.gaussian.mean
+    difference = torch.cat(
+        [
+            (rounded.decode(codes, means) - model.decode(codes, means)).abs(),
+            (rounded.decode(drawn, style) - model.decode(drawn, style)).abs(),
+        ]
+    )
+    same = layer.indices(codes) == layer.indices(others)
+    return {
+        "largest": float(difference.max()),
+        "mean": float(difference.mean()),
+        "same_codes": float(same.double().mean()),
+    }

@@ -1,0 +1,175 @@
+"""The graphs of an export by name, as a server sees them: their tensors, the check of what goes in, the run.
+
+May import numpy, onnxruntime and dgrad.errors; never torch or onnx.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from dgrad.errors import InputError
+from dgrad_export.codec.manifest import graph_file, read_manifest
+from dgrad_export.codec.session import open_listed, run_session
+from dgrad_export.serve.helper_threads import Helpers
+
+GRAPHS = ("encoder", "decoder")
+DATATYPES = {"float32": "FP32", "int64": "INT64"}
+"""The Open Inference Protocol's names of the data types that the graphs have."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a tensor may hold: `low` to `high`, or between them where they are themselves excluded."""
+
+    low: float
+    high: float
+    excluded: bool = False
+
+    def holds(self, values: npt.NDArray[Any]) -> bool:
+        """Whether all values, of which there is at least one, are in the range; nan is in none."""
+        low, high = values.min(), values.max()
+        if self.excluded:
+            return bool(low > self.low and high < self.high)
+        return bool(low >= self.low and high <= self.high)
+
+    def __str__(self) -> str:
+        if np.isinf(self.high):
+            return "finite numbers"
+        if self.excluded:
+            return f"numbers above {self.low:g} and below {self.high:g}"
+        return f"{self.low:g} to {self.high:g}"
+
+
+FINITE = Range(-np.inf, np.inf, excluded=True)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph; `shape` is that of one example, without the batch axis."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    range: Range
+
+    @cached_property
+    def datatype(self) -> str:
+        """The protocol's name of the data type."""
+        return DATATYPES[self.dtype.name]
+
+    @property
+    def protocol_shape(self) -> list[int]:
+        """The shape with the batch axis, which is free: -1."""
+        return [-1, *self.shape]
+
+    def check(self, values: npt.NDArray[Any]) -> None:
+        """Make sure that values of the right data type have this shape, with at least one example, and this range.
+
+        Raises:
+            InputError: they do not.
+        """
+        if values.shape[1:] != self.shape or values.ndim == 0 or len(values) == 0:
+            expected = ", ".join(["N of at least 1", *map(str, self.shape)])
+            raise InputError(f"input {self.name} has shape {list(values.shape)}; expected [{expected}]")
+        if not self.range.holds(values):
+            low, high = values.min(), values.max()
+            found = "holds nan" if np.isnan(low) else f"goes from {low:g} to {high:g}"
+            raise InputError(f"input {self.name} {found}; expected {self.range}")
+
+
+class Served:
+    """One graph. Calls may come from several threads at once; `helpers` share the large ones."""
+
+    def __init__(
+        self,
+        name: str,
+        session: onnxruntime.InferenceSession,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        helpers: Helpers,
+    ) -> None:
+        self.name = name
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        self._session = session
+        self._helpers = helpers
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that the graph is from, which it carries; empty where it does not."""
+        settings: dict[str, Any] = json.loads(
+            self._session.get_modelmeta().custom_metadata_map.get("dgrad.config", "{}")
+        )
+        return settings
+
+    def check(self, values: dict[str, npt.NDArray[Any]]) -> None:
+        """Make sure that every input, by name and of its data type, has values that the graph takes.
+
+        Raises:
+            InputError: a shape or a value is not what the graph takes, or the inputs are for different numbers of examples.
+        """
+        for name, array in values.items():
+            self.inputs[name].check(array)
+        if len({len(array) for array in values.values()}) > 1:
+            counts = ", ".join(f"{name} {len(array)}" for name, array in values.items())
+            raise InputError(f"inputs are for different numbers of examples ({counts}); expected the same for all")
+
+    def run(self, values: dict[str, npt.NDArray[Any]], outputs: list[str]) -> list[npt.NDArray[Any]]:
+        """The outputs of these names for checked values.
+
+        Raises:
+            RunError: onnxruntime failed.
+        """
+        examples = len(next(iter(values.values())))
+        if not self._helpers.helps(examples):
+            return run_session(self._session, outputs, values)
+        specs = [self.outputs[name] for name in outputs]
+        results = [np.empty((examples, *spec.shape), spec.dtype) for spec in specs]
+
+        def run_part(part: slice) -> None:
+            found = run_session(self._session, outputs, {name: array[part] for name, array in values.items()})
+            for result, some in zip(results, found, strict=True):
+                result[part] = some
+
+        self._helpers.run(run_part, examples)
+        return results
+
+
+def open_models(directory: Path, helpers: Helpers | None = None) -> dict[str, Served]:
+    """The encoder and the decoder of an export, each with one thread; without helpers nobody shares a batch.
+
+    Raises:
+        InputError: there is no export, or a file of it is missing, damaged or not the one that was written.
+    """
+    manifest = read_manifest(directory)
+    return {name: _open(directory, name, manifest, helpers or Helpers(0)) for name in GRAPHS}
+
+
+def _open(directory: Path, name: str, manifest: dict[str, Any], helpers: Helpers) -> Served:
+    session = open_listed(directory, graph_file(manifest, name), manifest)
+    ranges = {"image": Range(0, 1), "uniform": Range(0, 1, excluded=True)}
+    values = manifest["latent"]["values"]
+    if values is not None:
+        ranges["code"] = Range(0, values - 1)
+    # The session's own word on its tensors, not the manifest's: this is what will be run.
+    inputs, outputs = (
+        [_spec(tensor, ranges.get(tensor.name, FINITE)) for tensor in tensors]
+        for tensors in (session.get_inputs(), session.get_outputs())
+    )
+    return Served(name, session, inputs, outputs, helpers)
+
+
+DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
+
+
+def _spec(tensor: Any, value_range: Range) -> TensorSpec:
+    return TensorSpec(tensor.name, DTYPES[tensor.type], tuple(tensor.shape[1:]), value_range)

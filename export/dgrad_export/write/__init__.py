@@ -1,0 +1,1 @@
+"""Writing trained models as ONNX: torch and onnx."""
