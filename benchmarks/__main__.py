@@ -2,8 +2,9 @@
 
     python -m benchmarks [PART ...] --out DIR [--data-root DIR]
 
-Every comparison is a ratio within one run, in which the contestants take turns, so that a machine whose speed drifts slows all of them alike.
-Ratios can be compared between machines; milliseconds cannot. Parts that are measured later into the same directory join the others in its report.
+Every comparison is a ratio within one run, in which the contestants take turns, so that a machine whose speed
+drifts slows all of them alike. Ratios can be compared between machines; milliseconds cannot. Parts that are
+measured later into the same directory join the others in its report.
 """
 
 from __future__ import annotations

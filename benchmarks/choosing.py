@@ -1,7 +1,8 @@
 """The tables of docs/choosing.md: `python -m benchmarks.choosing COMPARISON --steps steps.json`.
 
-COMPARISON is a directory of `dgrad compare`, steps.json comes from `python -m benchmarks`. Time is epochs times the step's ratio to
-Gumbel-softmax's, measured side by side, because the seconds of long runs also measure what else the machine did.
+COMPARISON is a directory of `dgrad compare`, steps.json comes from `python -m benchmarks`. Time is epochs times the
+step's ratio to Gumbel-softmax's, measured side by side, because the seconds of long runs also measure what else the
+machine did.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def finished_runs(directory: Path) -> dict[str, list[Run]]:
 
 
 def row(label: str, runs: list[Run], seeds: set[int], ratios: dict[str, float]) -> dict[str, Any]:
-    """One variant: bounds at equal epochs, and the validation bound by the time that Gumbel-softmax takes for all of its epochs.
+    """One variant: bounds at equal epochs, and the validation bound by the time that Gumbel-softmax takes for all
+    of its epochs.
 
     Args:
         seeds: those that every variant has; ranks rest on them. The test bound's mean is over all seeds of the variant.
@@ -91,7 +93,8 @@ def main() -> None:
         ratio = f"{each['ratio']:.2f}" if each["ratio"] is not None else ""
         label = each["label"].replace("-samples=", " samples=").replace("-baseline=", " baseline=")
         print(
-            f"| {place} | `{label}` | {each['evaluations']} | {each['valid']:.2f} | {each['test']:.2f}{spread} | {each['seeds']} | {ratio} | {early} | "
+            f"| {place} | `{label}` | {each['evaluations']} | {each['valid']:.2f} | {each['test']:.2f}{spread} | "
+            f"{each['seeds']} | {ratio} | {early} | "
             f"{places.get(each['label'], '')} |"
         )
 

@@ -1,8 +1,8 @@
 """Control variates for leave-one-out at a trained run: `python -m benchmarks.control_variates RUN`. Prints two tables.
 
-The first sets `rloo` beside `direct-unbiased` at equal numbers of samples. The second has what was tried on the way: the sampled
-difference of direct optimization on a linear surrogate, and a linear surrogate of slopes through the score function. Total variance of
-the logits' gradient, the mean over 20 validation images.
+The first sets `rloo` beside `direct-unbiased` at equal numbers of samples. The second has what was tried on the
+way: the sampled difference of direct optimization on a linear surrogate, and a linear surrogate of slopes through
+the score function. Total variance of the logits' gradient, the mean over 20 validation images.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The decoder's first layer: looked-up rows, added up, against the product with one-hot rows: `python -m benchmarks.decoder_input`.
+"""The decoder's first layer: looked-up rows, added up, against the product with one-hot rows: `python -m
+benchmarks.decoder_input`.
 
-Both in onnxruntime with one thread, a linear decoder of 784 outputs with random weights; medians in microseconds, calls taking turns. May import numpy,
-onnx, onnxruntime.
+Both in onnxruntime with one thread, a linear decoder of 784 outputs with random weights; medians in microseconds,
+calls taking turns.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""Steps of `direct` through a deep decoder: the loss of changed codes in C++ or in torch, their products in float32 or bfloat16, a share of the sweep.
-
-May import torch and dgrad.
+"""Steps of `direct` through a deep decoder: the loss of changed codes in C++ or in torch, their products in float32
+or bfloat16, a share of the sweep.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from benchmarks.settings import Settings
 from dgrad.training.trainer import Trainer
 from dgrad.vae.likelihoods import LIKELIHOODS
 
-ABOUT = """A whole training step of `direct`, networks 784-400-200-code and back, batch 100, with `--compile on` and `off` (on a CPU that is whether the loss of the
-changed codes is in C++), `on` with `--sweep-precision bfloat16`, and with a share of the sweep (`--set sweep-share=0.1`); beside them a step of `gumbel-softmax`."""
+ABOUT = """A whole training step of `direct`, networks 784-400-200-code and back, batch 100, with `--compile on` and
+`off` (on a CPU that is whether the loss of the changed codes is in C++), `on` with `--sweep-precision bfloat16`,
+and with a share of the sweep (`--set sweep-share=0.1`); beside them a step of `gumbel-softmax`."""
 HIDDEN = "400,200"
 REFERENCE = "on"
 MODES: dict[str, dict[str, Any]] = {

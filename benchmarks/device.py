@@ -1,7 +1,6 @@
 """What a CUDA device makes of training: recorded steps, the sweep's kernel at several settings, several seeds at once.
 
-May import torch and dgrad; the Triton kernel only where it is tuned. All but `measure` also works on a CPU, where nothing is recorded: so it is
-tested.
+All but `measure` also works on a CPU, where nothing is recorded: so it is tested.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from dgrad.training.seeds import Lockstep
 from dgrad.training.trainer import Trainer
 from dgrad.vae.networks import Decoder
 
-ABOUT = """Times of one step or one sweep, each the mean over a bunch that is launched without waiting. A step is a whole training step of the linear model at
-batch 100; recorded, it is replayed as a CUDA graph; `eager` is the same without recording. Peak memory is what building the run and its first steps take,
-the images included. Sweeps are recorded too, so that launching them does not count; their error is the largest difference to the same in float64."""
+ABOUT = """Times of one step or one sweep, each the mean over a bunch that is launched without waiting. A step is a
+whole training step of the linear model at batch 100; recorded, it is replayed as a CUDA graph; `eager` is the same
+without recording. Peak memory is what building the run and its first steps take, the images included. Sweeps are
+recorded too, so that launching them does not count; their error is the largest difference to the same in float64."""
 REFERENCE = "gumbel-softmax"
 ESTIMATORS = (REFERENCE, "st-gumbel-softmax", "direct", "direct-rb", "leg", "reinforce", "rloo")
 QUICK = (REFERENCE, "direct-rb")
@@ -86,7 +86,9 @@ def step_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
 
 
 def seed_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
-    """Times of a step of one seed, by the number of seeds that train at once; what they take together is as many times that."""
+    """Times of a step of one seed, by the number of seeds that train at once; what they take together is as many
+    times that.
+    """
     counts = SEEDS[:2] if settings.quick else SEEDS
     bunch = _bunch(settings)
     locksteps: dict[int, Lockstep] = {}
@@ -113,7 +115,9 @@ def seed_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
 
 
 def sweep_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
-    """Times and errors of the sweep in torch and of the kernel at each tuning; `problem` says why a tuning did not run."""
+    """Times and errors of the sweep in torch and of the kernel at each tuning; `problem` says why a tuning did not
+    run.
+    """
     model, codes, images = sweep_problem(latent, BATCH, settings.device)
     assert isinstance(model.decoder, Decoder)
     first, pixels = model.decoder.first, images.flatten(1)

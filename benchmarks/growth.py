@@ -1,6 +1,7 @@
-"""Time and memory of the sweep as the code, the batch and the decoder grow. May import torch and dgrad.
+"""Time and memory of the sweep as the code, the batch and the decoder grow.
 
-As a program, `python -m benchmarks.growth POINT DEVICE`, it prints the peak memory of one point, a JSON object, in a process that did nothing else.
+As a program, `python -m benchmarks.growth POINT DEVICE`, it prints the peak memory of one point, a JSON object, in
+a process that did nothing else.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from benchmarks.settings import PIXELS, Settings, sweep_problem, widely_spread
 from dgrad.kernels import cpu
 from dgrad.vae.networks import Decoder
 
-ABOUT = """The sweep as training calls it, of one sample for each image, 784 pixels. All points of a series take turns. Memory is what a sweep adds at its
-peak, its result included, each point in a process of its own. The exponent p of `time = c size^p` is fitted from size 100 on: below it, what does
-not depend on the size decides."""
+ABOUT = """The sweep as training calls it, of one sample for each image, 784 pixels. All points of a series take
+turns. Memory is what a sweep adds at its peak, its result included, each point in a process of its own. The
+exponent p of `time = c size^p` is fitted from size 100 on: below it, what does not depend on the size decides."""
 SIZES = (10, 30, 100, 300, 1000, 3000, 10000)
 QUICK_SIZES = (100, 200)
 FIT_FROM = 100
@@ -85,13 +86,18 @@ def sweep_of(point: Point, device: torch.device) -> Callable[[], Tensor]:
 
 
 def memory_of(point: Point, device: torch.device) -> int:
-    """The peak memory of the point's sweep; in a new process. A small sweep goes first and loads what is loaded once."""
+    """The peak memory of the point's sweep; in a new process.
+
+    A small sweep goes first and loads what is loaded once.
+    """
     sweep_of(replace(point, latent="2x3", batch=2), device)()
     return peak_memory(sweep_of(point, device), device)
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Times and memory of every point, series by series, and the exponents: `{series: {"points": [...], "exponents": {form: p}}}`."""
+    """Times and memory of every point, series by series, and the exponents: `{series: {"points": [...],
+    "exponents": {form: p}}}`.
+    """
     sizes = QUICK_SIZES if settings.quick else SIZES
     everything = list(points(settings.device, sizes))
     names = dict.fromkeys(point.series for point in everything)

@@ -1,8 +1,9 @@
-"""A decoder in floats, with int8 weights, and as onnxruntime's dynamic quantisation makes it: `python -m benchmarks.int8 MODEL ...`.
+"""A decoder in floats, with int8 weights, and as onnxruntime's dynamic quantisation makes it: `python -m
+benchmarks.int8 MODEL ...`.
 
-Each MODEL is what `dgrad export` wrote without `--int8`, of a model without Gaussian variables. Medians in microseconds, one thread, calls taking turns; how
-much an image differs from the float one (root mean square), and how much when it is alone from when it has 255 others beside it (largest). May import
-numpy, onnxruntime.
+Each MODEL is what `dgrad export` wrote without `--int8`, of a model without Gaussian variables. Medians in
+microseconds, one thread, calls taking turns; how much an image differs from the float one (root mean square), and
+how much when it is alone from when it has 255 others beside it (largest).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a measurement was made on, and what that machine can do at most. May import torch and dgrad."""
+"""What a measurement was made on, and what that machine can do at most."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def _compiler_version() -> str | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """Something that shows what the machine can do: an action, how much of what it does, and the peak that it is a measure of."""
+    """Something that shows what the machine can do: an action, how much of what it does, and the peak that it is a
+    measure of.
+    """
 
     peak: str
     amount: float
@@ -87,9 +89,10 @@ class Trial:
 def trials(device: torch.device, *, small: bool = False) -> dict[str, Trial]:
     """What the machine's peaks are measured by; several trials of one peak differ in size.
 
-    `matrix`: multiply-adds of a large float32 matrix product. `memory`: bytes read and written by a copy of more than the caches hold.
-    The others are elementwise kernels on operands that fit the caches, torch's: `elementwise`, multiply-adds; `exponentials`;
-    `logarithms`. On a CPU with a compiler, `elementwise` is also tried with a plain loop in C++, which has no call to pay for.
+    `matrix`: multiply-adds of a large float32 matrix product. `memory`: bytes read and written by a copy of more
+    than the caches hold. The others are elementwise kernels on operands that fit the caches, torch's:
+    `elementwise`, multiply-adds; `exponentials`; `logarithms`. On a CPU with a compiler, `elementwise` is also
+    tried with a plain loop in C++, which has no call to pay for.
     """
     side, length = (256, 2**20) if small else (1024, 2**25)
     left, right, product = (torch.rand(side, side, device=device) for _ in range(3))
@@ -113,7 +116,9 @@ def trials(device: torch.device, *, small: bool = False) -> dict[str, Trial]:
 
 
 def _compiled_loop() -> Callable[[Tensor, int], None] | None:
-    """`c += a b` for three rows of operands, so many times over, compiled as the sweep's kernel is; None without a compiler."""
+    """`c += a b` for three rows of operands, so many times over, compiled as the sweep's kernel is; None without a
+    compiler.
+    """
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory) / "multiply_add.so"
         command = [*_compiler(), *cpu.FLAGS, *cpu.LIBRARY_FLAGS, str(LOOP_SOURCE), "-o", str(made)]
@@ -148,7 +153,9 @@ def _repeated(kernel: Callable[[], object], repeats: int) -> Callable[[], object
 
 
 def peaks(tried: dict[str, Trial], times: dict[str, list[float]]) -> dict[str, float]:
-    """How much the machine does in a second at best: from the medians of the trials' times, the best size of each kind."""
+    """How much the machine does in a second at best: from the medians of the trials' times, the best size of each
+    kind.
+    """
     best: dict[str, float] = {}
     for name, trial in tried.items():
         best[trial.peak] = max(best.get(trial.peak, 0.0), trial.amount / statistics.median(times[name]))

@@ -1,6 +1,6 @@
-"""Measuring time and memory: contestants take turns, so that a machine whose speed drifts slows all of them alike. Times are in seconds.
+"""Measuring time and memory: contestants take turns, so that a machine whose speed drifts slows all of them alike.
 
-May import torch and dgrad.
+Times are in seconds.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def compared(times: Mapping[str, list[float]], *references: str) -> dict[str, dict[str, Any]]:
-    """The spread of each contestant's times, and the ratios of its median, and of its least time, to those of each reference.
+    """The spread of each contestant's times, and the ratios of its median, and of its least time, to those of each
+    reference.
 
     >>> compared({"a": [2.0, 2.0], "b": [1.0, 1.0]}, "b")["a"]["ratios"]
     {'b': 2.0}
@@ -111,8 +112,8 @@ def in_new_process(module: str, *arguments: str) -> Any:
 def peak_memory(action: Callable[[], object], device: torch.device) -> int:
     """Bytes by which memory in use rises at most while `action` runs, its result included.
 
-    On CUDA that is what torch's allocator handed out; elsewhere the resident memory of this process, which should be a new one: memory that
-    was freed before, and kept by the process, would hide some of what the action takes.
+    On CUDA that is what torch's allocator handed out; elsewhere the resident memory of this process, which should
+    be a new one: memory that was freed before, and kept by the process, would hide some of what the action takes.
     """
     if device.type == "cuda":
         synchronize(device)
@@ -132,7 +133,8 @@ def peak_memory(action: Callable[[], object], device: torch.device) -> int:
 def _resident(*, reset: bool = False) -> int:
     """The most resident memory that this process has had, in bytes; with `reset`, since now.
 
-    `ru_maxrss` of a new process starts at the peak of the process that made it (Linux copies it at exec), so that Linux is asked directly.
+    `ru_maxrss` of a new process starts at the peak of the process that made it (Linux copies it at exec), so that
+    Linux is asked directly.
     """
     status = Path("/proc/self/status")
     if not status.exists():

@@ -1,4 +1,5 @@
-"""Divides by the naive algorithm: every changed code through the whole decoder, written in plain torch with nothing of dgrad.
+"""Divides by the naive algorithm: every changed code through the whole decoder, written in plain torch with nothing
+of dgrad.
 
 Steps of the naive `direct` and of ours take turns; the ratio of their medians is what counts.
 """
@@ -26,7 +27,9 @@ ESTIMATORS = ("gumbel-softmax", "direct", "direct-rb", "leg")
 
 
 def naive_sweep(decoder: nn.Module, codes: Tensor, images: Tensor) -> Tensor:
-    """The loss `[B, n, k]` of `codes` `[B, n, k]` with row i replaced by `onehot(j)`, each by a whole evaluation of the decoder."""
+    """The loss `[B, n, k]` of `codes` `[B, n, k]` with row i replaced by `onehot(j)`, each by a whole evaluation of
+    the decoder.
+    """
     batch, n, k = codes.shape
     changed = codes[:, None, None].repeat(1, n, k, 1, 1)  # [B, n, k, n, k]
     for row in range(n):
@@ -40,7 +43,9 @@ def naive_sweep(decoder: nn.Module, codes: Tensor, images: Tensor) -> Tensor:
 def naive_step(
     encoder: nn.Module, decoder: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, n: int
 ) -> None:
-    """A step of direct optimization through argmax: the gradient `(z(phi + G) - z(phi + G - eps f)) / eps`, and the decoder's own."""
+    """A step of direct optimization through argmax: the gradient `(z(phi + G) - z(phi + G - eps f)) / eps`, and the
+    decoder's own.
+    """
     logits = encoder(images).view(len(images), n, -1)  # [B, n, k]
     k = logits.shape[-1]
     with torch.no_grad():

@@ -1,9 +1,10 @@
 """How low the bound of a single variable can get: `python -m benchmarks.one_variable --data-root DIR`. Prints a table.
 
-With one variable of k values any decoder is a table of k images: the model is a mixture of k products of Bernoulli variables with equal
-weights, and its bound, whatever the encoder, is at least its negative log-likelihood. That is fitted here by expectation maximisation, from
-random images and annealed ([Ueda & Nakano 1998](https://doi.org/10.1016/S0893-6080(97)00133-0)): images belong to components by the likelihood
-to the power beta, which rises to 1. No local optimum is a proof, so several seeds of both are shown.
+With one variable of k values any decoder is a table of k images: the model is a mixture of k products of Bernoulli
+variables with equal weights, and its bound, whatever the encoder, is at least its negative log-likelihood. That is
+fitted here by expectation maximisation, from random images and annealed ([Ueda & Nakano
+1998](https://doi.org/10.1016/S0893-6080(97)00133-0)): images belong to components by the likelihood to the power
+beta, which rises to 1. No local optimum is a proof, so several seeds of both are shown.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ STARTS = {"random": 1.0, "annealed": 0.05}
 GROWTH = 1.04
 """Its factor from pass to pass, up to 1."""
 SPREAD = 0.02
-"""Weight of the random image that is mixed into each component while beta is below 1: they draw together, and once alike stay alike."""
+"""Weight of the random image that is mixed into each component while beta is below 1: they draw together, and once
+alike stay alike.
+"""
 ENOUGH = 0.0005
 """The passes end when one improves the training images' likelihood by less, in nats an image."""
 
@@ -84,7 +87,8 @@ def main() -> None:
         parser.exit(error.exit_code, f"error: {error}\n")
     train, valid, test = (unit(part.images).flatten(1) for part in (data.train, data.valid, data.test))
     print(
-        f"{'latent':>7} {'start':>9} {'seed':>4} {'train':>8} {'validation':>10} {'test':>8}   negative log-likelihood, nats an image"
+        f"{'latent':>7} {'start':>9} {'seed':>4} {'train':>8} {'validation':>10} {'test':>8}   negative "
+        "log-likelihood, nats an image"
     )
     for k in given.values:
         for start, first_beta in STARTS.items():

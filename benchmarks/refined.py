@@ -1,4 +1,4 @@
-"""A training step whose decoder learns from a refined q, against one whose decoder does not. May import torch and dgrad."""
+"""A training step whose decoder learns from a refined q, against one whose decoder does not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
 from dgrad.training.trainer import Trainer
 
-ABOUT = """A whole training step of `direct-rb`, batch 100, linear networks, in which q of each image is refined in so many steps (`--refine-steps`), each an evaluation
-and a sweep; the decoder learns from codes of that q, a further evaluation. With one variable one step is all there is."""
+ABOUT = """A whole training step of `direct-rb`, batch 100, linear networks, in which q of each image is refined in
+so many steps (`--refine-steps`), each an evaluation and a sweep; the decoder learns from codes of that q, a further
+evaluation. With one variable one step is all there is."""
 ESTIMATOR = "direct-rb"
 REFERENCE = "0"
 COUNTS = (0, 1, 3, 10)

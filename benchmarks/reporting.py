@@ -1,4 +1,7 @@
-"""Tables and plots of what was measured: report.md, results.json and PNG files. Imports matplotlib only where it draws."""
+"""Tables and plots of what was measured: report.md, results.json and PNG files.
+
+Imports matplotlib only where it draws.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +133,9 @@ def microseconds(row: Mapping[str, float]) -> list[str]:
 
 
 def ratio(row: Mapping[str, Any], reference: str, *, inverse: bool = False) -> str:
-    """The ratio of medians to the reference's and, in brackets, that of the least times; `inverse` is the reference's to this."""
+    """The ratio of medians to the reference's and, in brackets, that of the least times; `inverse` is the
+    reference's to this.
+    """
     numbers = (row[kind][reference] ** (-1 if inverse else 1) for kind in ("ratios", "least_ratios"))
     return "{} ({})".format(*(f"{number:.{1 if number >= 10 else 2}f}" for number in numbers))
 
@@ -167,6 +172,8 @@ def _circumstances(part: Mapping[str, Any]) -> str:
     machine = part["machine"]
     software = f"torch {machine['torch']}, python {machine['python']}, dgrad {machine['dgrad']}"
     return (
-        f"{machine['date']}: {machine['device']}, {machine['processor']} ({machine['torch_uses']}, {machine['cores']} cores, load "
-        f"{machine['load']}), {machine['threads']} threads, {software}; {part['data']} images; compile {part['compile']}."
+        f"{machine['date']}: {machine['device']}, {machine['processor']} ({machine['torch_uses']}, "
+        f"{machine['cores']} cores, load "
+        f"{machine['load']}), {machine['threads']} threads, {software}; {part['data']} images; compile "
+        f"{part['compile']}."
     )

@@ -1,4 +1,4 @@
-"""Whole runs: seconds of training to a validation bound of 110 nats, for each estimator. Needs MNIST. May import torch and dgrad."""
+"""Whole runs: seconds of training to a validation bound of 110 nats, for each estimator. Needs MNIST."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks.settings import Settings
 from dgrad.training.trainer import Trainer
 from dgrad.vae.evaluation import evaluate_bound, evaluation_generator
 
-ABOUT = """Seconds of training, without those of evaluation, until the validation bound is 110 nats: 20x10, linear networks, everything else as `dgrad
-train` has it by default (100 epochs along a cosine from 0.01). The runs take turns of 100 steps, with an evaluation on the validation images after
-each. One seed."""
+ABOUT = """Seconds of training, without those of evaluation, until the validation bound is 110 nats: 20x10, linear
+networks, everything else as `dgrad train` has it by default (100 epochs along a cosine from 0.01). The runs take
+turns of 100 steps, with an evaluation on the validation images after each. One seed."""
 TARGET = 110.0
 LATENT = "20x10"
 STEPS = 100
@@ -58,7 +58,9 @@ class Contestant:
 
 
 def measure(settings: Settings, *, target: float = TARGET) -> dict[str, Any]:
-    """For each estimator: `reached` in seconds or None, the steps done, the best bound, and the curve of seconds and bounds."""
+    """For each estimator: `reached` in seconds or None, the steps done, the best bound, and the curve of seconds
+    and bounds.
+    """
     limit = min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds
     contestants = {
         name: Contestant(Trainer(settings.training(name, LATENT))) for name in settings.estimators or ESTIMATORS

@@ -1,4 +1,4 @@
-"""What every part of the benchmarks is told, and the models and images that several of them time. May import torch and dgrad."""
+"""What every part of the benchmarks is told, and the models and images that several of them time."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def sweep_problem(
 
 
 def widely_spread(weight: Tensor) -> Tensor:
-    """The weight with one entry beyond what the forms that multiply can bear, so that on a CPU the exact form is taken."""
+    """The weight with one entry beyond what the forms that multiply can bear, so that on a CPU the exact form is
+    taken.
+    """
     changed = weight.detach().clone()
     changed[0, 0] += 2 * SPREAD_LIMIT
     return changed

@@ -1,4 +1,4 @@
-"""A whole training step of every estimator against Gumbel-softmax's and against a plain autograd step. May import torch and dgrad."""
+"""A whole training step of every estimator against Gumbel-softmax's and against a plain autograd step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
 from dgrad.training.trainer import Trainer
 
-ABOUT = """A whole training step: batch, forward, estimate, backward, optimizer. `plain autograd` is an ordinary torch VAE with a relaxed code, on one
-batch that never changes: a loop with nothing of dgrad. `linear` is one layer each way, `mlp` has 300 hidden units."""
+ABOUT = """A whole training step: batch, forward, estimate, backward, optimizer. `plain autograd` is an ordinary
+torch VAE with a relaxed code, on one batch that never changes: a loop with nothing of dgrad. `linear` is one layer
+each way, `mlp` has 300 hidden units."""
 REFERENCE = "gumbel-softmax"
 PLAIN = "plain autograd"
 WARM_UP = 20
@@ -59,7 +60,9 @@ def _dense(widths: list[int]) -> nn.Sequential:
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Times of a step by model and latent: `{model: {latent: {estimator: ...}}}`, for each estimator that fits the latent."""
+    """Times of a step by model and latent: `{model: {latent: {estimator: ...}}}`, for each estimator that fits the
+    latent.
+    """
     names = sorted({REFERENCE, *(settings.estimators or (QUICK if settings.quick else dgrad.estimators()))})
     return {
         model: {latent: step_times(settings, model, latent, names) for latent in settings.latents} for model in HIDDEN

@@ -1,4 +1,4 @@
-"""Steps whose codes are the same for all images, decoded once for a batch or for each image. May import torch and dgrad."""
+"""Steps whose codes are the same for all images, decoded once for a batch or for each image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from dgrad.core.objectives import Objective
 from dgrad.training.trainer import Trainer
 from dgrad.vae import reconstruction
 
-ABOUT = """A whole training step, batch 100, of estimators that evaluate every code (`exact`, `direct-joint`) or every change of one variable (`direct`). With one variable,
-or few, these codes are the same for all images: each goes through the decoder once for the batch, and the same step as it was before that, with each image's codes evaluated for
-that image alone."""
+ABOUT = """A whole training step, batch 100, of estimators that evaluate every code (`exact`, `direct-joint`) or
+every change of one variable (`direct`). With one variable, or few, these codes are the same for all images: each
+goes through the decoder once for the batch, and the same step as it was before that, with each image's codes
+evaluated for that image alone."""
 REFERENCE = "once for the batch"
 EACH = "for each image"
 CASES = (

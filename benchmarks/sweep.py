@@ -1,6 +1,5 @@
-"""The forms of a linear Bernoulli decoder's sweep, against the arithmetic that each must do and what the machine can do of it.
-
-May import torch and dgrad.
+"""The forms of a linear Bernoulli decoder's sweep, against the arithmetic that each must do and what the machine
+can do of it.
 """
 
 from __future__ import annotations
@@ -23,11 +22,13 @@ from dgrad.kernels.code_sweeps import bernoulli_linear_sweep, difference_sweep
 from dgrad.vae.networks import Decoder
 
 BATCH = 100
-ABOUT = """Each form of the sweep does the same codes of a linear Bernoulli decoder with 784 pixels. Counted is what a form does for each pixel of
-each code that it evaluates, and its matrix products; sigmoids and exponentials of weights, once for an image or a row, are left out. Bytes are of
-arrays of that size, each time that torch or the kernel reads or writes them; only the naive form's are too large for the caches. Shares are of peaks
-measured among the forms: of the multiply-adds of a large matrix product; of elementwise speed, which is the time for the same operations at the
-rates of a plain multiply-add loop and of torch's exponential and logarithm in the cache; of the bytes of a copy in main memory (over 100 %: the arrays stay in the caches)."""
+ABOUT = """Each form of the sweep does the same codes of a linear Bernoulli decoder with 784 pixels. Counted is what
+a form does for each pixel of each code that it evaluates, and its matrix products; sigmoids and exponentials of
+weights, once for an image or a row, are left out. Bytes are of arrays of that size, each time that torch or the
+kernel reads or writes them; only the naive form's are too large for the caches. Shares are of peaks measured among
+the forms: of the multiply-adds of a large matrix product; of elementwise speed, which is the time for the same
+operations at the rates of a plain multiply-add loop and of torch's exponential and logarithm in the cache; of the
+bytes of a copy in main memory (over 100 %: the arrays stay in the caches)."""
 ELEMENTWISE = ("multiply_adds", "multiplications", "additions")
 
 
@@ -35,8 +36,8 @@ ELEMENTWISE = ("multiply_adds", "multiplications", "additions")
 class Work:
     """What a form does for each pixel of each code that it evaluates, or altogether.
 
-    Left out is what is done once for an image or for a row of the weights: sigmoids, exponentials of weights. A softplus counts as an
-    exponential and a logarithm.
+    Left out is what is done once for an image or for a row of the weights: sigmoids, exponentials of weights. A
+    softplus counts as an exponential and a logarithm.
 
     Attributes:
         bytes: of arrays as large as the evaluated pixels, 4 for each time that such a number is read or written.
@@ -53,7 +54,8 @@ class Work:
 PER_PIXEL = {
     # softplus(a) - x a, summed; a is written by the matrix product and read
     "naive": Work(multiply_adds=1, additions=1, exponentials=1, logarithms=1, bytes=8),
-    # a - W_z + W_j, softplus(a) = max(a, 0) - log sigmoid(|a|) (on a CPU), x a, two sums: each an operation of torch on an array of its own
+    # a - W_z + W_j, softplus(a) = max(a, 0) - log sigmoid(|a|) (on a CPU), x a, two sums: each an operation of
+    # torch on an array of its own
     "difference": Work(multiplications=1, additions=8, exponentials=1, logarithms=1, bytes=104),
     # softplus((a - W_z) + W_j) - softplus(a), summed
     "exact": Work(additions=7, exponentials=1, logarithms=1, bytes=68),
@@ -65,13 +67,17 @@ PER_PIXEL = {
 
 
 def codes_evaluated(form: str, n: int, k: int) -> int:
-    """How many codes a form evaluates for one example: all other values of each variable, or all, where they lie side by side."""
+    """How many codes a form evaluates for one example: all other values of each variable, or all, where they lie
+    side by side.
+    """
     one_less = form in ("difference", "compiled") or (k == 2 and form == "grouped")
     return n * (k - 1 if one_less else k)
 
 
 def matrix_multiply_adds(form: str, batch: int, n: int, k: int, pixels: int) -> int:
-    """Of the matrix products: for the naive form all evaluations of the decoder, else `x W`; none where the loss does that."""
+    """Of the matrix products: for the naive form all evaluations of the decoder, else `x W`; none where the loss
+    does that.
+    """
     if form == "difference":
         return 0
     return batch * n * k * pixels * (n * k if form == "naive" else 1)
@@ -84,7 +90,9 @@ def work(form: str, batch: int, n: int, k: int, pixels: int) -> Work:
 
 
 def shares(done: Work, matrix: int, seconds: float, peak: dict[str, float]) -> dict[str, float]:
-    """Shares of the machine's peaks: of its multiply-adds, of its elementwise speed (each operation in a loop of its own), of a copy's bytes."""
+    """Shares of the machine's peaks: of its multiply-adds, of its elementwise speed (each operation in a loop of
+    its own), of a copy's bytes.
+    """
     arithmetic = sum(getattr(done, name) for name in ELEMENTWISE)
     elementwise = (
         matrix / peak["matrix"]

@@ -1,4 +1,4 @@
-"""Choosing the device. May import torch."""
+"""Choosing the device."""
 
 from __future__ import annotations
 

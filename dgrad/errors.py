@@ -1,4 +1,4 @@
-"""Every error that dgrad raises for its user, and its warnings. May import nothing of dgrad, nothing heavy: the codec uses it too.
+"""Every error that dgrad raises for its user, and its warnings.
 
 A message is one line that says what was given, what was expected, and what to do about it.
 """
@@ -17,7 +17,9 @@ class DgradError(Exception):
 
 
 class InputError(DgradError, ValueError):
-    """The user asked for something that cannot be: an unknown name, a value out of range, a file that is not what it should be."""
+    """The user asked for something that cannot be: an unknown name, a value out of range, a file that is not what
+    it should be.
+    """
 
     exit_code = 2
 

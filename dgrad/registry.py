@@ -1,8 +1,8 @@
-"""The registry: finds plugins, keeps the names they claim, and builds what is asked for by name. May import no plugin by itself.
+"""The registry: finds plugins, keeps the names they claim, and builds what is asked for by name.
 
 Every plugin stands alone: one that cannot be imported, or whose hooks do not fit, is named in a warning, remembered in
-`Registry.left_out` and left out; the others go on. A name that two plugins claim is an error for whoever asks for that name,
-and for nobody else.
+`Registry.left_out` and left out; the others go on. A name that two plugins claim is an error for whoever asks for
+that name, and for nobody else.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Registry:
         self._claims: dict[str, dict[str, list[tuple[Plugin, Factory]]]] = {kind: {} for kind in KINDS}
 
     def load_entry_points(self, *, builtins_only: bool = False) -> None:
-        """Load every plugin published under the entry-point group; a broken one becomes a warning that names its distribution."""
+        """Load every plugin published under the entry-point group; a broken one becomes a warning that names its
+        distribution.
+        """
         for entry_point in importlib.metadata.entry_points(group=GROUP):
             distribution, version = _distribution_of(entry_point)
             if any(plugin.name == entry_point.name and plugin.distribution == distribution for plugin in self.plugins):
@@ -159,7 +161,9 @@ class Registry:
         return name in self._claims[kind]
 
     def claimed_twice(self, plugin: Plugin | None = None) -> list[str]:
-        """A line for each name (of `plugin`, or of all) that more than one plugin claims: which they are, and what to do."""
+        """A line for each name (of `plugin`, or of all) that more than one plugin claims: which they are, and what
+        to do.
+        """
         return [
             self._contest(kind, name)
             for kind in KINDS
@@ -219,7 +223,9 @@ def _brief(error: BaseException) -> str:
 
 @functools.cache
 def registry() -> Registry:
-    """The registry of this process, with the installed plugins loaded (the built-in ones alone under DGRAD_DISABLE_PLUGIN_AUTOLOAD=1)."""
+    """The registry of this process, with the installed plugins loaded (the built-in ones alone under
+    DGRAD_DISABLE_PLUGIN_AUTOLOAD=1).
+    """
     result = Registry()
     result.load_entry_points(builtins_only=os.environ.get("DGRAD_DISABLE_PLUGIN_AUTOLOAD", "") not in ("", "0"))
     return result
@@ -259,7 +265,8 @@ def _import_file(path: Path) -> object:
         return known
     if known is not None:
         raise ImportError(
-            f"a module named {path.stem!r} is loaded already from {getattr(known, '__file__', 'elsewhere')}; rename the file"
+            f"a module named {path.stem!r} is loaded already from {getattr(known, '__file__', 'elsewhere')}; rename "
+            "the file"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
@@ -293,7 +300,8 @@ def build(kind: str, name: str, expected: type[Built], *arguments: Any, **keywor
         ) from error
     if not isinstance(result, expected):
         raise InputError(
-            f"the factory of {kind[:-1]} {name!r} made a {type(result).__name__}; expected a {expected.__name__}: ask its "
+            f"the factory of {kind[:-1]} {name!r} made a {type(result).__name__}; expected a {expected.__name__}: "
+            "ask its "
             "plugin's author"
         )
     return result

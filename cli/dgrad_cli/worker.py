@@ -1,7 +1,8 @@
-"""`python -m dgrad_cli.worker ...`: `dgrad ...` for a process that another one started and holds the other end of its standard input.
+"""`python -m dgrad_cli.worker ...`: `dgrad ...` for a process that another one started and holds the other end of
+its standard input.
 
-Nothing is written into that. When it ends, the other process is gone, however it went, and this one ends too, as at SIGTERM: with its
-state saved. Imports nothing heavy before it listens.
+Nothing is written into that. When it ends, the other process is gone, however it went, and this one ends too, as at
+SIGTERM: with its state saved. Imports nothing heavy before it listens.
 """
 
 import os

@@ -1,7 +1,5 @@
 """Data sets held in memory: what they are, where they come from, how a training step draws from them.
 
-May import torch, numpy, dgrad.errors and dgrad.files.images only; torchvision and PIL are imported inside the functions that need them.
-
 A new source of data is a function `load(data_root: Path) -> Dataset`; `load_dataset` finds it by its registered name.
 """
 

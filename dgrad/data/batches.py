@@ -1,4 +1,4 @@
-"""The stream of batches a training run draws from. May import torch, dgrad.errors and dgrad.data.splits only.
+"""The stream of batches a training run draws from.
 
 Nothing in `Batches` waits for the device: where the stream stands is known to the host without asking.
 """
@@ -17,7 +17,8 @@ from dgrad.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images `[B, C, H, W]` float32 in [0, 1], labels `[B]` or `[B, n]` int64 or None, and the images' places in the split `[B]`.
+    """Images `[B, C, H, W]` float32 in [0, 1], labels `[B]` or `[B, n]` int64 or None, and the images' places in
+    the split `[B]`.
 
     `share` is how much of the whole batch these images are: 1 but where several processes have a part each.
     """
@@ -93,7 +94,10 @@ class Batches:
         return [self.generator]
 
     def advance(self) -> Tensor:
-        """Move on by a batch: the places of its images in the split `[B]`. A new epoch draws its order into `self.order`."""
+        """Move on by a batch: the places of its images in the split `[B]`.
+
+        A new epoch draws its order into `self.order`.
+        """
         if self._position == self.steps_per_epoch:
             self._epoch_start = self.generator.get_state()
             self._shuffle()
@@ -108,7 +112,8 @@ class Batches:
         index = whole[part]
         images = unit(self.split.images.index_select(0, index))
         if self.dynamic:
-            # A third of the time that torch.bernoulli takes on a CPU. For the whole batch, so that all ranks stay in step.
+            # A third of the time that torch.bernoulli takes on a CPU. For the whole batch, so that all ranks stay
+            # in step.
             noise = torch.rand((len(whole), *images.shape[1:]), generator=self.generator, device=images.device)
             images = (noise[part] < images).float()
         labels = self.split.labels
@@ -156,8 +161,8 @@ class Batches:
 def part_of(count: int, rank: int, ranks: int) -> tuple[slice, float]:
     """The part of a batch of `count` images that falls to one of `ranks`, and its share of the batch.
 
-    The parts differ by one image at most. A rank for which none is left takes one of another's with a share of 0, so that
-    no rank ever computes with nothing.
+    The parts differ by one image at most. A rank for which none is left takes one of another's with a share of 0,
+    so that no rank ever computes with nothing.
 
     >>> [part_of(5, rank, 2) for rank in range(2)]
     [(slice(0, 2, None), 0.4), (slice(2, 5, None), 0.6)]

@@ -1,4 +1,4 @@
-"""Pixels made 0 or 1. May import torch, numpy, dgrad.errors and dgrad.data.splits only.
+"""Pixels made 0 or 1.
 
 Of the four conventions, two change the data once, here; `dynamic` draws anew in every batch and is `Batches`' to do.
 """

@@ -1,7 +1,4 @@
-"""Fetches the IDX files of torchvision's data sets.
-
-May import dgrad.errors and dgrad.data.idx only; torchvision when it downloads.
-"""
+"""Fetches the IDX files of torchvision's data sets."""
 
 from __future__ import annotations
 

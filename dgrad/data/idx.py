@@ -1,7 +1,5 @@
 """Reads the IDX files of MNIST and its kin, plain or gzipped.
 
-May import torch, numpy, dgrad.errors and dgrad.data.splits only.
-
 An IDX file is: two zero bytes, a byte for the dtype (8: unsigned bytes), a byte for the number of dimensions, each
 dimension as a big-endian uint32, then the values.
 """

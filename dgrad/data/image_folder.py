@@ -1,8 +1,4 @@
-"""Reads a folder of images sorted by class.
-
-May import torch, numpy, dgrad.errors, dgrad.files.images, dgrad.data.partitioning and dgrad.data.splits only;
-torchvision when it reads.
-"""
+"""Reads a folder of images sorted by class."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def choose_labelled(labels: Int[Tensor, " images"], count: int, *, seed: int) ->
     classes = len(labels.unique())
     if not classes <= count <= len(labels):
         raise InputError(
-            f"--labels {count}; expected at least one for each of the {classes} classes and at most {len(labels)}, the labels that there are"
+            f"--labels {count}; expected at least one for each of the {classes} classes and at most {len(labels)}, "
+            "the labels that there are"
         )
     values = labels.cpu().numpy()
     # RandomState and not default_rng: numpy promises that its stream never changes.
@@ -71,7 +72,8 @@ def choose_labelled_attributes(labels: Int[Tensor, "images n"], count: int, *, s
     same = (labels[index] == labels[index[0]]).all(0)
     if same.any():
         raise InputError(
-            f"--labels {count}: all of them are alike in {int(same.sum())} of {len(same)} attributes; expected both values of each: give more, or "
+            f"--labels {count}: all of them are alike in {int(same.sum())} of {len(same)} attributes; expected both "
+            "values of each: give more, or "
             "leave rare attributes out of --attributes"
         )
     return index

@@ -1,8 +1,4 @@
-"""Reads a data set from a .npz file.
-
-May import torch, numpy, dgrad.errors, dgrad.data.partitioning and dgrad.data.splits only.
-Never unpickles: a file from a stranger can be wrong but cannot run code.
-"""
+"""Reads a data set from a .npz file. Never unpickles: a file from a stranger can be wrong but cannot run code."""
 
 from __future__ import annotations
 
@@ -32,8 +28,9 @@ def load_npz(path: Path) -> Dataset:
 
     The file holds `images` and, if there are any, `labels` `[N]`, integers from 0: it is cut into 80 % train, 10 %
     valid, 10 % test, always the same way. Or it brings its splits: `train_images`, `valid_images`, `test_images`, and
-    `train_labels`, `valid_labels`, `test_labels` or none of these. Instead of `labels` there may be `attributes` `[N, n]`, each 0 or 1,
-    split or not, and their `attribute_names` `[n]`, text; without these they are called 0, 1, ...
+    `train_labels`, `valid_labels`, `test_labels` or none of these. Instead of `labels` there may be `attributes`
+    `[N, n]`, each 0 or 1, split or not, and their `attribute_names` `[n]`, text; without these they are called 0,
+    1, ...
 
     Images are `[N, H, W]`, `[N, H, W, C]` with C = 1 or 3, or `[N, C, H, W]`, uint8 or floats in [0, 1]. Where four
     dimensions can be read both ways (both the second and the last are 1 or 3) the channels are taken to come first.
@@ -147,7 +144,8 @@ def _labels(what: str, labels: np.ndarray, count: int) -> np.ndarray:  # [N]
 def _attributes(what: str, values: np.ndarray, count: int) -> np.ndarray:  # [N, n]
     if values.ndim != 2 or len(values) != count or values.shape[1] == 0:
         raise InputError(
-            f"{what} have the shape {list(values.shape)}; expected [{count}, n], n values for each image; make them match"
+            f"{what} have the shape {list(values.shape)}; expected [{count}, n], n values for each image; make them "
+            "match"
         )
     if values.dtype.kind not in "iub" or not np.isin(values, (0, 1)).all():
         raise InputError(f"{what} are {values.dtype} with other values than 0 and 1; expected 0 (off) or 1 (on)")
@@ -164,7 +162,8 @@ def _attribute_names(path: Path, arrays: Mapping[str, np.ndarray], splits: list[
     names = arrays.get("attribute_names", np.arange(count)).astype(str)
     if names.shape != (count,) or len(set(names.tolist())) < count or any(not name or "," in name for name in names):
         raise InputError(
-            f"{path}: attribute_names are {', '.join(map(repr, names.flatten().tolist()))}; expected {count} different names without commas, one for each column "
+            f"{path}: attribute_names are {', '.join(map(repr, names.flatten().tolist()))}; expected {count} "
+            "different names without commas, one for each column "
             "of attributes"
         )
     return tuple(names.tolist())

@@ -1,7 +1,4 @@
-"""Cuts a pile of images into train, valid and test, the same way every time.
-
-May import torch, numpy and dgrad.data.splits only.
-"""
+"""Cuts a pile of images into train, valid and test, the same way every time."""
 
 from __future__ import annotations
 
@@ -28,8 +25,9 @@ def partition(
 ) -> Dataset:
     """A data set of images `[N, C, H, W]`, cut at random into `valid`, `test` (default: N/10 each) and the rest.
 
-    Where there are labels `[N]`, each split has the classes in proportion, as nearly as small classes allow; where they are `[N, n]`,
-    a class is a combination of `attributes`. The images of a split keep their order. Raises InputError where a split would be empty.
+    Where there are labels `[N]`, each split has the classes in proportion, as nearly as small classes allow; where
+    they are `[N, n]`, a class is a combination of `attributes`. The images of a split keep their order. Raises
+    InputError where a split would be empty.
     """
     count = len(images)
     valid = count // 10 if valid is None else valid

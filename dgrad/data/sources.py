@@ -1,4 +1,4 @@
-"""From what the user typed to a data set. May import dgrad.errors and dgrad.data's readers only.
+"""From what the user typed to a data set.
 
 It knows no data set by name: those come from the registry, as a mapping.
 """

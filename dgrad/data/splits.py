@@ -1,4 +1,4 @@
-"""What a data set is: three splits of images, with or without labels. May import torch and dgrad.errors only."""
+"""What a data set is: three splits of images, with or without labels."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Dataset:
 
     Where the labels are the values, 0 or 1, of several attributes, `attributes` names these instead.
 
-    Raises InputError for an empty split, for splits whose images differ in shape or dtype, and for more or fewer names than attributes.
+    Raises InputError for an empty split, for splits whose images differ in shape or dtype, and for more or fewer
+    names than attributes.
     """
 
     name: str
@@ -85,8 +86,10 @@ class Dataset:
         shapes = [() if split.labels is None else split.labels.shape[1:] for split in splits]
         if any(shape != ((len(names),) if names else ()) for shape in shapes) or len(set(names)) < len(names):
             raise InputError(
-                f"data set {self.name!r} has labels of shape {', '.join(str([len(s), *shape]) for s, shape in zip(splits, shapes, strict=True))} "
-                f"and {len(names)} names of attributes ({', '.join(names)}); expected a name of its own for each column of labels [N, n]"
+                f"data set {self.name!r} has labels of shape "
+                f"{', '.join(str([len(s), *shape]) for s, shape in zip(splits, shapes, strict=True))} "
+                f"and {len(names)} names of attributes ({', '.join(names)}); expected a name of its own for each "
+                "column of labels [N, n]"
             )
 
     def with_attributes(self, names: Sequence[str]) -> Dataset:
@@ -96,7 +99,8 @@ class Dataset:
         """
         if self.attributes is None:
             raise InputError(
-                f"--attributes {','.join(names)}: {self.name} has no attributes; leave --attributes out, or take data that has some"
+                f"--attributes {','.join(names)}: {self.name} has no attributes; leave --attributes out, or take "
+                "data that has some"
             )
         if unknown := [name for name in names if name not in self.attributes]:
             raise unknown_name("attribute", unknown[0], self.attributes)

@@ -204,7 +204,10 @@ def test_what_is_slow_takes_fewer_turns_but_three(monkeypatch: pytest.MonkeyPatc
 
 
 def test_peak_memory_finds_what_was_allocated_and_freed() -> None:
-    """In a new process, as growth measures. Linux counts resident pages in batches: within 1 MiB; 4 MiB for what else the process does."""
+    """In a new process, as growth measures.
+
+    Linux counts resident pages in batches: within 1 MiB; 4 MiB for what else the process does.
+    """
     megabytes = 64
     script = f"""
 import torch
@@ -333,7 +336,9 @@ def _counted(form: str, batch: int, n: int, k: int, pixels: int, monkeypatch: py
 
 @pytest.mark.parametrize("form", ["difference", "exact", "grouped"])
 def test_the_work_of_a_form_is_what_torch_does(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not grow with the batch, the values and the pixels at once drops out of the differences; nothing of it is uncounted."""
+    """What does not grow with the batch, the values and the pixels at once drops out of the differences; nothing of
+    it is uncounted.
+    """
     monkeypatch.setattr(sweeps, "NUMBERS_AT_ONCE", 2**30)  # in one part
     n = 3
     corners = list(itertools.product((2, 5), (3, 7), (8, 24)))

@@ -1,7 +1,4 @@
-"""`dgrad plugins`, `plugins check`, `plugins new`: what is loaded, whether it is right, and how to begin one.
-
-May import typer and rich; torch and the core only inside commands.
-"""
+"""`dgrad plugins`, `plugins check`, `plugins new`: what is loaded, whether it is right, and how to begin one."""
 
 from __future__ import annotations
 
