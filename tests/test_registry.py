@@ -127,3 +127,25 @@ def test_a_plugin_that_cannot_be_loaded_is_refused(spec: str, text: str | None, 
         load_plugin(spec)
     sys.modules.pop(Path(spec).stem, None)
     assert len(registry().plugins) == 1
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda: 3, "the factory of estimator 'broken' made a int; expected a GradientEstimator"),
+        (lambda: 1 / 0, "the factory of estimator 'broken' failed: ZeroDivisionError"),
+    ],
+)
+def test_a_factory_that_fails_is_named(factory: object, message: str) -> None:
+    class Toy:
+        @dgrad.hookimpl
+        def dgrad_register_estimators(self, register):  # type: ignore[no-untyped-def]
+            register("broken", factory)
+
+    toy = Toy()
+    registry().add(Plugin("toy", "toy", "", toy))
+    try:
+        with pytest.raises(dgrad.InputError, match=message):
+            dgrad.estimator("broken")
+    finally:
+        registry().remove(toy)

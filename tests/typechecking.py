@@ -1,4 +1,7 @@
-"""The type checker that jaxtyping runs on every call of dgrad under pytest: an int is as good as a float (PEP 484)."""
+"""The type checker that jaxtyping runs on every call of dgrad under pytest: an int is as good as a float (PEP 484).
+
+A file of its own: pytest imports it before dgrad, which `helpers.py` imports.
+"""
 
 from beartype import BeartypeConf, beartype
 

@@ -21,7 +21,7 @@ from dgrad.registry import registry
 from dgrad.training.checkpoint import load_checkpoint
 from dgrad.training.processes import World
 from dgrad.training.trainer import Trainer
-from tests import distributed_processes as processes
+from tests.training import distributed_processes as processes
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -41,7 +41,7 @@ def _plugin_leaves_with_the_test() -> Iterator[None]:
 
 def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Two processes of `distributed_processes.py`."""
-    paths = os.pathsep.join([str(HERE.parent.parent), *sys.path])
+    paths = os.pathsep.join([str(HERE.parents[2]), *sys.path])
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HERE), *arguments],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_two_processes_train_as_one_does_on_the_whole_batch(trained: list[dict[str, Any]]) -> None:
-    """With an estimator without noise, over a last batch that cannot be halved, with pixels drawn anew, to rounding errors."""
+    """Without noise, to rounding errors: a last batch that cannot be halved, pixels drawn anew."""
     alone = Trainer(configure(processes.DETERMINISTIC))
     assert len(alone.batches.order) % alone.batches.batch_size % 2 == 1
     for _ in range(processes.STEPS):

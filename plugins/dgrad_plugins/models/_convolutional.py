@@ -1,6 +1,6 @@
 """The convolutional model: a code, such as one variable for each attribute of a picture, and Gaussian variables for all the rest.
 
-Between its layers stands SiLU. With ReLU, whose units die, 300 steps on drawn faces (tests/drawn_faces.py, widths 8, 16, 32) came to 7054 nats
+Between its layers stands SiLU. With ReLU, whose units die, 300 steps on drawn faces (tests/helpers.py, widths 8, 16, 32) came to 7054 nats
 instead of 6599.
 
 May import torch, latents, likelihoods and networks.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_faces import NAMES, SHOWN, WHERE, draw_celeba
+from helpers import FACE_ATTRIBUTES, SHOWN, WHERE, draw_celeba
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -65,7 +65,7 @@ def test_celeba_is_cut_and_made_smaller_in_its_own_partition(tmp_path: Path) -> 
     pytest.importorskip("torchvision")
     values = draw_celeba(tmp_path, (5, 2, 3))
     dataset = load_celeba(tmp_path)
-    assert dataset.attributes == NAMES
+    assert dataset.attributes == FACE_ATTRIBUTES
     assert dataset.image_shape == (3, 64, 64)
     parts = (dataset.train, dataset.valid, dataset.test)
     assert [len(part) for part in parts] == [5, 2, 3]

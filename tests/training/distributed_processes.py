@@ -1,7 +1,7 @@
-"""What tests/test_distributed.py starts under torchrun, and the plugin that its runs load: one process of several.
+"""One process of several that test_distributed.py starts under torchrun, and the plugin that its runs load.
 
-torchrun ... tests/distributed_processes.py train DIR      trains a number of trainers; leaves what came of it in DIR
-torchrun ... tests/distributed_processes.py cli COMMAND... runs commands of dgrad, separated by `+`, one after the other
+torchrun ... distributed_processes.py train DIR       trains several trainers, and saves their results in DIR
+torchrun ... distributed_processes.py cli COMMAND...  runs commands of dgrad one after the other, separated by `+`
 """
 
 from __future__ import annotations
