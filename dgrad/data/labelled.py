@@ -1,5 +1,4 @@
-"""Few labels: which images keep theirs, and how a training step draws them. May import torch, numpy,
-jaxtyping, dgrad.errors and dgrad.data.
+"""Few labels: which images keep theirs, and how a training step draws them.
 
 Nothing in a draw waits for the device.
 """
@@ -43,7 +42,8 @@ def choose_labelled(labels: Int[Tensor, " images"], count: int, *, seed: int) ->
     classes = len(labels.unique())
     if not classes <= count <= len(labels):
         raise InputError(
-            f"--labels {count}; expected at least one for each of the {classes} classes and at most {len(labels)}, the labels that there are"
+            f"--labels {count}; expected at least one for each of the {classes} classes and at most {len(labels)}, "
+            "the labels that there are"
         )
     values = labels.cpu().numpy()
     # RandomState and not default_rng: numpy promises that its stream never changes.
@@ -57,7 +57,7 @@ def choose_labelled(labels: Int[Tensor, " images"], count: int, *, seed: int) ->
 
 
 def choose_labelled_attributes(labels: Int[Tensor, "images n"], count: int, *, seed: int) -> Int[Tensor, " count"]:
-    """Which images keep the values of their attributes: places in ascending order, any of them, chosen by the seed alone.
+    """Which images keep their attributes: places in ascending order, chosen by the seed alone.
 
     Raises:
         InputError: there are fewer images than that, or an attribute has one value in all that were chosen.
@@ -71,8 +71,8 @@ def choose_labelled_attributes(labels: Int[Tensor, "images n"], count: int, *, s
     same = (labels[index] == labels[index[0]]).all(0)
     if same.any():
         raise InputError(
-            f"--labels {count}: all of them are alike in {int(same.sum())} of {len(same)} attributes; expected both values of each: give more, or "
-            "leave rare attributes out of --attributes"
+            f"--labels {count}: all of them are alike in {int(same.sum())} of {len(same)} attributes; expected both "
+            "values of each: give more, or leave rare attributes out of --attributes"
         )
     return index
 
@@ -102,7 +102,8 @@ class LabelledImages:
     Args:
         images: of the labelled ones alone; grey where they are binarised after the draw.
         index: their places in the training split.
-        binarize: what becomes of a drawn image's pixels: `threshold` (rounded at 0.5), `draw` (a Bernoulli variable each) or `none`.
+        binarize: what becomes of a drawn image's pixels: `threshold` (rounded at 0.5), `draw` (a Bernoulli variable
+            each) or `none`.
         augment: whether a drawn image is first redrawn by a small random affine map.
         generator: of the draws, on that device.
     """

@@ -18,7 +18,6 @@ from dgrad.config import configure, read_config
 from dgrad.core.objectives import FunctionObjective
 from dgrad.data import Dataset, Split, choose_labelled_attributes, load_dataset, load_npz, unit
 from dgrad.pictures.image_grids import class_grid, save_grid, switched
-from dgrad.training.labels import Supervision, label_frequencies
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 from dgrad.vae.evaluation import evaluate_accuracies, evaluate_bound
@@ -185,35 +184,6 @@ def test_any_images_keep_their_attributes_but_both_values_of_each_are_among_them
     assert not torch.equal(chosen, choose_labelled_attributes(labels[:, :3], 100, seed=6))
     assert "alike in 1 of 4 attributes" in _error(lambda: choose_labelled_attributes(labels, 10, seed=5))
     assert "at most 1000" in _error(lambda: choose_labelled_attributes(labels, 1001, seed=5))
-
-
-def test_the_balance_is_that_of_the_labelled_images() -> None:
-    labels = torch.tensor([[0, 1], [0, 0], [0, 1], [1, 1]])
-    frequencies = label_frequencies(labels, 2)
-    torch.testing.assert_close(frequencies, torch.tensor([[4 / 6, 2 / 6], [2 / 6, 4 / 6]]))
-    layer, config = dgrad.latent("2x2"), configure({"labels": 4, "label-weight": 0, "balance-weight": 1})
-    unknown, codes = torch.zeros(50, 2, 1, dtype=torch.bool), torch.zeros(50, 2, 2)
-    logits = frequencies.log().expand(50, 2, 2).clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(Supervision(config, layer, frequencies)(logits, unknown, codes), logits)
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-7, rtol=0)
-    (gradient,) = torch.autograd.grad(Supervision(config, layer)(logits, unknown, codes), logits)
-    assert gradient.abs().max() > 1e-5, "equal frequencies would change it"
-
-
-def test_the_independence_is_the_squared_covariance_of_code_and_gaussian_variables() -> None:
-    """Its gradient is that of `sum C^2 / 2` where the moving covariance is that of the batch, up to the share that has moved."""
-    layer, generator = dgrad.latent("2x2"), Generator().manual_seed(0)
-    config = configure({"labels": 4, "label-weight": 0, "balance-weight": 0, "independence-weight": 3})
-    logits, means = torch.randn(50, 2, 2, generator=generator), torch.randn(50, 5, generator=generator).requires_grad_()
-    known = torch.rand(50, 2, 1, generator=generator) < 0.3
-    codes = known * layer.codes(torch.randint(0, 2, (50, 2), generator=generator))
-    supervision = Supervision(config, layer, gaussian=5)
-    (gradient,) = torch.autograd.grad(supervision(logits.requires_grad_(), known, codes, means), means)
-    values = torch.where(known, codes, logits.softmax(-1)).detach()
-    covariances = [torch.cov(torch.cat([values.flatten(1), means], 1).T, correction=0)[:4, 4:]]
-    (truth,) = torch.autograd.grad(3 * 0.1 * covariances[0].square().sum() / 2, means)
-    torch.testing.assert_close(gradient, truth)
-    torch.testing.assert_close(supervision.covariance.flatten(0, 1), 0.1 * covariances[0].detach())
 
 
 @pytest.mark.parametrize(
