@@ -111,7 +111,7 @@ def label_images(
     if not inside:
         shape = ", ".join(["M", *map(str, labels.shape[1:])])
         raise InputError(
-            f"dgrad_label_images gives places {list(places.shape)} and labels {list(theirs.shape)}; expected [M] places "
-            f"from 0 to {len(images) - 1} and [{shape}] labels from -1 to {values - 1}: ask the plugin's author"
+            f"dgrad_label_images gives places {list(places.shape)} and labels {list(theirs.shape)}; expected [M] "
+            f"places from 0 to {len(images) - 1} and [{shape}] labels from -1 to {values - 1}: ask the plugin's author"
         )
     return places, theirs

@@ -45,8 +45,8 @@ def _check_attributes(config: TrainConfig, attributes: tuple[str, ...], layer: L
     if not layer.independent_rows or layer.shape != (len(attributes), 2):
         raise InputError(
             f"--labels {config.labels} needs a code of one variable of two values for each attribute; got --latent "
-            f"{layer} and {len(attributes)} attributes ({', '.join(attributes)}), expected {len(attributes)}x2: say so, "
-            "or choose attributes with --attributes"
+            f"{layer} and {len(attributes)} attributes ({', '.join(attributes)}), expected {len(attributes)}x2: say "
+            "so, or choose attributes with --attributes"
         )
 
 

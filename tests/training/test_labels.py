@@ -205,7 +205,7 @@ def test_the_gradient_of_the_label_objective_is_that_of_the_probability_of_the_l
 
 
 def test_direct_takes_the_label_as_the_perturbed_argmax() -> None:
-    """With a large weight: `(z - label) / epsilon`, and with the noise integrated out the cross-entropy's gradient over epsilon."""
+    """With a large weight: `(z - label) / epsilon`; without noise the cross-entropy's gradient over epsilon."""
     logits, labels, _ = _problem()
     known, labelled = known_codes(labels, (3, 5), torch.float64)
     objective = LabelObjective(1000.0, labels)
@@ -219,7 +219,7 @@ def test_direct_takes_the_label_as_the_perturbed_argmax() -> None:
 
 
 def test_labelled_images_train_the_bound_of_image_and_label() -> None:
-    """With nothing unlabelled in the batch: the loss at the label, no KL of the code, and no gradient but the cross-entropy's."""
+    """With labels alone: the loss at the label, no KL of the code, no gradient but the cross-entropy's."""
     config = {**SETTINGS, "estimator": "leg", "balance-weight": 0, "label-weight": 0, "kl": "inside"}
     trainer = Trainer(configure(config))
     shown = trainer.batches.labelled.draw(30)
@@ -467,7 +467,7 @@ def test_pretraining_sees_the_labelled_images_alone_and_comes_before_the_first_s
 
 
 def test_pretraining_teaches_the_labels() -> None:
-    """Without a labelled image in the run's own steps, accuracy is owed to the pretraining alone: of ten classes chance names 10 %."""
+    """Without labelled images in the run's own steps; chance names 10 % of the classes."""
     found = {}
     for steps in (0, 300):
         trainer = Trainer(configure({**PRETRAINED, "pretrain-steps": steps, "labelled-batch": 20 if steps == 0 else 0}))

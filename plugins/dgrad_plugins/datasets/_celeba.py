@@ -35,9 +35,9 @@ def load_celeba(data_root: Path) -> Dataset:
 you put its files into DATA-ROOT/celeba
 
     The partition is that of CelebA's authors. The files stand in `data_root / "celeba"`, the images in its folder
-    `img_align_celeba`. The first call cuts the middle out of every image, makes it smaller, and writes the result beside
-    the files (folder `dgrad-64`, 12 KB an image). It is mapped into memory, not read. A subset of CelebA's images
-    serves too, if all the lists have the same ones.
+    `img_align_celeba`. The first call cuts the middle out of every image and makes it smaller. It writes the result
+    beside the files (folder `dgrad-64`, 12 KB an image), to be mapped into memory, not read. A subset of CelebA's
+    images serves too, if all the lists have the same ones.
 
     Raises:
         InputError: a file is missing or not what it should be, or the folder cannot be written.

@@ -9,7 +9,7 @@ from dgrad_plugins.labels._adversarial import adversarial_change
 
 
 def test_the_adversarial_change_of_a_linear_encoder_is_the_worst_one() -> None:
-    """The divergence of two classes grows with the change of one difference of logits: the worst change goes along it."""
+    """The divergence of two classes grows with the change of one difference of logits."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(2, 12, generator=generator, dtype=torch.float64)
     images = torch.rand(5, 1, 3, 4, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Several attributes: data that has them, a variable of the code for each, the convolutional model, and what it makes of drawn faces."""
+"""Several attributes: data that has them, the convolutional model, and drawn faces."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from dgrad_plugins.models._convolutional import conv_vae
 
 COUNTS = (500, 60, 100)
 SETTINGS = {
-    "dataset": "celeba", "attributes": ",".join(SHOWN), "labels": 150, "labelled-batch": 8, "batch-size": 16, "latent": "3x2",
-    "model": "conv", "hidden": "8,16,16", "gaussian": 16, "binarize": "none", "estimator": "direct", "lr": "cosine:0.007:0", "device": "cpu",
+    "dataset": "celeba", "attributes": ",".join(SHOWN), "labels": 150, "labelled-batch": 8, "batch-size": 16,
+    "latent": "3x2", "model": "conv", "hidden": "8,16,16", "gaussian": 16, "binarize": "none", "estimator": "direct",
+    "lr": "cosine:0.007:0", "device": "cpu",
     "eval-samples": 1, "eval-every": 4,
 }  # fmt: skip
 
@@ -286,7 +287,7 @@ def test_the_numbers_of_a_code_are_those_of_all_layers() -> None:
 
 
 def test_the_bound_of_a_large_decoder_is_drawn_and_that_of_a_small_one_summed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mean of 200 draws is within 6 of its standard errors of the sum over all codes, whose own noise (the Gaussian variables') is as small."""
+    """A mean of 200 draws is within 6 standard errors of the sum over all codes; both draw the Gaussian variables."""
     model, split = _model(), Split(_images(count=8))
     exact = evaluate_bound(model, split, samples=200, generator=Generator().manual_seed(0))
     monkeypatch.setattr("dgrad.vae.evaluation.EXACT_NUMBERS", 8 * model.numbers_per_code - 1)
@@ -351,7 +352,7 @@ def test_the_attributes_of_test_images_are_known(run: Run) -> None:
 
 
 def _switched(run: Run, name: str) -> tuple[Tensor, Split]:
-    """What switching an attribute on adds to the reconstruction of each test image, `[N, 3, 64, 64]`, and the images."""
+    """What switching an attribute on adds to each test image's reconstruction, `[N, 3, 64, 64]`; the images."""
     model, _ = run.load_model("last")
     test = load_celeba(Path(str(run.config.data_root))).with_attributes(SHOWN).test
     pictures = switched(model, unit(test.images))

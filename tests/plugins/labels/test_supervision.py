@@ -63,7 +63,7 @@ def test_the_balance_is_that_of_the_labelled_images() -> None:
 
 
 def test_the_independence_is_the_squared_covariance_of_code_and_gaussian_variables() -> None:
-    """After one step the moving covariance is 0.1 times the batch's: the gradient is 0.1 times that of `sum C^2 / 2`."""
+    """After one step the moving covariance is 0.1 times the batch's, and so is the gradient of `sum C^2 / 2`."""
     layer, generator = dgrad.latent("2x2"), Generator().manual_seed(0)
     config = configure({"labels": 4, "label-weight": 0, "balance-weight": 0, "independence-weight": 3})
     logits, means = torch.randn(50, 2, 2, generator=generator), torch.randn(50, 5, generator=generator).requires_grad_()
