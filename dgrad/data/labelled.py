@@ -72,7 +72,8 @@ def choose_labelled_attributes(labels: Int[Tensor, "images n"], count: int, *, s
     if same.any():
         raise InputError(
             f"--labels {count}: all of them are alike in {int(same.sum())} of {len(same)} attributes; expected both "
-            "values of each: give more, or leave rare attributes out of --attributes"
+            "values of each: give more, or "
+            "leave rare attributes out of --attributes"
         )
     return index
 
