@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dgrad.data import Dataset
-from dgrad_plugins.datasets._celeba import load_celeba
+from dgrad_plugins.datasets._celeba import celeba
 from dgrad_plugins.datasets._digits import digits
 from dgrad_plugins.datasets._mnist import fashion_mnist, kmnist, mnist
 
@@ -18,5 +18,5 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
     "kmnist": kmnist,
-    "celeba": load_celeba,
+    "celeba": celeba,
 }

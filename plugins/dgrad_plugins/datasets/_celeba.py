@@ -30,9 +30,14 @@ FILES = (
 _SPLITS = ("train", "valid", "test")
 
 
-def load_celeba(data_root: Path) -> Dataset:
+def celeba(data_root: Path) -> Dataset:
     """Faces with 40 attributes, 64x64, colour: 162,770 train, 19,867 valid, 19,962 test; \
-you put its files into DATA-ROOT/celeba
+you put its files into DATA-ROOT/celeba"""
+    return load_celeba(data_root)
+
+
+def load_celeba(data_root: Path) -> Dataset:
+    """CelebA with its binary attributes as labels: colour images, `SIDE` pixels wide and high.
 
     The partition is that of CelebA's authors. The files stand in `data_root / "celeba"`, the images in its folder
     `img_align_celeba`. The first call cuts the middle out of every image and makes it smaller. It writes the result
