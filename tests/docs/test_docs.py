@@ -8,7 +8,6 @@ import math
 import re
 import shlex
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -73,12 +72,10 @@ def test_every_example_stands_in_the_guide_as_it_is() -> None:
 def test_every_hook_stands_in_the_guide_with_its_exact_signature() -> None:
     hooks = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("dgrad_")}
     assert len(hooks) == 10
+    guide = re.sub(r"\s", "", GUIDE)  # the formatter breaks long signatures
     for name, hook in hooks.items():
         signature = str(inspect.signature(hook)).replace("'", "")
-        doc = inspect.getdoc(hook) or ""
-        end = "\n" if "\n" in doc else ""
-        body = textwrap.indent(f'"""{doc}{end}"""', "    ")
-        assert f"def {name}{signature}:\n{body}\n" in GUIDE
+        assert re.sub(r"\s", "", f'def {name}{signature}:"""{inspect.getdoc(hook)}"""') in guide
 
 
 def test_every_trait_is_explained() -> None:
