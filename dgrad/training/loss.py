@@ -151,9 +151,10 @@ class TrainingLoss(nn.Module):
             loss = loss + self.kl_weight * layer.kl(kl_logits).mean()
         if posterior.gaussian is not None:
             loss = loss + posterior.gaussian.kl().mean()
-        encoded = EncodedBatch(batch, seen, posterior, known, labelled, self.model.posterior, self.noise)
-        for batch_loss in self.batch_losses.values():
-            loss = loss + batch_loss(encoded)
+        if self.batch_losses:
+            encoded = EncodedBatch(batch, seen, posterior, known, labelled, self.model.posterior, self.noise)
+            for batch_loss in self.batch_losses.values():
+                loss = loss + batch_loss(encoded)
         if config.refine_steps:  # so far the encoder's gradient, whose q is not the one that the decoder learns from
             return loss - loss.detach() + self._refined_bound(batch.images, posterior, gaussian)
         return loss
