@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,7 @@ from dgrad.errors import InputError, RunError
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 from dgrad_export import Codec, export_run
-from dgrad_export.serve.batching import Asked, answer_all
-from dgrad_export.serve.connection import read_head
-from dgrad_export.serve.helper_threads import PART, Helpers
+from dgrad_export.serve.batching import InferenceRequest, answer_all
 from dgrad_export.serve.protocol import read_request
 from dgrad_export.serve.served_model import open_models
 from dgrad_export.serve.server import serve
@@ -391,7 +388,7 @@ def test_a_client_that_reads_nothing_holds_up_nobody(port: int, codec: Codec) ->
 
 
 def test_a_connection_without_a_request_is_closed(bundle: Path) -> None:
-    first = "import dgrad_export.serve.connection as c\nc.SECONDS_FOR_A_REQUEST = 0.4\n"
+    first = "import dgrad_export.serve.connection as c\nc.HEAD_SECONDS = 0.4\n"
     with serving(bundle, first=first) as (_, port), connected(port) as (silent, _), connected(port) as (client, stream):
         silent.sendall(b"POST ")
         for _ in range(3):
@@ -401,36 +398,6 @@ def test_a_connection_without_a_request_is_closed(bundle: Path) -> None:
         assert silent.recv(1) == b""
         started = time.monotonic()
         assert client.recv(1) == b"" and time.monotonic() - started < 5
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "Transfer-Encoding: chunked",
-        "Content-Encoding: gzip",
-        "Expect: 100-continue",
-        "Upgrade: h2c",
-        "Connection: close",
-        "Host: y",
-        "Content-Length: 7",
-        "Content-Length : 7",
-        " folded",
-        "no colon",
-        "Bell: \a",
-    ],
-)
-def test_what_is_unusual_is_left_to_uvicorn(line: str) -> None:
-    usual = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\nConnection: keep-alive"
-    assert read_head(usual.encode()) is not None
-    assert read_head(f"{usual}\r\n{line}".encode()) is None
-    for before, after in (
-        ("POST", "GET"),
-        ("1.1", "1.0"),
-        ("infer", "infer?a=1"),
-        ("Host: x\r\n", ""),
-        (": 7", ": -7"),
-    ):
-        assert read_head(usual.replace(before, after).encode()) is None
 
 
 # Many at once, and the end
@@ -448,8 +415,8 @@ def test_requests_that_wait_together_are_answered_as_alone(bundle: Path, monkeyp
         ("decoder", {"inputs": [{**codes, "data": [9] * 30}]}),
         ("encoder", {"inputs": [image(2)], "outputs": [{"name": "code"}]}),
     ]
-    asked = [Asked(models[name], json.dumps(body).encode(), None) for name, body in bodies]
-    alone = [answer_all([one])[0] for one in asked]
+    requests = [InferenceRequest(models[name], json.dumps(body).encode(), None) for name, body in bodies]
+    alone = [answer_all([request])[0] for request in requests]
     assert [answer.status for answer in alone] == [200] * 70 + [400, 200, 200, 200, 400, 200]
     batches: list[int] = []
     for model in models.values():
@@ -459,9 +426,9 @@ def test_requests_that_wait_together_are_answered_as_alone(bundle: Path, monkeyp
             return run(values, outputs)
 
         monkeypatch.setattr(model, "run", counted)
-    for one, together in zip(alone, answer_all(asked), strict=True):
+    for one, together in zip(alone, answer_all(requests), strict=True):
         assert (one.status, one.examples) == (together.status, together.examples)
-        one_body, body = json.loads(one.pieces[0]), json.loads(together.pieces[0])
+        one_body, body = json.loads(one.body), json.loads(together.body)
         outputs = zip(one_body.pop("outputs", []), body.pop("outputs", []), strict=True)
         assert one_body == body
         for expected, found in outputs:
@@ -474,7 +441,7 @@ def test_a_failure_is_answered_too(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = open_models(bundle)["encoder"]
-    asked = Asked(model, json.dumps({"inputs": [image()]}).encode(), None)
+    request = InferenceRequest(model, json.dumps({"inputs": [image()]}).encode(), None)
     for error, expected in (
         (MemoryError(), b"fewer examples"),
         (RunError("no; wait"), b"wait"),
@@ -485,21 +452,9 @@ def test_a_failure_is_answered_too(
             raise error
 
         monkeypatch.setattr(model, "run", fail)
-        for answer in answer_all([asked, asked]):
-            assert answer.status == 500 and expected in answer.pieces[0]
+        for answer in answer_all([request, request]):
+            assert answer.status == 500 and expected in answer.body
     assert "KeyError" in caplog.text
-
-
-def test_helpers_change_no_bit(bundle: Path) -> None:
-    images = grey(300)
-    results = [
-        open_models(bundle, Helpers(helpers))["encoder"].run({"image": images[:count]}, ["logits", "code"])
-        for helpers in (0, 2)
-        for count in (300, 129)
-    ]
-    for one, other in ((0, 2), (1, 3)):
-        for expected, found in zip(results[one], results[other], strict=True):
-            np.testing.assert_array_equal(found, expected)
 
 
 def test_concurrent_requests_get_the_codes_of_one_by_one(port: int, codec: Codec) -> None:
@@ -603,54 +558,3 @@ def refused_or_inferred(read: Callable[[], dict[str, Any]], model: Any) -> None:
         model.run(values, ["code"])
     except InputError as error:
         assert "\n" not in str(error)
-
-
-# Large batches
-
-
-def test_every_part_of_a_batch_is_done_once() -> None:
-    helpers = Helpers(3)
-    for examples in (1, 2 * PART - 1, 2 * PART, 1000):
-        counts = np.zeros(examples, int)
-
-        def work(part: slice, counts: Any = counts) -> None:
-            counts[part] += 1
-
-        helpers.run(work, examples)
-        assert (counts == 1).all()
-
-
-def test_a_helper_takes_a_part_while_the_caller_has_the_other() -> None:
-    both = threading.Barrier(2)
-    Helpers(1).run(lambda part: both.wait(timeout=30) and None, 2 * PART)
-
-
-def test_what_fails_in_a_part_is_raised_and_the_helpers_go_on() -> None:
-    helpers = Helpers(2)
-
-    def work(part: slice) -> None:
-        if part.start >= PART:
-            raise RunError(f"from {part.start}")
-
-    for _ in range(20):
-        with pytest.raises(RunError, match="from"):
-            helpers.run(work, 8 * PART)
-    done: list[int] = []
-    helpers.run(lambda part: done.append(part.start), 8 * PART)  # each part once
-    assert sorted(done) == list(range(0, 8 * PART, PART))
-
-
-def test_batches_of_several_callers_are_shared_at_the_same_time() -> None:
-    helpers = Helpers(2)
-
-    def total(seed: int) -> int:
-        found = np.zeros(700, int)
-
-        def work(part: slice) -> None:
-            found[part] = np.arange(700)[part] * seed
-
-        helpers.run(work, 700)
-        return int(found.sum())
-
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(total, range(100))) == [seed * 699 * 350 for seed in range(100)]
