@@ -227,6 +227,14 @@ BAD: dict[str, tuple[str, str, Any, dict[str, str], int, str]] = {
     "huge": ("POST", INFER, {"inputs": [{**image(), "shape": [2**62, 2**62]}]}, {}, 400, "[-1, 1, 8, 8]"),
     "none": ("POST", INFER, {"inputs": [tensor("image", grey(0), "FP32")]}, {}, 400, "N of at least 1"),
     "ragged": ("POST", INFER, {"inputs": [{**image(), "data": [[1], [1, 2]]}]}, {}, 400, "is no array"),
+    "mixed": ("POST", INFER, {"inputs": [{**image(), "data": [0.5] * 63 + [[0.5]]}]}, {}, 400, "not all numbers"),
+    "true": ("POST", INFER, {"inputs": [{**image(), "data": [True] * 64}]}, {}, 400, "not all numbers"),
+    "long digits": ("POST", INFER, {"inputs": [{**image(), "data": [10**400] * 64}]}, {}, 400, "not all numbers"),
+    "axes": ("POST", INFER, {"inputs": [{**image(), "shape": [1] * 100_000}]}, {}, 400, "[-1, 1, 8, 8]"),
+    "one long string": (  # an array of strings has room for the longest in each place
+        "POST", INFER, {"inputs": [{**image(), "shape": [20_000], "data": ["a" * 500_000] + ["b"] * 19_999}]}, {}, 400,
+        "not all numbers",
+    ),
     "strings": ("POST", INFER, {"inputs": [{**image(), "data": ["a"] * 64}]}, {}, 400, "not all numbers"),
     "nan": ("POST", INFER, {"inputs": [{**image(), "data": [float("nan")] * 64}]}, {}, 400, "holds nan"),
     "infinite": ("POST", INFER, {"inputs": [{**image(), "data": [1e300] * 64}]}, {}, 400, "expected 0 to 1"),
@@ -391,13 +399,25 @@ def test_a_connection_without_a_request_is_closed(bundle: Path) -> None:
     first = "import dgrad_export.serve.connection as c\nc.HEAD_SECONDS = 0.4\n"
     with serving(bundle, first=first) as (_, port), connected(port) as (silent, _), connected(port) as (client, stream):
         silent.sendall(b"POST ")
-        for _ in range(3):
+        for count in range(3):
             time.sleep(0.25)
+            if count == 0:
+                silent.sendall(b"/v2")  # another byte gives no more time
             client.sendall(infer_request())
             read_codes(stream)
         assert silent.recv(1) == b""
         started = time.monotonic()
         assert client.recv(1) == b"" and time.monotonic() - started < 5
+
+
+def test_a_head_is_limited(port: int) -> None:
+    for head in (b"X: " + b"y" * 2**16, b"X: y\r\n" * 11_000):
+        with connected(port) as (client, stream):
+            client.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n")
+            client.sendall(head)
+            status, _, message = read_response(stream)
+            assert status == 400 and b"more than 65536 bytes" in message and stream.read() == b""
+    assert ask(port, "GET", "/v2/health/live")[0] == 200
 
 
 # Many at once, and the end
