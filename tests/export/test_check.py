@@ -23,7 +23,7 @@ from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 from dgrad_cli.main import main
 from dgrad_export import check_export, export_run
-from dgrad_export.write.reference import _check_codes
+from dgrad_export.check.reference import _check_codes
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({"latent": "6x4"}, {}),

@@ -587,12 +587,12 @@ def test_pages_that_cannot_be_made(linear: Run, tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dgrad_export.page.single_page.write_text", refuse)
+    monkeypatch.setattr("dgrad_export.write.single_page.write_text", refuse)
     with pytest.raises(RunError, match="No space left on device; make room"):
         built.save()
     model, state = linear.load_model("best")
     torch.nn.init.constant_(model.decoder.first.bias, math.nan)
-    monkeypatch.setattr("dgrad_export.page.single_page.Run.load_model", lambda *_: (model, state))
+    monkeypatch.setattr("dgrad_export.write.single_page.Run.load_model", lambda *_: (model, state))
     with pytest.raises(RunError, match="are no numbers"):
         build_page(linear.path, tmp_path / "page.html")
     with pytest.raises(InputError, match="no run"):

@@ -10,9 +10,9 @@ from torch import Generator, Tensor
 
 from dgrad.errors import RunError
 from dgrad.vae.model import DiscreteVAE
+from dgrad_export.check.reference import IMAGE_TOLERANCE, LOGIT_TOLERANCE
 from dgrad_export.codec.session import open_session
 from dgrad_export.write.graphs import Decode, Encode, encoder_outputs, gumbel
-from dgrad_export.write.reference import IMAGE_TOLERANCE, LOGIT_TOLERANCE
 
 BATCH_SIZES = (1, 2, 7, 256)
 COUNT = max(BATCH_SIZES)

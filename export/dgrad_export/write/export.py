@@ -21,6 +21,8 @@ from dgrad.files.atomic import made_whole
 from dgrad.training.build import evaluation_data
 from dgrad.training.run_directory import Run
 from dgrad.vae.model import DiscreteVAE
+from dgrad_export.check.reference import make_reference
+from dgrad_export.check.verification import signature
 from dgrad_export.codec.manifest import (
     EVERY_FILE,
     FORMAT,
@@ -35,7 +37,6 @@ from dgrad_export.write.bound_cost import compare_bounds
 from dgrad_export.write.comparison import COUNT, compare
 from dgrad_export.write.graphs import code_shape, decoder_graph, encoder_graph, images_only
 from dgrad_export.write.int8 import quantize
-from dgrad_export.write.reference import make_reference, signature
 from dgrad_export.write.run_facts import SUMMARY_PART, comparison_images, run_dataset, run_figures
 from dgrad_export.write.triton import config_text
 
