@@ -1,6 +1,6 @@
-"""A few inputs and what the graphs of an export gave for them, and whether they still do.
+"""Reference examples of an export: inputs, and the outputs of its graphs when it was written.
 
-The images are noise: nothing of the data that a model was trained on is in an export.
+The images are noise, so that an export holds nothing of the training data.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from dgrad_export.codec.session import open_session, run_session
 
 COUNT = 4
 LOGIT_TOLERANCE = 1e-4
-"""Of a logit, times its size where that is above 1: float32 sums in another order differ so."""
+"""Of a logit, times its size where that is above 1. Float32 sums in another order differ that much."""
 IMAGE_TOLERANCE = 1e-5
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 def make_reference(encoder: bytes, decoder: bytes, values: int | None) -> bytes:
-    """A .npz with the inputs and outputs of both graphs, such as `encoder.image` and `decoder.code`, of 4 examples.
+    """A .npz with inputs and outputs of both graphs for 4 examples, such as `encoder.image` and `decoder.code`.
 
     Args:
         encoder: the serialised encoder.
         decoder: the serialised decoder.
-        values: how many values each number of a code has; None where only the encoder's own codes are known to be some.
+        values: values of each number of a code. None where only the encoder's own codes are known to be valid.
     """
     draws = np.random.default_rng(0)
     arrays: Arrays = {}
@@ -65,34 +65,40 @@ def _draw(
 def compare_with_reference(
     name: str, session: onnxruntime.InferenceSession, arrays: Arrays, image_tolerance: float
 ) -> float:
-    """The largest difference from what is stored."""
+    """The largest difference from the stored outputs.
+
+    Raises:
+        RunError: an output differs by more than is allowed.
+    """
     feed = {tensor.name: arrays[f"{name}.{tensor.name}"] for tensor in session.get_inputs()}
     expected = {tensor.name: arrays[f"{name}.{tensor.name}"] for tensor in session.get_outputs()}
     largest = 0.0
     for start, end in ((0, COUNT), *((row, row + 1) for row in range(COUNT))):
         results = run_session(session, list(expected), {key: array[start:end] for key, array in feed.items()})
         for (output, whole), got in zip(expected.items(), results, strict=True):
-            truth, what = whole[start:end], f"{output} of the {name}"
+            truth, title = whole[start:end], f"{output} of the {name}"
             if got.shape != truth.shape or got.dtype != truth.dtype:
                 raise RunError(
-                    f"{what} is {list(got.shape)} of {got.dtype}; it was {list(truth.shape)} of {truth.dtype} at export"
+                    f"{title} is {list(got.shape)} of {got.dtype}; "
+                    f"it was {list(truth.shape)} of {truth.dtype} at export"
                 )
             if truth.dtype.kind != "f":
-                _check_codes(what, truth, got, _potentials(output, arrays, start, end))
+                _check_codes(title, truth, got, _potentials(output, arrays, start, end))
                 continue
             difference = np.where(got == truth, 0, np.abs(got.astype(np.float64) - truth))
             allowed = image_tolerance if output == "image" else LOGIT_TOLERANCE * np.maximum(1, np.abs(truth))
             largest = max(largest, float(difference.max(initial=0)))
             if not (difference <= allowed).all():  # written so that nan fails
                 raise RunError(
-                    f"{what} differs by {difference.max():.3g} from what it was at export; {np.min(allowed):g} is allowed: "
+                    f"{title} differs by {difference.max():.3g} from what it was at export; "
+                    f"{np.min(allowed):g} is allowed: "
                     "restore the export from a copy, or export the run again with this onnxruntime"
                 )
     return largest
 
 
 def _potentials(output: str, arrays: Arrays, start: int, end: int) -> npt.NDArray[np.float64]:
-    """What the code is the argmax of."""
+    """The numbers whose argmax is the code."""
     logits = arrays["encoder.logits"][start:end].astype(np.float64)
     if output == "sample":
         return np.asarray(logits - np.log(-np.log(arrays["encoder.uniform"][start:end].astype(np.float64))))
@@ -100,9 +106,9 @@ def _potentials(output: str, arrays: Arrays, start: int, end: int) -> npt.NDArra
 
 
 def _check_codes(
-    what: str, truth: npt.NDArray[np.int64], got: npt.NDArray[np.int64], potentials: npt.NDArray[np.float64]
+    title: str, truth: npt.NDArray[np.int64], got: npt.NDArray[np.int64], potentials: npt.NDArray[np.float64]
 ) -> None:
-    """Make sure that codes are the same but for ties of independent variables."""
+    """Check that codes are the same but for ties of independent variables."""
     different = truth != got
     if not different.any():
         return
@@ -114,6 +120,6 @@ def _check_codes(
         allowed = 2 * LOGIT_TOLERANCE * max(1.0, float(np.abs(potentials).max()))
     if gap > allowed:
         raise RunError(
-            f"{what} differs from what it was at export in {int(different.sum())} of {different.size} numbers, and not for a tie: "
-            "restore the export from a copy, or export the run again with this onnxruntime"
+            f"{title} differs from what it was at export in {int(different.sum())} of {different.size} numbers, "
+            "and not for a tie: restore the export from a copy, or export the run again with this onnxruntime"
         )

@@ -15,20 +15,22 @@ from dgrad_export.codec.manifest import MANIFEST, REFERENCE, damaged, graph_file
 from dgrad_export.codec.session import open_session, read_listed
 
 INT8_IMAGE_TOLERANCE = 5e-3
-"""Where activations are rounded to integers, one that is halfway may go either way."""
+"""An activation halfway between two integers may be rounded either way."""
 
 
 def check_export(directory: Path) -> dict[str, Any]:
-    """Make sure that an export is what was written, and computes what it computed then.
+    """Check that an export is what was written, and computes what it computed then.
 
-    All files are those that the manifest lists; the graphs are valid ONNX and take and give what it says; they give for the reference batch, whole and one by
-    one, the outputs stored with it: real numbers within the tolerances above, codes the same where their margin is more than that.
+    - The files are those of the manifest.
+    - The graphs are valid ONNX with the inputs and outputs that the manifest lists.
+    - They give the stored outputs for the reference examples, together and one by one: real numbers within a tolerance,
+      codes the same unless two are a tie.
 
     Returns:
-        `files`, `examples`, how many; `largest`, the largest difference of a real number.
+        The numbers of `files` and `examples`, and `largest`, the largest difference of a real number.
 
     Raises:
-        InputError: something is not there or not what was written.
+        InputError: something is missing or is not what was written.
         RunError: a graph gives something else.
     """
     manifest = read_manifest(directory)
@@ -68,7 +70,8 @@ def _check_graph(path: Path, data: bytes, entry: dict[str, Any]) -> None:
         found = [signature(tensor) for tensor in tensors]
         if found != entry.get(kind):
             raise InputError(
-                f"{path} has the {kind} {_names(found)}; {MANIFEST} says {_names(entry.get(kind))}: export the run again"
+                f"{path} has the {kind} {_names(found)}; {MANIFEST} says {_names(entry.get(kind))}: "
+                "export the run again"
             )
 
 

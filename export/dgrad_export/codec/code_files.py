@@ -134,8 +134,8 @@ class Codes:
     """The codes in a file, with the Gaussian variables of each in a mixed model, where the file has them.
 
     Args:
-        source: a .npz with `code`, for a mixed model also `style` or `mean`, a .npy with codes alone, JSON lines, or `-`
-            for lines on the standard input.
+        source: a .npz with `code`, for a mixed model also `style` or `mean`, a .npy with codes alone, JSON lines, or
+            `-` for lines on the standard input.
         codec: the model that decodes them.
 
     Raises:
