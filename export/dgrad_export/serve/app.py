@@ -53,7 +53,14 @@ class Endpoints:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        routes = [
+        routes: list[Route] = []
+        for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            routes += [
+                Route(f"{path}/infer", self.infer, methods=["POST"]),
+                Route(f"{path}/ready", self.model_ready),
+                Route(path, self.model_metadata),
+            ]
+        routes += [
             Route("/", self.page),
             Route("/v2", self.server_metadata),
             Route("/v2/health/live", self.live),
@@ -61,12 +68,6 @@ class Endpoints:
             Route("/v2/repository/index", self.index, methods=["POST"]),
             Route("/metrics", self.show_metrics),
         ]
-        for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            routes += [
-                Route(path, self.model_metadata),
-                Route(f"{path}/ready", self.model_ready),
-                Route(f"{path}/infer", self.infer, methods=["POST"]),
-            ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _error})
 
     async def page(self, request: Request) -> Response:
