@@ -135,7 +135,7 @@ def _difference(name: str, got: Tensor, expected: Tensor, allowed: Tensor, size:
         RunError: another shape or dtype, or a difference larger than `allowed`.
     """
     _check_kind(name, got, expected, size)
-    # Equal infinities do not differ; a nan on either side makes a nan, which no tolerance allows.
+    # Equal infinities do not differ. A nan on either side makes a nan, which no tolerance allows.
     difference = torch.where(got == expected, 0.0, (got.double() - expected.double()).abs())
     largest = float(difference.max())
     if not bool((difference <= allowed).all()):

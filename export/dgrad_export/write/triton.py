@@ -11,7 +11,7 @@ DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
 def config_text(name: str, entry: dict[str, Any], largest_batch: int) -> str:
-    """A `config.pbtxt`; requests are batched together as they come.
+    """A `config.pbtxt` with dynamic batching.
 
     Args:
         name: the model's name, which is its directory's.
