@@ -100,7 +100,7 @@ def _plain(values: npt.NDArray[Any]) -> Any:
 
 @contextmanager
 def _npz(path: Path, count: int, longest_name: int) -> Iterator[Write]:
-    """Each array grows in a file of its own. At the end they become members of one archive."""
+    """Each array grows in a file of its own; at the end they become members of one archive."""
     with replacing(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         files: dict[str, IO[bytes]] = {}
 
