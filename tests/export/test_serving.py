@@ -230,10 +230,13 @@ BAD: dict[str, tuple[str, str, Any, dict[str, str], int, str]] = {
     "mixed": ("POST", INFER, {"inputs": [{**image(), "data": [0.5] * 63 + [[0.5]]}]}, {}, 400, "not all numbers"),
     "true": ("POST", INFER, {"inputs": [{**image(), "data": [True] * 64}]}, {}, 400, "not all numbers"),
     "long digits": ("POST", INFER, {"inputs": [{**image(), "data": [10**400] * 64}]}, {}, 400, "not all numbers"),
+    "empty and huge": (
+        "POST", INFER, {"inputs": [{**image(), "shape": [0, 2**39, 2**39], "data": []}]}, {}, 400, "[N of at least 1, 1,",
+    ),
     "axes": ("POST", INFER, {"inputs": [{**image(), "shape": [1] * 100_000}]}, {}, 400, "[-1, 1, 8, 8]"),
     "one long string": (  # an array of strings has room for the longest in each place
-        "POST", INFER, {"inputs": [{**image(), "shape": [20_000], "data": ["a" * 500_000] + ["b"] * 19_999}]}, {}, 400,
-        "not all numbers",
+        "POST", INFER, {"inputs": [{**image(), "shape": [300, 1, 8, 8], "data": ["a" * 500_000] + ["b"] * 19_199}]}, {},
+        400, "not all numbers",
     ),
     "strings": ("POST", INFER, {"inputs": [{**image(), "data": ["a"] * 64}]}, {}, 400, "not all numbers"),
     "nan": ("POST", INFER, {"inputs": [{**image(), "data": [float("nan")] * 64}]}, {}, 400, "holds nan"),

@@ -23,7 +23,7 @@ from dgrad_export.serve.served_model import Served, TensorSpec
 HEADER_LENGTH = "inference-header-content-length"
 """The HTTP header that says where the JSON part ends and the binary tensors start."""
 MOST_AXES = 32
-"""Axes that a shape may have. A graph has far fewer."""
+"""Axes that a shape or nested data may have. A graph has far fewer."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Inference:
 
 
 def read_request(model: Served, body: bytes, header_length: str | None = None) -> Inference:
-    """Take a request apart. `model.check` checks shapes and ranges afterwards.
+    """Take a request apart. `model.check` checks ranges and the number of examples afterwards.
 
     Args:
         model: the model that it asks.
@@ -161,6 +161,7 @@ def _read_input(model: Served, entry: dict[str, Any], binary: _Binary) -> tuple[
         raise InputError(
             f"input {spec.name} has shape {_short(shape)}; expected {spec.protocol_shape}, -1 for any number"
         )
+    spec.check_shape(shape)
     count = math.prod(shape)
     size = _object(entry.get("parameters") or {}, "parameters").get("binary_data_size")
     values = _flat_data(spec, entry) if size is None else _binary_values(spec, size, binary)

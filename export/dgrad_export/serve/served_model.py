@@ -67,15 +67,23 @@ class TensorSpec:
         """The shape with the free batch axis, -1."""
         return [-1, *self.shape]
 
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Check a shape with its batch axis.
+
+        Raises:
+            InputError: it is not this one, or there is no example.
+        """
+        if tuple(shape[1:]) != self.shape or not shape or shape[0] == 0:
+            expected = ", ".join(["N of at least 1", *map(str, self.shape)])
+            raise InputError(f"input {self.name} has shape {list(shape)}; expected [{expected}]")
+
     def check(self, values: npt.NDArray[Any]) -> None:
-        """Check that values of the right data type have this shape, at least one example and this range.
+        """Check that values of the right data type have this shape and range.
 
         Raises:
             InputError: they do not.
         """
-        if values.shape[1:] != self.shape or values.ndim == 0 or len(values) == 0:
-            expected = ", ".join(["N of at least 1", *map(str, self.shape)])
-            raise InputError(f"input {self.name} has shape {list(values.shape)}; expected [{expected}]")
+        self.check_shape(values.shape)
         if not self.range.holds(values):
             low, high = values.min(), values.max()
             found = "holds nan" if np.isnan(low) else f"goes from {low:g} to {high:g}"
