@@ -29,7 +29,7 @@ from dgrad.data import Split, unit
 from dgrad.devices import choose_device, describe_device, synchronize
 from dgrad.errors import DgradError, InputError
 from dgrad.experiments.variants import Variant
-from dgrad.training.build import build_dataset, build_model, evaluation_data
+from dgrad.training.build import Build
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.posterior import Posterior
 
@@ -209,12 +209,8 @@ def random_start(config: TrainConfig) -> tuple[DiscreteVAE, Split]:
         InputError: something in the configuration cannot be.
         RunError: the data could not be had.
     """
-    device = choose_device(config.device)
-    dataset = build_dataset(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = build_model(config, dataset.image_shape)
-    return model.to(device), evaluation_data(config, dataset).valid.to(device)
+    device, build = choose_device(config.device), Build(config)
+    return build.model.to(device), build.evaluation_data.valid.to(device)
 
 
 def _build(variant: Variant, layer: LatentLayer, seed: int) -> GradientEstimator:

@@ -1,4 +1,4 @@
-"""Running commands side by side, on this machine or by Slurm. What they do, this module does not know. May import no torch.
+"""Running commands side by side, on this machine or by Slurm. What the commands do does not matter here. Free of torch.
 
 A command's standard input is a pipe whose other end its starter holds for as long as it lives: a command that listens to it
 (`dgrad_cli.worker`) hears when the starter is gone, however it went. Commands have sessions of their own, so that Ctrl-C

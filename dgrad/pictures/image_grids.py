@@ -1,10 +1,9 @@
-"""Pictures of a run: grids of images and training curves. May import the core; PIL and matplotlib only inside functions."""
+"""Grids of images: samples, reconstructions, classes and attributes. PIL is imported inside functions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +11,9 @@ from torch import Generator, Tensor
 
 from dgrad.data import Split, unit
 from dgrad.errors import InputError
-from dgrad.files.atomic import replacing
+from dgrad.files.atomic import atomic_file
 from dgrad.vae.evaluation import evaluating
 from dgrad.vae.model import DiscreteVAE
-
-if TYPE_CHECKING:
-    pass
-
 
 HEADING = 16
 """Pixels above a grid for a line of text."""
@@ -59,7 +54,7 @@ def save_grid(path: Path, images: Tensor, *, pairs: bool = False, headings: Sequ
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     for place, heading in enumerate(headings):
         ImageDraw.Draw(picture).text((lefts[place * per_heading], gap), heading, fill=0)
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         picture.save(temporary, format="PNG")
 
 

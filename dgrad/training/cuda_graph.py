@@ -19,7 +19,7 @@ WARM_UP = 3
 """Steps before recording, in which kernels are compiled and libraries allocate; their effect is undone."""
 
 
-class NotCapturable(Exception):
+class CudaGraphError(Exception):
     """The step cannot be replayed; the text says why."""
 
 
@@ -68,7 +68,7 @@ class DeviceStep:
         self.step += 1
 
 
-class CapturedSteps:
+class CudaGraphSteps:
     """One or several steps, recorded together as one CUDA graph, each a branch that may run beside the others.
 
     Args:
@@ -77,7 +77,7 @@ class CapturedSteps:
         generators: that they draw from.
 
     Raises:
-        NotCapturable: they wait for the device, or replace a tensor where they should change it; nothing has changed then.
+        CudaGraphError: they wait for the device, or replace a tensor where they should change it; nothing has changed then.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class CapturedSteps:
                 self._launch()
         except RuntimeError as error:
             restore()
-            raise NotCapturable(str(error).splitlines()[0]) from None
+            raise CudaGraphError(str(error).splitlines()[0]) from None
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -124,7 +124,7 @@ class CapturedSteps:
 def _remember(state: Callable[[], Iterable[Tensor]], generators: list[Generator]) -> Callable[[], None]:
     """A function that makes everything what it is now; what did not exist yet, such as an optimizer's moments, becomes zero.
 
-    It raises NotCapturable where a tensor has been replaced by another.
+    It raises CudaGraphError where a tensor has been replaced by another.
     """
     before = {tensor.data_ptr(): tensor.detach().clone() for tensor in state()}
     noise = [generator.get_state() for generator in generators]
@@ -133,7 +133,7 @@ def _remember(state: Callable[[], Iterable[Tensor]], generators: list[Generator]
     def restore() -> None:
         now = {tensor.data_ptr(): tensor for tensor in state()}
         if not before.keys() <= now.keys():
-            raise NotCapturable(
+            raise CudaGraphError(
                 "a step puts a new tensor where it should change one in place (copy_, lerp_): its next replay would start from the old one"
             )
         for place, tensor in now.items():

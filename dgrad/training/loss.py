@@ -21,7 +21,7 @@ from dgrad.core.refinement import check_refinable, refine
 from dgrad.core.schedules import Constant, Schedule, schedule
 from dgrad.data import Batch
 from dgrad.training.labels import ObservedObjective, Supervision, adversarial_change, known_codes
-from dgrad.training.processes import World
+from dgrad.training.processes import ProcessGroup
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.posterior import Posterior
 
@@ -80,7 +80,7 @@ class TrainingLoss(nn.Module):
         return [(self.kl_schedule, self.kl_weight), *of_estimator]
 
     @property
-    def recordable(self) -> bool:
+    def cuda_graph_safe(self) -> bool:
         """Whether a step may be recorded once and replayed: nothing in it is decided by Python code that runs at each step."""
         own_steps = type(self.estimator).set_step is not GradientEstimator.set_step
         return not own_steps and all(getattr(each.function, "recordable", False) for each in self.code_losses)
@@ -146,16 +146,16 @@ def _buffers_apart() -> dict[str, Any]:
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
-class SharedLoss(nn.Module):
+class DataParallelLoss(nn.Module):
     """One process's part of the loss of a batch: its mean over the processes, and that of its gradient, are the whole batch's.
 
     The gradient is averaged in the backward pass, by DistributedDataParallel; what is averaged over a batch outside the gradient (a
     baseline, a coefficient) by `share_averages`. Every parameter must have a gradient in every step.
     """
 
-    def __init__(self, loss: TrainingLoss, world: World) -> None:
+    def __init__(self, loss: TrainingLoss, group: ProcessGroup) -> None:
         super().__init__()
-        self.world = world
+        self.group = group
         self.share = 1.0
         self.part = DistributedDataParallel(_Rehearsed(loss), gradient_as_bucket_view=True, **_buffers_apart())
         # DistributedDataParallel arranges the gradients anew after the first backward pass, and with that the order in which those of
@@ -170,7 +170,7 @@ class SharedLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         self.share = batch.share
-        return self.part(batch) * (batch.share * self.world.size)
+        return self.part(batch) * (batch.share * self.group.size)
 
     @torch.no_grad()
     def share_averages(self) -> None:
@@ -180,7 +180,7 @@ class SharedLoss(nn.Module):
         """
         for name in self.averages:
             average = self.part.module.get_buffer(name)
-            average.copy_(self.world.sum(average * self.share))
+            average.copy_(self.group.sum(average * self.share))
 
 
 class _Rehearsed(nn.Module):

@@ -1,4 +1,4 @@
-"""Training by several processes: which of them this one is, what is its part, and how they agree. May import dgrad.errors, dgrad.devices and dgrad.core.random.
+"""Training by several processes: this process's place among them, its part, and how they agree.
 
 torchrun starts the processes. Torch is imported inside functions only, so that the command line can ask which process it is before
 anything heavy is loaded; alone, a process never touches torch.distributed.
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+STEPS_BETWEEN_AGREEMENTS = 10
+"""Several processes must stop after the same step: they ask each other every so many steps whether to."""
+
 
 @dataclass(frozen=True)
-class World:
-    """The processes of a run and this one's place among them; `World()` is a process alone.
+class ProcessGroup:
+    """The processes of a run and this one's place among them; `ProcessGroup()` is a process alone.
 
     The methods that exchange something must be called by all processes in the same order, inside `joined`.
 
@@ -41,7 +44,7 @@ class World:
     local_size: int = 1
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ProcessGroup:
         """As torchrun says; alone where it was not torchrun that started this process."""
         if "TORCHELASTIC_RUN_ID" not in environment:
             return cls()
@@ -161,10 +164,13 @@ class World:
         distributed.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; the host waits for the other hosts, no device is asked."""
-        if self.size == 1:
-            return flag
+    def any_after(self, step: int, flag: bool) -> bool:
+        """Whether the flag is set in any process after this step; several ask each other every `STEPS_BETWEEN_AGREEMENTS`.
+
+        The host waits for the other hosts; no device is asked.
+        """
+        if self.size == 1 or step % STEPS_BETWEEN_AGREEMENTS:
+            return flag and self.size == 1
         import torch
 
         return bool(self.sum(torch.tensor(float(flag))))
