@@ -51,7 +51,7 @@ def counting(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[
 
 
 def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
-    """`21.37 nats (reconstruction 15.20, KL 6.17)`, with the KL of Gaussian variables and the accuracy where there are such."""
+    """`21.37 nats (reconstruction 15.20, KL 6.17)`, with the Gaussian KL and the accuracy where there are such."""
     parts = [
         f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}",
         f"KL {metrics[f'{prefix}_kl']:.2f}",

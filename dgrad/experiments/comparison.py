@@ -1,7 +1,7 @@
 """Several estimators trained in the same way, several seeds each, and their figures side by side.
 
-Every training is an ordinary run in a directory of its own, which `dgrad evaluate` and the others read. A finished run is
-not trained again and a half-finished run goes on, so that the same call takes up an interrupted comparison.
+Every training is an ordinary run in a directory of its own, which `dgrad evaluate` and the others read. A finished run
+is not trained again and a half-finished run goes on, so that the same call takes up an interrupted comparison.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dgrad.training.trainer import Interrupted, Trainer
 
 
 def plan(config: TrainConfig, variants: Sequence[Variant], seeds: int, out: Path) -> list[Experiment]:
-    """The runs of a comparison: every variant with the first seed, then every variant with the next. Nothing is written.
+    """The runs of a comparison: every variant with the first seed, then with the next. Nothing is written.
 
     Args:
         config: what all have in common; with `kl` None it is outside for all, whatever suits each by itself.
@@ -86,7 +86,9 @@ def train_all(entries: Sequence[Experiment], train: Callable[[Experiment], objec
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one variant. Bounds are in the likelihood's unit (nats), the lower the better; means are over the finished seeds.
+    """The figures of one variant. Bounds are in the likelihood's unit (nats), the lower the better.
+
+    Means are over the finished seeds.
 
     Attributes:
         estimator: its name.
@@ -97,11 +99,13 @@ class Row:
         valid_bound_spread: its standard deviation over seeds; None with one seed.
         test_bound: of the weights that were best by validation.
         test_bound_spread: the same of the test bound.
-        valid_bound_at_equal_time: the best validation bound after `Comparison.equal_seconds`; None where a seed had not been evaluated.
+        valid_bound_at_equal_time: the best validation bound after `Comparison.equal_seconds`; None where a seed had not
+            been evaluated.
         seconds: of the run, with the evaluations on the validation images and the checkpoints; without the final test.
         evaluations: of the decoder, for one example in one step; None where it cannot work with the latent.
         runs: each seed: path, seed, problem, summary, and metrics of each evaluation.
-        curve: for each evaluation epoch and step, mean seconds, and the mean, least and greatest validation bound over seeds.
+        curve: for each evaluation epoch and step, mean seconds, and the mean, least and greatest validation bound over
+            seeds.
         problem: why it, or some of its seeds, failed.
     """
 

@@ -75,7 +75,7 @@ class Experiment:
 
 
 def check(experiments: Sequence[Experiment], *, read_data: bool = True) -> None:
-    """Make sure, before any of them begins, that all can run: nothing is in their way, their data and models can be had.
+    """Make sure, before any begins, that all can run: their paths are free, their data and models can be had.
 
     Without `read_data` no data is read or downloaded, nor is a model built, whose size depends on the data.
 

@@ -31,10 +31,10 @@ def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | 
     `out/ESTIMATOR-LATENT-NAME=VALUE-seedN`, with the names of the settings that have several values.
 
     Args:
-        recipe: settings of a run by their names, each with one value or a list of values to be taken in turn. `set` is a
-            table of hyper-parameters, each of all estimators (`epsilon`) or of one (`direct.epsilon`), in the same way.
-            `runs` is a list of tables of settings on top of the common ones, each expanded by itself. A table may have
-            a `name` in the place of estimator and latent.
+        recipe: settings of a run by their names, each with one value or a list of values to be taken in turn. `set` is
+            a table of hyper-parameters, each of all estimators (`epsilon`) or of one (`direct.epsilon`), in the same
+            way. `runs` is a list of tables of settings on top of the common ones, each expanded by itself. A table may
+            have a `name` in the place of estimator and latent.
         out: the directory of the runs.
         overrides: settings on top of everything, as in a recipe.
 

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all. May import nothing of dgrad and nothing heavy: commands without torch use it too."""
+"""Writing files whole or not at all. Nothing heavy is imported: commands without torch use it too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A new directory that takes the place of whatever is at `path` when the block ends well, and vanishes when it does not.
+    """A new directory that replaces whatever is at `path` when the block ends well, and vanishes when it does not.
 
     Parents of `path` that are missing are made at the end only.
     """

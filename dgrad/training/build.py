@@ -104,7 +104,7 @@ class Build:
 
     @cached_property
     def evaluation_data(self) -> Dataset:
-        """The data set as it is evaluated: binarised as in training, where `dynamic` draws once, from the run's seed."""
+        """The data set as it is evaluated: binarised as in training; `dynamic` draws once, from the run's seed."""
         mode = self.given.binarize
         return binarize(self.dataset, "static" if mode == "dynamic" else mode, seed=self.given.seed)
 

@@ -1,7 +1,8 @@
-"""Training steps recorded once as a CUDA graph and replayed: a launch for a whole step. May import torch, schedules and the data.
+"""Training steps recorded once as a CUDA graph and replayed: one launch for a whole step.
 
-A recorded step does what it did when it was recorded, with the same memory. So the host may tell it nothing: which step it is, what the
-schedules say and which images come next, it reads from tensors on the device (`DeviceStep`); and all that it changes stays where it is.
+A recorded step repeats its work with the same memory. So the host may tell it nothing. It reads from tensors on the
+device which step it is, what the schedules say and which images come next (`DeviceStep`). All that it changes stays in
+place.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class CudaGraphSteps:
         generators: that they draw from.
 
     Raises:
-        CudaGraphError: they wait for the device, or replace a tensor where they should change it; nothing has changed then.
+        CudaGraphError: they wait for the device, or replace a tensor where they should change it. Nothing has changed
+            then.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class CudaGraphSteps:
 
 
 def _remember(state: Callable[[], Iterable[Tensor]], generators: list[Generator]) -> Callable[[], None]:
-    """A function that makes everything what it is now; what did not exist yet, such as an optimizer's moments, becomes zero.
+    """A function that restores everything as it is now. Tensors of later, such as an optimizer's moments, become zero.
 
     It raises CudaGraphError where a tensor has been replaced by another.
     """
@@ -134,7 +136,8 @@ def _remember(state: Callable[[], Iterable[Tensor]], generators: list[Generator]
         now = {tensor.data_ptr(): tensor for tensor in state()}
         if not before.keys() <= now.keys():
             raise CudaGraphError(
-                "a step puts a new tensor where it should change one in place (copy_, lerp_): its next replay would start from the old one"
+                "a step puts a new tensor where it should change one in place (copy_, lerp_): "
+                "its next replay would start from the old one"
             )
         for place, tensor in now.items():
             if place in before:

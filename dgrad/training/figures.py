@@ -68,7 +68,8 @@ class Figures:
         if not (math.isfinite(train) and math.isfinite(valid)):
             raise RunError(
                 f"the loss is not finite (training {train:g}, validation {valid:g}) at step {step.number}; "
-                f"{path} keeps its last good checkpoint: train again with a lower --lr, or another epsilon or temperature"
+                f"{path} keeps its last good checkpoint: "
+                "train again with a lower --lr, or another epsilon or temperature"
             )
         step.forget_losses()
         metrics |= {**step.scheduled_values(), "seconds": seconds}

@@ -1,7 +1,7 @@
 """Training by several processes: this process's place among them, its part, and how they agree.
 
-torchrun starts the processes. Torch is imported inside functions only, so that the command line can ask which process it is before
-anything heavy is loaded; alone, a process never touches torch.distributed.
+torchrun starts the processes. Torch is imported inside functions only, so that the command line can ask which process
+it is before anything heavy is loaded. A process alone never touches torch.distributed.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class ProcessGroup:
             )
         if self.local_size > torch.cuda.device_count():
             raise InputError(
-                f"{self.local_size} processes on a machine with {torch.cuda.device_count()} CUDA devices; give torchrun "
-                f"--nproc-per-node={torch.cuda.device_count()}, or train with --device cpu"
+                f"{self.local_size} processes on a machine with {torch.cuda.device_count()} CUDA devices; "
+                f"give torchrun --nproc-per-node={torch.cuda.device_count()}, or train with --device cpu"
             )
         return torch.device("cuda", self.local_rank)
 
@@ -99,7 +99,8 @@ class ProcessGroup:
     def joined(self, device: str) -> Iterator[None]:
         """The processes connected: by NCCL for CUDA tensors, by gloo for those on the CPU.
 
-        After an error the connection stays until the process ends, so that the others do not report its loss before this one says why.
+        After an error the connection stays until the process ends, so that the others do not report its loss before
+        this process says why.
 
         Args:
             device: the name of the device to train on.
@@ -128,13 +129,13 @@ class ProcessGroup:
                 if ours or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
                     raise
                 raise RunError(
-                    f"process {self.rank} of {self.size} lost its connection to another, which says why, if it could; the run goes on from "
-                    "its last checkpoint with --resume"
+                    f"process {self.rank} of {self.size} lost its connection to another, which says why, if it could; "
+                    "the run goes on from its last checkpoint with --resume"
                 ) from error
         distributed.destroy_process_group()
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns in the first process, where alone it is called; the error it raises there is raised in all.
+        """What `make` returns in the first process, where alone it is called. Its error is raised in all processes.
 
         Args:
             make: its result can be pickled.
@@ -165,9 +166,9 @@ class ProcessGroup:
         return values  # type: ignore[return-value]
 
     def any_after(self, step: int, flag: bool) -> bool:
-        """Whether the flag is set in any process after this step; several ask each other every `STEPS_BETWEEN_AGREEMENTS`.
+        """Whether the flag is set in any process; several ask each other every `STEPS_BETWEEN_AGREEMENTS` steps.
 
-        The host waits for the other hosts; no device is asked.
+        The host waits for the other hosts. No device is asked.
         """
         if self.size == 1 or step % STEPS_BETWEEN_AGREEMENTS:
             return flag and self.size == 1

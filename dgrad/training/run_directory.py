@@ -77,7 +77,8 @@ class Run:
             return
         if not overwrite:
             raise InputError(
-                f"{path} exists already; choose another --out, continue it with --resume {path}, or replace it with --overwrite"
+                f"{path} exists already; choose another --out, continue it with --resume {path}, "
+                "or replace it with --overwrite"
             )
         if not any((path / name).is_file() for name in ("config.json", SEEDS_FILE)):
             raise InputError(f"{path} holds files but no run, so --overwrite leaves it alone; choose another --out")

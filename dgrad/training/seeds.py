@@ -1,7 +1,8 @@
 """Several seeds of one configuration, trained at once.
 
-A small model leaves most of a GPU idle. Several of them, their steps recorded as branches of one CUDA graph, take little
-longer than one. Each seed is an ordinary run in a directory of its own, with the figures that it would have alone.
+A small model leaves most of a GPU idle. Several of them, their steps recorded as branches of one CUDA graph, take
+little longer than one. Each seed is an ordinary run in a directory of its own, with the figures that it would have
+alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Seeds:
     def create(
         cls, path: Path, config: TrainConfig, count: int, listener: Listener | None = None, *, overwrite: bool = False
     ) -> Seeds:
-        """New runs with the seeds `config.seed`, `config.seed + 1` and so on, their directory there whole or not at all.
+        """New runs with the seeds `config.seed`, `config.seed + 1` and so on, all of them or none.
 
         Args:
             listener: to the first of them.

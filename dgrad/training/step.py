@@ -229,8 +229,8 @@ def _record(steps: Sequence[TrainingStep]) -> CudaGraphSteps | None:
         for step in steps:
             step.uses_cuda_graph, step.device_step = False, None
         warnings.warn(
-            f"the training step could not be recorded as a CUDA graph ({error}): training goes on without, more slowly; "
-            "say --compile off, or ask the estimator's author",
+            f"the training step could not be recorded as a CUDA graph ({error}): training goes on without, "
+            "more slowly; say --compile off, or ask the estimator's author",
             CompilerWarning,
             stacklevel=2,
         )

@@ -185,7 +185,7 @@ def resume(
     data: TrainingData | None = None,
     **changes: Any,
 ) -> tuple[Trainer, Run]:
-    """A trainer at the last checkpoint of a run; `changes` are settings that do not change the result, such as the device.
+    """A trainer at the last checkpoint of a run. `changes` are settings that change no figure, such as the device.
 
     Raises:
         InputError: there is no such run, or its files are damaged.

@@ -1,4 +1,4 @@
-"""Recorded steps. What needs no GPU is tested everywhere: that the step which is recorded trains as the ordinary one does."""
+"""Recorded steps. Everywhere it is tested that the step which is recorded trains as the ordinary step does."""
 
 from __future__ import annotations
 
@@ -123,8 +123,13 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     for name, value in {
-        "Stream": Stream, "CUDAGraph": Graph, "current_stream": Stream, "stream": nothing, "graph": nothing, "set_sync_debug_mode": lambda _: None
-    }.items():  # fmt: skip
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "current_stream": Stream,
+        "stream": nothing,
+        "graph": nothing,
+        "set_sync_debug_mode": lambda _: None,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
 
 

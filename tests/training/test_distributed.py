@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_two_processes_train_as_one_does_on_the_whole_batch(trained: list[dict[str, Any]]) -> None:
-    """With an estimator without noise, over a last batch that cannot be halved, with pixels drawn anew, to rounding errors."""
+    """To rounding errors, without noise, over a last batch that cannot be halved, with pixels drawn anew."""
     alone = Trainer(configure(processes.DETERMINISTIC))
     assert len(alone.batches.order) % alone.batches.batch_size % 2 == 1
     for _ in range(processes.STEPS):

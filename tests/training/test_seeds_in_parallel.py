@@ -1,4 +1,4 @@
-"""Several seeds at once: each is the run that it would be alone, and their directory can be interrupted, resumed and read."""
+"""Several seeds at once: each is the run that it would be alone; their directory is interrupted, resumed and read."""
 
 from __future__ import annotations
 
