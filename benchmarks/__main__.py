@@ -25,7 +25,7 @@ from dgrad.config import COMPILE_MODES, configure
 from dgrad.devices import choose_device
 from dgrad.errors import DgradError, InputError, unknown_name
 from dgrad.files.atomic import write_text
-from dgrad.training.build import build_dataset
+from dgrad.training.build import Build
 
 
 class Part(Protocol):
@@ -148,7 +148,7 @@ def _settings(given: argparse.Namespace, directory: Path) -> Settings:
         dgrad.latent(latent)
     for estimator in estimators or ():
         dgrad.estimator(estimator)
-    build_dataset(configure(data))
+    Build(configure(data)).dataset  # noqa: B018
     device = choose_device(given.device)
     return Settings(data, mnist, device, given.rounds, given.quick, latents, estimators, given.seconds, given.compile)
 

@@ -17,8 +17,9 @@ from torch import Generator, Tensor
 import dgrad
 from dgrad.core.estimator_tools import loss_and_slope, sweep_evaluations
 from dgrad.data import unit
-from dgrad.training.build import build_dataset, evaluation_data
+from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.vae.model import DiscreteVAE
 
 IMAGES, DRAWS, AT_ONCE, SAMPLES = 20, 2000, 200, 4
@@ -99,8 +100,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the directory of a trained run")
     run = Run.open(parser.parse_args().run)
     torch.manual_seed(0)
-    model, _ = run.load_model("last")
-    data = evaluation_data(run.config, build_dataset(run.config))
+    model, _ = load_model(run, "last")
+    data = Build(run.config).evaluation_data
     images = unit(data.valid.images[:IMAGES])
     print(f"{run.path}: latent {model.layer}")
     print(f"{'samples':>8} {'rloo':>9} {'direct-unbiased':>16} {'ratio':>6}")

@@ -18,7 +18,7 @@ from benchmarks.reporting import Bars, Lines, Plot, Table, microseconds, ratio
 from benchmarks.settings import Settings, sweep_problem
 from dgrad.errors import InputError
 from dgrad.kernels.code_sweeps import bernoulli_linear_sweep
-from dgrad.training.seeds import Lockstep
+from dgrad.training.step import Lockstep
 from dgrad.training.trainer import Trainer
 from dgrad.vae.networks import Decoder
 
@@ -67,7 +67,8 @@ def step_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
 
     def begin(label: str, name: str, *, eager: bool) -> None:
         trainer = trainers[label] = Trainer(settings.training(name, latent, steps=_steps(settings)))
-        trainer.captures = trainer.captures and not eager
+        step = trainer.training_step
+        step.uses_cuda_graph = step.uses_cuda_graph and not eager
         _repeat(trainer.train_step, bunch)
 
     for name in names:
@@ -80,7 +81,7 @@ def step_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
     times = take_turns(actions, settings.rounds_or(30), settings.device, warm_up=WARM_UP)
     rows = compared(_each(times, bunch), REFERENCE)
     for label, row in rows.items():
-        row["recorded"] = trainers[label].captured is not None
+        row["recorded"] = trainers[label].training_step.device_step is not None
         row["peak_memory"] = memory[label]
     return rows
 
@@ -101,12 +102,12 @@ def seed_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
             Trainer(settings.training(OF_THE_SEEDS, latent, steps=steps, seed=seed), data=first.data)
             for seed in range(1, count)
         ]
-        locksteps[count] = Lockstep([first, *others])
-        _repeat(locksteps[count].step, bunch)
+        locksteps[count] = Lockstep([trainer.training_step for trainer in (first, *others)])
+        _repeat(locksteps[count].advance, bunch)
 
     for count in counts:
         memory[count] = peak_memory(lambda count=count: begin(count), settings.device)  # type: ignore[misc]
-    actions = {str(count): lambda each=each: _repeat(each.step, bunch) for count, each in locksteps.items()}  # type: ignore[misc]
+    actions = {str(count): lambda each=each: _repeat(each.advance, bunch) for count, each in locksteps.items()}  # type: ignore[misc]
     times = take_turns(actions, settings.rounds_or(30), settings.device, warm_up=WARM_UP)
     rows = compared({count: [value / bunch / int(count) for value in values] for count, values in times.items()}, "1")
     for count in counts:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from dgrad.config import configure
 from dgrad.data import unit
 from dgrad.errors import DgradError
-from dgrad.training.build import build_dataset, evaluation_data
+from dgrad.training.build import Build
 
 STARTS = {"random": 1.0, "annealed": 0.05}
 """Beta of the first pass over the images."""
@@ -82,7 +82,7 @@ def main() -> None:
         parser.error(f"--seeds and --values must be 1 or more; got {given.seeds} and {given.values}")
     try:
         config = configure({"dataset": given.dataset, "data_root": given.data_root})
-        data = evaluation_data(config, build_dataset(config))
+        data = Build(config).evaluation_data
     except DgradError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     train, valid, test = (unit(part.images).flatten(1) for part in (data.train, data.valid, data.test))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgrad.files.atomic import replacing
+from dgrad.files.atomic import atomic_file
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _plain_numbers(*axes: Any) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 

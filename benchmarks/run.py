@@ -34,7 +34,7 @@ class Contestant:
     def go_on(self, steps: int) -> None:
         """Train, then evaluate; only the training counts."""
         trainer = self.trainer
-        steps = min(steps, trainer.total_steps - trainer.step)
+        steps = min(steps, trainer.facts.steps - trainer.step)
 
         def train() -> None:
             for _ in range(steps):
@@ -49,7 +49,7 @@ class Contestant:
 
     def is_through(self, target: float, limit: float) -> bool:
         """Whether it has reached the target, has run out of time or steps, or has nothing finite left."""
-        out_of_time = self.seconds >= limit or self.trainer.step >= self.trainer.total_steps
+        out_of_time = self.seconds >= limit or self.trainer.step >= self.trainer.facts.steps
         return self.diverged or out_of_time or self.reached(target) is not None
 
     def reached(self, target: float) -> float | None:

@@ -214,10 +214,11 @@ def measure_torch(model: Path, run: Path, rounds: int) -> None:
     import torch
 
     from dgrad.training.run_directory import Run
+    from dgrad.training.trained_model import load_model
 
     torch.set_num_threads(1)
     models = open_models(model)
-    trained, _ = Run.open(run).load_model()
+    trained, _ = load_model(Run.open(run))
     shape = models["encoder"].inputs["image"].shape
     images = np.random.default_rng(0).random((256, *shape), dtype=np.float32)
 

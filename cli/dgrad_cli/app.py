@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dgrad.errors import InputError
-from dgrad.training.processes import World
+from dgrad.training.processes import ProcessGroup
 from dgrad_cli.commands import compare as comparing
 from dgrad_cli.commands import encode as coding
 from dgrad_cli.commands import evaluate as using
@@ -65,7 +65,7 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
-    command, processes = context.invoked_subcommand, World.from_environment().size
+    command, processes = context.invoked_subcommand, ProcessGroup.from_environment().size
     if command != "train" and processes > 1:
         raise InputError(
             f"dgrad {command} runs in one process, and torchrun started {processes}; run it without torchrun (only train shares its work)"

@@ -1,4 +1,4 @@
-"""What the commands print: tables, JSON, and the progress of a training run. May import rich; torch and the core not at all."""
+"""What the commands print: tables, JSON, and the progress of a training run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from dgrad.training.listener import Listener
-
-if TYPE_CHECKING:
-    from dgrad.training.trainer import Trainer
+from dgrad.training.listener import Listener, Progress
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_BARS = 0.1
@@ -47,13 +45,13 @@ def counting(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[
         yield lambda more: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda more: progress.advance(task, more)
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda more: bar.advance(task, more)
 
 
 def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
-    """`21.37 nats (reconstruction 15.20, KL 6.17)`, with the KL of Gaussian variables and the accuracy where there are such."""
+    """`21.37 nats (reconstruction 15.20, KL 6.17)`, with the Gaussian KL and the accuracy where there are such."""
     parts = [
         f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}",
         f"KL {metrics[f'{prefix}_kl']:.2f}",
@@ -81,28 +79,27 @@ class Watcher(Listener):
         self.console = Console(stderr=to_stderr, highlight=False)
         self.quiet = quiet
         self.live = not quiet and self.console.is_terminal
-        self.progress: Progress | None = None
+        self.bar: Bar | None = None
         self.last_line = -SECONDS_BETWEEN_LINES
         self.last_bar = -SECONDS_BETWEEN_BARS
         self.first_step = 0
         self.first_seconds = 0.0
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, progress: Progress) -> None:
         """Say what is trained, on what."""
-        from dgrad.devices import describe_device
-
-        self.first_step, self.first_seconds = trainer.step, trainer.seconds
-        config = trainer.config
+        run, step = progress.run, progress.step
+        self.first_step, self.first_seconds = step, progress.seconds
+        config = run.config
         if not self.quiet and not (self.live and self.label):
             prefix = f"{self.label}: " if self.label else ""
-            processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
-            share = f", from step {trainer.step}" if trainer.step else ""
-            labels = f", {trainer.labelled_images} labelled images" if trainer.labelled_images else ""
-            before = 0 if trainer.step else config.pretrain_steps
+            processes = f", {run.processes} processes" if run.processes > 1 else ""
+            share = f", from step {step}" if step else ""
+            labels = f", {run.labelled_images} labelled images" if run.labelled_images else ""
+            before = 0 if step else config.pretrain_steps
             pretraining = f" after {before} on labelled images alone" if before else ""
             self.console.print(
-                f"{prefix}training {config.estimator} on {config.dataset}, latent {config.latent}{labels}, {trainer.total_steps} steps{pretraining}{share}, on "
-                f"{describe_device(trainer.device)}{processes}",
+                f"{prefix}training {config.estimator} on {config.dataset}, latent {config.latent}{labels}, "
+                f"{run.steps} steps{pretraining}{share}, on {run.device}{processes}",
                 soft_wrap=True,
             )
         if self.live:
@@ -114,27 +111,27 @@ class Watcher(Listener):
                 TextColumn("{task.fields[rate]} steps/s"),
                 TimeRemainingColumn(),
             )
-            self.progress = Progress(*columns, console=self.console, refresh_per_second=4)
-            self.progress.add_task(
+            self.bar = Bar(*columns, console=self.console, refresh_per_second=4)
+            self.bar.add_task(
                 f"{self.label}: " if self.label else "",
-                total=trainer.total_steps,
-                completed=trainer.step,
+                total=run.steps,
+                completed=step,
                 epoch="0",
                 bound="-",
                 rate="-",
             )
-            self.progress.start()
+            self.bar.start()
 
-    def pretrained(self, trainer: Trainer, step: int) -> None:
+    def pretrained(self, progress: Progress) -> None:
         """Count in the place of the epoch, now and then."""
-        total = trainer.config.pretrain_steps
-        if self.progress is not None and self._bar_is_due(last=step == total):
-            self.progress.update(self.progress.task_ids[0], epoch=f"0, pretraining {step}/{total}")
+        made, total = progress.pretrained, progress.run.config.pretrain_steps
+        if self.bar is not None and self._bar_is_due(last=made == total):
+            self.bar.update(self.bar.task_ids[0], epoch=f"0, pretraining {made}/{total}")
 
-    def stepped(self, trainer: Trainer) -> None:
+    def stepped(self, progress: Progress) -> None:
         """Move the bar now and then."""
-        if self.progress is not None and self._bar_is_due(last=trainer.done):
-            self.progress.update(self.progress.task_ids[0], completed=trainer.step, rate=f"{self._rate(trainer):.0f}")
+        if self.bar is not None and self._bar_is_due(last=progress.done):
+            self.bar.update(self.bar.task_ids[0], completed=progress.step, rate=f"{self._rate(progress):.0f}")
 
     def _bar_is_due(self, *, last: bool) -> bool:
         now = time.monotonic()
@@ -143,32 +140,31 @@ class Watcher(Listener):
         self.last_bar = now
         return True
 
-    def evaluated(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+    def evaluated(self, progress: Progress) -> None:
         """Show the figures of an evaluation."""
-        if self.progress is not None:
+        metrics = progress.metrics or {}
+        if self.bar is not None:
             bound = f"{metrics['valid_bound']:.2f}"
             if "valid_accuracy" in metrics:
                 bound += f", accuracy {100 * metrics['valid_accuracy']:.2f} %"
-            self.progress.update(self.progress.task_ids[0], epoch=f"{metrics['epoch']:g}", bound=bound)
-        elif not self.quiet and (
-            time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or trainer.step == trainer.total_steps
-        ):
+            self.bar.update(self.bar.task_ids[0], epoch=f"{metrics['epoch']:g}", bound=bound)
+        elif not self.quiet and (time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or progress.done):
             self.last_line = time.monotonic()
-            rate = self._rate(trainer)
-            left = (trainer.total_steps - trainer.step) / rate
-            unit = trainer.model.likelihood.unit
+            rate = self._rate(progress)
+            left = (progress.steps - progress.step) / rate
             self.console.print(
-                f"epoch {metrics['epoch']:g}: bound {figures(metrics, 'valid', unit)}, {rate:.0f} steps/s, {duration(left)} left",
+                f"epoch {metrics['epoch']:g}: bound {figures(metrics, 'valid', progress.run.unit)}, "
+                f"{rate:.0f} steps/s, {duration(left)} left",
                 soft_wrap=True,
             )
 
-    def _rate(self, trainer: Trainer) -> float:
-        return (trainer.step - self.first_step) / max(trainer.seconds - self.first_seconds, 1e-9)
+    def _rate(self, progress: Progress) -> float:
+        return (progress.step - self.first_step) / max(progress.seconds - self.first_seconds, 1e-9)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self.progress is not None:
-            self.progress.stop()
+        if self.bar is not None:
+            self.bar.stop()
 
 
 def duration(seconds: float) -> str:

@@ -65,10 +65,10 @@ SECONDS_FOR_THE_FIRST = 10.0
 
 def _rank_after_the_first() -> int:
     """The rank of a process that torchrun started, where it is not the first on its machine; else 0."""
-    from dgrad.training.processes import World
+    from dgrad.training.processes import ProcessGroup
 
-    world = World.from_environment()
-    return world.rank if world.local_rank else 0
+    group = ProcessGroup.from_environment()
+    return group.rank if group.local_rank else 0
 
 
 def _unless_the_first_says_it(message: str, code: int) -> str:

@@ -1,7 +1,7 @@
-"""Several estimators trained in the same way, several seeds each, and what came of it. May import all of the core.
+"""Several estimators trained in the same way, several seeds each, and their figures side by side.
 
-Every training is an ordinary run in a directory of its own, which `dgrad evaluate` and the others read. What is finished is not
-trained again and what is half finished goes on, so that the same call takes up an interrupted comparison.
+Every training is an ordinary run in a directory of its own, which `dgrad evaluate` and the others read. A finished run
+is not trained again and a half-finished run goes on, so that the same call takes up an interrupted comparison.
 """
 
 from __future__ import annotations
@@ -20,32 +20,31 @@ from dgrad.errors import DgradError, InputError
 from dgrad.experiments.experiment import Experiment, check
 from dgrad.experiments.results import spread
 from dgrad.experiments.variants import Variant
-from dgrad.training.build import resolve
+from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Interrupted, Trainer
 
 
 def plan(config: TrainConfig, variants: Sequence[Variant], seeds: int, out: Path) -> list[Experiment]:
-    """The runs of a comparison: every variant with the first seed, then every variant with the next. Nothing is written.
+    """The runs of a comparison: every variant with the first seed, then with the next. Nothing is written.
 
     Args:
         config: what all have in common; with `kl` None it is outside for all, whatever suits each by itself.
 
     Raises:
-        InputError: the data, the model or the device cannot be; no estimator works with the latent; or there is something else at one
-            of the paths: no run, or one of another configuration.
+        InputError: the data, the model or the device cannot be; no estimator works with the latent; or one of the paths
+            holds files that are no run, or a run of another configuration.
     """
     if seeds < 1:
         raise InputError(f"--seeds must be a whole number of at least 1; got {seeds}")
     choose_device(config.device)
-    layer = registry.latent(config.latent)
-    common = resolve(replace(config, kl=config.kl or "outside"))
+    common = replace(config, kl=config.kl or "outside")
     entries = []
     for seed in range(seeds):
         for variant in variants:
-            limitation = registry.estimator(variant.estimator, **variant.set).traits.limitation(layer)
-            own = replace(common, estimator=variant.estimator, set=dict(variant.set), seed=seed)
-            entries.append(Experiment(variant.label, own, out / f"{variant.file_name}-seed{seed}", limitation))
+            build = Build(replace(common, estimator=variant.estimator, set=dict(variant.set), seed=seed))
+            path = out / f"{variant.file_name}-seed{seed}"
+            entries.append(Experiment(variant.label, build.settings, path, build.limitation))
     check(entries)
     return entries
 
@@ -87,7 +86,9 @@ def train_all(entries: Sequence[Experiment], train: Callable[[Experiment], objec
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one variant. Bounds are in the likelihood's unit (nats), the lower the better; means are over the finished seeds.
+    """The figures of one variant. Bounds are in the likelihood's unit (nats), the lower the better.
+
+    Means are over the finished seeds.
 
     Attributes:
         estimator: its name.
@@ -98,11 +99,13 @@ class Row:
         valid_bound_spread: its standard deviation over seeds; None with one seed.
         test_bound: of the weights that were best by validation.
         test_bound_spread: the same of the test bound.
-        valid_bound_at_equal_time: the best validation bound after `Comparison.equal_seconds`; None where a seed had not been evaluated.
+        valid_bound_at_equal_time: the best validation bound after `Comparison.equal_seconds`; None where a seed had not
+            been evaluated.
         seconds: of the run, with the evaluations on the validation images and the checkpoints; without the final test.
         evaluations: of the decoder, for one example in one step; None where it cannot work with the latent.
         runs: each seed: path, seed, problem, summary, and metrics of each evaluation.
-        curve: for each evaluation epoch and step, mean seconds, and the mean, least and greatest validation bound over seeds.
+        curve: for each evaluation epoch and step, mean seconds, and the mean, least and greatest validation bound over
+            seeds.
         problem: why it, or some of its seeds, failed.
     """
 

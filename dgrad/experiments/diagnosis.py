@@ -1,9 +1,11 @@
-"""Bias, variance and cost of estimators at one model and a few images, against the exact gradient. May import torch and the core.
+"""Bias, variance and cost of estimators at one model and a few images, against the exact gradient.
 
-What is measured is the gradient of each image's expected reconstruction loss for that image's logits, as in figure 1 of Lorberbom et
-al. 2019; the KL has no part in it, and Gaussian variables beside the code are drawn once for each image and held. A mean over draws misses the truth by chance even where there is no bias. How much of what is seen is
-chance is told by squares, whose means are right whatever the distribution (direct's gradient is 0 in most draws and 1 / epsilon in
-the others): with `e` the error of the mean of D draws and `s` their deviation, `E[e^2] = bias^2 + s^2 / D` for each coordinate.
+The gradient is that of each image's expected reconstruction loss for that image's logits, as in figure 1 of Lorberbom
+et al. 2019. The KL has no part in it. Gaussian variables beside the code are drawn once for each image and held.
+
+A mean over draws misses the truth by chance even where there is no bias. Squares tell how much is chance. Their means
+are right whatever the distribution (direct's gradient is 0 in most draws and 1 / epsilon in the others). With `e` the
+error of the mean of D draws and `s` their deviation, `E[e^2] = bias^2 + s^2 / D` for each coordinate.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from dgrad.data import Split, unit
 from dgrad.devices import choose_device, describe_device, synchronize
 from dgrad.errors import DgradError, InputError
 from dgrad.experiments.variants import Variant
-from dgrad.training.build import build_dataset, build_model, evaluation_data
+from dgrad.training.build import Build
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.posterior import Posterior
 
 REFERENCES = ("exact", "leg", "rloo")
-"""Where the truth comes from: the first that the latent allows. All but `exact` are unbiased and averaged over many draws."""
+"""Where the truth comes from: the first that the latent allows. All but `exact` are averaged over many draws."""
 REFERENCE_FACTOR = 4
 """A reference that has to be averaged gets this many times the draws of an estimator."""
 WARM_UP = 200
@@ -61,7 +63,8 @@ class Row:
         problem: why nothing was measured; the figures are None then.
         supported: False where the problem is the latent's kind or size.
         bias: the mean over coordinates and images of |mean gradient - reference|, noise included.
-        noise_floor: the part of `bias` that the draws' (and the reference's) deviation explains: all of it where there is no bias.
+        noise_floor: the part of `bias` that the draws' (and the reference's) deviation explains: all of it where there
+            is no bias.
         bias_corrected: the rest, `sqrt(bias^2 - noise_floor^2)`, and 0 where the floor is the higher one.
         bias_at_most: `bias_corrected` with three standard errors of its square on top.
         bias_standard_error: of `bias`, by the jackknife.
@@ -142,14 +145,15 @@ def diagnose(
 ) -> Diagnosis:
     """Measure each variant's gradient for the encoder's logits at these images, `[B, C, H, W]` in [0, 1].
 
-    Estimators that learn or average (those with a state dict) are first called `warm_up` times, one draw of each image a call, with
-    their parameters trained by Adam; then their state is held.
+    Estimators that learn or average (those with a state dict) are first called `warm_up` times, one draw of each image
+    a call, with their parameters trained by Adam. Then their state is held.
 
     Args:
         progress: is told the label of what is measured next.
 
     Raises:
-        InputError: no variant can work with the model's latent, a hyper-parameter is a schedule, or there are too few draws.
+        InputError: no variant can work with the model's latent, a hyper-parameter is a schedule, or there are too few
+            draws.
     """
     layer = model.layer
     if draws < 2:
@@ -203,18 +207,14 @@ def choose_images(split: Split, count: int, seed: int) -> Tensor:
 
 
 def random_start(config: TrainConfig) -> tuple[DiscreteVAE, Split]:
-    """The untrained model of a configuration, on its device, as training would begin with it, and the validation images.
+    """The model with which a training would begin, on its device, and the validation images.
 
     Raises:
         InputError: something in the configuration cannot be.
         RunError: the data could not be had.
     """
-    device = choose_device(config.device)
-    dataset = build_dataset(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = build_model(config, dataset.image_shape)
-    return model.to(device), evaluation_data(config, dataset).valid.to(device)
+    device, build = choose_device(config.device), Build(config)
+    return build.model.to(device), build.evaluation_data.valid.to(device)
 
 
 def _build(variant: Variant, layer: LatentLayer, seed: int) -> GradientEstimator:
@@ -222,8 +222,8 @@ def _build(variant: Variant, layer: LatentLayer, seed: int) -> GradientEstimator
     for name in variant.set:
         if not isinstance(estimator.schedules.get(name, Constant(0.0)), Constant):
             raise InputError(
-                f"--set {variant.estimator}.{name}={variant.set[name]} moves over a run; a diagnosis is of one step: list numbers, "
-                f"for example {variant.estimator}.{name}=0.1,1"
+                f"--set {variant.estimator}.{name}={variant.set[name]} moves over a run; a diagnosis is of one step: "
+                f"list numbers, for example {variant.estimator}.{name}=0.1,1"
             )
     if estimator.traits.supports(layer):
         with torch.random.fork_rng(devices=[]):
@@ -247,7 +247,7 @@ class _Truth:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of the gradients of many draws, in float64 on the CPU; `[B, c]`, and `[J, B, c]` or `[J]` for each block of draws."""
+    """Of many draws' gradients, in float64 on the CPU: `[B, c]`, and `[J, B, c]` or `[J]` for each block of draws."""
 
     mean: Tensor
     variance: Tensor
@@ -299,7 +299,7 @@ class _Measurement:
         }
 
     def moments(self, estimator: GradientEstimator, draws: int, reference: Tensor | None) -> _Moments:
-        """Mean and variance over draws, and the mean cosine of a draw with the reference; without one, of the reference itself."""
+        """Mean and variance over draws, and the mean cosine of a draw with the reference; None for the reference."""
         generator = self._generator("draws" if reference is not None else "reference")
         tables = None if reference is None else self.tables
         origin = self.logits.new_zeros(self.logits.flatten(1).shape) if reference is None else reference.to(self.logits)
@@ -407,7 +407,7 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 
 
 def _jackknife(moments: _Moments) -> tuple[float, float]:
-    """The standard errors of the mean absolute error and of the square of the bias, from leaving out each block of draws in turn."""
+    """The standard errors of the mean absolute error and of the squared bias, by leaving out each block in turn."""
     blocks, draws = len(moments.sizes), moments.sizes.sum() - moments.sizes  # [J], those that are left
     errors = (moments.errors.sum(0) - moments.errors) / draws[:, None, None]  # [J, B, c]
     absolute, square = errors.abs().mean((1, 2)), errors.square().mean((1, 2))  # [J]

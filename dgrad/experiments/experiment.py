@@ -1,12 +1,12 @@
-"""Several trainings that belong together: which they are, what is left to do of them, what came of them. May import all of the core.
+"""Several trainings that belong together: which they are, and what is left to do of them.
 
-Each is an ordinary run in a directory of its own. What is finished is not trained again, and what is half finished goes on.
-`dgrad compare` trains them one after the other in its own process, `dgrad sweep` in processes or Slurm jobs (`dgrad.experiments.launchers`).
+Each is an ordinary run in a directory of its own. A finished run is not trained again, and a half-finished run goes on.
+`dgrad compare` trains them one after the other in its own process. `dgrad sweep` trains them in processes or Slurm jobs
+(`dgrad.experiments.launchers`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 from dgrad.config import TrainConfig, option
 from dgrad.data import Dataset
 from dgrad.errors import InputError
-from dgrad.pictures.of_a_run import RUN_PICTURES
-from dgrad.training.build import build_dataset, build_model, find_dataset
+from dgrad.training.build import Build
+from dgrad.training.figures import figure_settings
 from dgrad.training.listener import Listener
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer, resume
@@ -27,8 +27,8 @@ class Experiment:
     """One of several trainings.
 
     Attributes:
-        label: what tells it from the others, but for the seed.
-        config: everything about the run.
+        label: the settings that tell it from the others, without the seed.
+        config: the resolved configuration.
         path: its directory.
         limitation: why the estimator cannot work with the latent, or None.
     """
@@ -45,8 +45,8 @@ class Experiment:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do, down to the pictures."""
-        return Run(self.path).summary() is not None and all((self.path / name).is_file() for name in RUN_PICTURES)
+        """Whether the run has a summary."""
+        return Run(self.path).summary() is not None
 
     @property
     def state(self) -> str:
@@ -75,7 +75,7 @@ class Experiment:
 
 
 def check(experiments: Sequence[Experiment], *, read_data: bool = True) -> None:
-    """Make sure, before any of them begins, that all can run: nothing is in their way, their data and models can be had.
+    """Make sure, before any begins, that all can run: their paths are free, their data and models can be had.
 
     Without `read_data` no data is read or downloaded, nor is a model built, whose size depends on the data.
 
@@ -91,13 +91,13 @@ def check(experiments: Sequence[Experiment], *, read_data: bool = True) -> None:
         _check_place(experiment)
     datasets: dict[Any, Dataset] = {}
     for config in {experiment.label: experiment.config for experiment in experiments}.values():
-        if not read_data:
-            find_dataset(config)
-            continue
         source = (config.dataset, config.data_root, config.attributes)
-        if source not in datasets:
-            datasets[source] = build_dataset(config)
-        build_model(config, datasets[source].image_shape)
+        build = Build(config, datasets.get(source))
+        if read_data:
+            datasets[source] = build.dataset
+            build.model  # noqa: B018
+        else:
+            build.find_dataset()
 
 
 def _check_place(experiment: Experiment) -> None:
@@ -108,26 +108,25 @@ def _check_place(experiment: Experiment) -> None:
             raise InputError(f"{path} holds files but no run; choose another --out, or move them away")
         Run.check_free(path)
         return
-    asked, found = deciding(experiment.config), deciding(Run(path).config)
+    asked, found = figure_settings(experiment.config), figure_settings(Run(path).config)
     differences = [
-        f"{option(name)} {_shown(found[name])} where {_shown(asked[name])} is asked for"
+        f"{option(name)} {value_text(found[name])} where {value_text(asked[name])} is asked for"
         for name in asked
         if asked[name] != found[name]
     ]
     if differences:
         raise InputError(
-            f"{path} is a run with {', '.join(differences)}; give the options it was begun with, or choose another --out"
+            f"{path} is a run with {', '.join(differences)}; "
+            "give the options it was begun with, or choose another --out"
         )
 
 
-def deciding(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide a run's figures, as JSON has them: all but the device."""
-    settings: dict[str, Any] = json.loads(config.to_json())
-    del settings["device"]
-    return settings
+def value_text(value: Any) -> str:
+    """A setting's value as it is given.
 
-
-def _shown(value: Any) -> str:
+    >>> value_text([400, 200]), value_text({"epsilon": "1"}), value_text([])
+    ('400,200', 'epsilon=1', 'none')
+    """
     if isinstance(value, dict):
         value = [f"{name}={text}" for name, text in value.items()]
     return (",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)) or "none"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 from dgrad import registry
 from dgrad.config import TrainConfig, configure, option
 from dgrad.errors import InputError, unknown_name
-from dgrad.experiments.experiment import Experiment, _shown, deciding
+from dgrad.experiments.experiment import Experiment, value_text
 from dgrad.experiments.variants import file_name
 from dgrad.hyperparameters import defaults_of
-from dgrad.training.build import resolve
+from dgrad.training.build import Build
+from dgrad.training.figures import figure_settings
 from dgrad.training.run_directory import Run
 
 LISTS = ("hidden", "attributes", "plugins")
@@ -24,19 +24,17 @@ LONGEST_NAME = 200
 """Bytes of a run directory's name: file systems take 255, and temporary files beside it have longer ones."""
 
 
-# A sweep: every combination of values
-
-
 def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | None = None) -> list[Experiment]:
     """Every combination of the values in a recipe, all with the first seed, then all with the next. Nothing is written.
 
-    A run that is in `out` already, by whatever name, is found by its configuration; others get the directory
-    `out/ESTIMATOR-LATENT-NAME=VALUE-seedN`, with the names of what has several values.
+    A run that is in `out` already, by whatever name, is found by its configuration. Others get the directory
+    `out/ESTIMATOR-LATENT-NAME=VALUE-seedN`, with the names of the settings that have several values.
 
     Args:
-        recipe: settings of a run by their names, each with one value or a list of values to be taken in turn; `set`, a table of
-            hyper-parameters, each of all estimators (`epsilon`) or of one (`direct.epsilon`), in the same way; `runs`, a list of tables
-            of settings on top of the common ones, each expanded by itself, which may have a `name` in the place of estimator and latent.
+        recipe: settings of a run by their names, each with one value or a list of values to be taken in turn. `set` is
+            a table of hyper-parameters, each of all estimators (`epsilon`) or of one (`direct.epsilon`), in the same
+            way. `runs` is a list of tables of settings on top of the common ones, each expanded by itself. A table may
+            have a `name` in the place of estimator and latent.
         out: the directory of the runs.
         overrides: settings on top of everything, as in a recipe.
 
@@ -51,20 +49,19 @@ def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | 
     if not (isinstance(tables, list) and tables and all(isinstance(table, Mapping) for table in tables)):
         raise InputError(f"runs must be a list of tables of settings, [[runs]]; got {tables!r}")
     over = _with_names(overrides or {})
-    there = {json.dumps(deciding(run.config)): run.path for run in _runs_in(out)}
+    there = {json.dumps(figure_settings(run.config)): run.path for run in _runs_in(out)}
     pairs = [pair for table in tables for pair in _combinations(_on_top(_on_top(common, _with_names(table)), over))]
     _check_labels(pairs)
     experiments = []
     for label, config in sorted(pairs, key=lambda pair: pair[1].seed):
-        traits = registry.estimator(config.estimator, **config.set).traits
-        config = resolve(replace(config, kl=config.kl or ("inside" if traits.kl_inside else "outside")))
+        build = Build(config)
         path = out / f"{file_name(label)}-seed{config.seed}"
         if len(path.name.encode()) > LONGEST_NAME:
             raise InputError(
                 f"the name of {path} has more than {LONGEST_NAME} bytes; vary less at once, or name its runs"
             )
-        path = there.get(json.dumps(deciding(config)), path)
-        experiments.append(Experiment(label, config, path, traits.limitation(registry.latent(config.latent))))
+        path = there.get(json.dumps(figure_settings(build.settings)), path)
+        experiments.append(Experiment(label, build.settings, path, build.limitation))
     return experiments
 
 
@@ -139,7 +136,9 @@ def _combinations(table: dict[str, Any]) -> Iterator[tuple[str, TrainConfig]]:
             shown |= {key: settings["set"][key] for key in ours if len(ours[key]) > 1}
             first = [str(name)] if name is not None else []
             first += [str(settings[each]) for each in ("estimator", "latent") if name is None or len(listed[each]) > 1]
-            label = " ".join([*first, *(f"{key.replace('_', '-')}={_shown(value)}" for key, value in shown.items())])
+            label = " ".join(
+                [*first, *(f"{key.replace('_', '-')}={value_text(value)}" for key, value in shown.items())]
+            )
             yield label, _configured(label, settings, hyperparameters)
 
 

@@ -1,8 +1,8 @@
-"""Running commands side by side, on this machine or by Slurm. What they do, this module does not know. May import no torch.
+"""Running commands side by side, on this machine or by Slurm. What the commands do does not matter here. Free of torch.
 
-A command's standard input is a pipe whose other end its starter holds for as long as it lives: a command that listens to it
-(`dgrad_cli.worker`) hears when the starter is gone, however it went. Commands have sessions of their own, so that Ctrl-C
-reaches them once, from the starter, as SIGTERM.
+A command's standard input is a pipe whose other end its starter holds for as long as it lives. A command that listens
+to it (`dgrad_cli.worker`) hears when the starter is gone, however it went. Commands have sessions of their own, so that
+Ctrl-C reaches them once, from the starter, as SIGTERM.
 """
 
 from __future__ import annotations
@@ -161,8 +161,11 @@ def _signals() -> Iterator[list[int]]:
 
 
 class Submitted:
-    """A job as submitit runs it. When it must make room (its time is up, or others go first) its command ends, its state saved, and the
-    job is queued again."""
+    """A job as submitit runs it.
+
+    When it must make room (its time is up, or others go first) its command ends, its state saved, and it is queued
+    again.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -237,7 +240,7 @@ def submitit_executor(folder: Path, cluster: str, options: Iterable[str], at_onc
 def run_submitted(
     jobs: Sequence[Job], executor: submitit.AutoExecutor, *, begin: Callable[[Job], object], end: Ended
 ) -> int | None:
-    """Submit the jobs as one array and wait for them. Those of an earlier call that still wait or run are not submitted again.
+    """Submit the jobs as one array and wait for them. Jobs of an earlier call that still wait or run are not repeated.
 
     At SIGINT and SIGTERM all are cancelled.
 

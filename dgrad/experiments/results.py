@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dgrad.experiments.experiment import Experiment, deciding
+from dgrad.experiments.experiment import Experiment
+from dgrad.training.figures import figure_settings, selection_key
 from dgrad.training.run_directory import Run
-from dgrad.training.trainer import merit
-
-# What came of it
 
 
 @dataclass(frozen=True)
@@ -24,10 +22,11 @@ class Combination:
         config: the settings, without the seed.
         seeds: how many there are.
         finished: how many of them are finished.
-        best: whether it is the best of those with the same data, latent and labels that are wholly finished, by the validation figure that
-            also chose their weights.
-        figures: for each of valid_bound, test_bound, test_reconstruction (the likelihood's unit, the lower the better), accuracy (test,
-            with labels only) and seconds: the mean, the standard deviation (None with one seed) and the values of the seeds.
+        best: whether it is the best of those with the same data, latent and labels that are wholly finished. The
+            validation figure that chose their weights decides.
+        figures: for each of valid_bound, test_bound, test_reconstruction (the likelihood's unit, the lower the better),
+            accuracy (test, with labels only) and seconds: the mean, the standard deviation (None with one seed) and the
+            values of the seeds.
         unit: of the bounds.
         problem: why it, or some of its seeds, are missing.
     """
@@ -44,7 +43,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Results:
-    """What came of a sweep.
+    """What came of a grid of runs.
 
     Attributes:
         combinations: those with the same data, latent and labels together, best first.
@@ -83,7 +82,7 @@ def collect(experiments: Sequence[Experiment], problems: Mapping[Path, str]) -> 
     for group in groups.values():
         found = [
             (
-                _merit([runs[index] for index in indices], experiments[indices[0]].config.criterion),
+                _mean_key([runs[index] for index in indices], experiments[indices[0]].config.criterion),
                 _combination(experiments[indices[0]], [runs[index] for index in indices]),
             )
             for indices in group.values()
@@ -112,12 +111,12 @@ def _row(experiment: Experiment, problem: str | None) -> dict[str, Any]:
     }
 
 
-def _merit(rows: Sequence[Mapping[str, Any]], criterion: str) -> tuple[float, float]:
-    """The mean over seeds of what weights are chosen by; less than any other where nothing is finished."""
-    merits = [merit(row["summary"]["best"], criterion) for row in rows if row["summary"] is not None]
-    if not merits:
+def _mean_key(rows: Sequence[Mapping[str, Any]], criterion: str) -> tuple[float, float]:
+    """The mean over seeds of the keys that chose their weights; less than any other where nothing is finished."""
+    keys = [selection_key(row["summary"]["best"], criterion) for row in rows if row["summary"] is not None]
+    if not keys:
         return (-1.0, 0.0)
-    return statistics.fmean(one[0] for one in merits), statistics.fmean(one[1] for one in merits)
+    return statistics.fmean(one[0] for one in keys), statistics.fmean(one[1] for one in keys)
 
 
 def _combination(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Combination:
@@ -129,7 +128,7 @@ def _combination(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> C
         "accuracy": [summary["accuracy"] for summary in summaries if "accuracy" in summary],
         "seconds": [summary["seconds"] for summary in summaries],
     }
-    config = deciding(experiment.config)
+    config = figure_settings(experiment.config)
     del config["seed"]
     problems = dict.fromkeys(row["problem"] for row in rows if row["problem"])
     return Combination(

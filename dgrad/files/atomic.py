@@ -1,4 +1,4 @@
-"""Writing files whole or not at all. May import nothing of dgrad and nothing heavy: commands without torch use it too."""
+"""Writing files whole or not at all. Nothing heavy is imported: commands without torch use it too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -32,8 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
-    """A new directory that takes the place of whatever is at `path` when the block ends well, and vanishes when it does not.
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A new directory that replaces whatever is at `path` when the block ends well, and vanishes when it does not.
 
     Parents of `path` that are missing are made at the end only.
     """
@@ -75,5 +75,5 @@ def umask() -> int:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Reads one image file. May import numpy and dgrad.errors, PIL when it reads; never torch: commands without torch use it too."""
+"""Reads one image file. Free of torch: commands without torch use it too."""
 
 from __future__ import annotations
 

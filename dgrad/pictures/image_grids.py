@@ -1,10 +1,9 @@
-"""Pictures of a run: grids of images and training curves. May import the core; PIL and matplotlib only inside functions."""
+"""Grids of images: samples, reconstructions, classes and attributes. PIL is imported inside functions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +11,9 @@ from torch import Generator, Tensor
 
 from dgrad.data import Split, unit
 from dgrad.errors import InputError
-from dgrad.files.atomic import replacing
+from dgrad.files.atomic import atomic_file
 from dgrad.vae.evaluation import evaluating
 from dgrad.vae.model import DiscreteVAE
-
-if TYPE_CHECKING:
-    pass
-
 
 HEADING = 16
 """Pixels above a grid for a line of text."""
@@ -59,7 +54,7 @@ def save_grid(path: Path, images: Tensor, *, pairs: bool = False, headings: Sequ
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     for place, heading in enumerate(headings):
         ImageDraw.Draw(picture).text((lefts[place * per_heading], gap), heading, fill=0)
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
@@ -78,9 +73,10 @@ def prior_samples(model: DiscreteVAE, count: int, *, generator: Generator) -> Te
 
 @torch.no_grad()
 def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator, variables: int = 1) -> Tensor:
-    """`[rows, variables * k, C, H, W]` expected images: a column for each value of each of the code's first variables, a row for each style.
+    """`[rows, variables * k, C, H, W]` expected images: the values of the code's first variables against styles.
 
-    A style is all the rest, drawn from its prior: the other variables and the Gaussian ones. Where there is no rest, there is one row.
+    A column has one value of one variable, a row one style. A style is all the rest, drawn from its prior: the other
+    variables and the Gaussian ones. Where there is no rest, there is one row.
 
     Raises:
         InputError: the code is no stack of independent variables.
@@ -99,14 +95,14 @@ def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator, variables
 
 @torch.no_grad()
 def switched(model: DiscreteVAE, images: Tensor) -> Tensor:
-    """`[N, n * k, C, H, W]` expected images: each image as it is reconstructed, with each variable of its code at each of its values."""
+    """`[N, n * k, C, H, W]` expected images: each image reconstructed, with each variable of its code at each value."""
     with evaluating(model):
         posterior = model.posterior(images)
     return _grid_of_styles(model, model.layer.argmax(posterior.logits), posterior.mean, model.layer.shape[0])
 
 
 def _grid_of_styles(model: DiscreteVAE, codes: Tensor, gaussian: Tensor | None, variables: int) -> Tensor:
-    """A row for each of `codes` `[rows, n, k]` and its Gaussian variables; a column for each value of each of the first variables."""
+    """A row for each of `codes` `[rows, n, k]` and its Gaussian variables; a column for each value of the variables."""
     k = codes.shape[-1]
     columns = variables * k
     codes = codes.unsqueeze(1).repeat(1, columns, 1, 1)  # [rows, columns, n, k]
@@ -117,7 +113,7 @@ def _grid_of_styles(model: DiscreteVAE, codes: Tensor, gaussian: Tensor | None, 
 
 @torch.no_grad()
 def reconstructions(model: DiscreteVAE, images: Tensor) -> Tensor:
-    """`[N, C, H, W]` expected images of the most probable code of each image, and the mean of its Gaussian variables."""
+    """`[N, C, H, W]` expected images of each image's most probable code and the mean of its Gaussian variables."""
     with evaluating(model):
         posterior = model.posterior(images)
     return model.decode(model.layer.argmax(posterior.logits), posterior.mean)
@@ -134,7 +130,7 @@ def save_class_grid(path: Path, model: DiscreteVAE, *, generator: Generator, row
 
 
 def save_class_grids(path: Path, models: Mapping[str, DiscreteVAE], *, seed: int = 0, rows: int = 8) -> None:
-    """Write such a grid for each of several models of one size, side by side under their names (figure 5 of the paper)."""
+    """Write such a grid for each of several models of one size, side by side under their names (paper, figure 5)."""
     grids = [class_grid(model, rows, generator=Generator().manual_seed(seed)) for model in models.values()]
     save_grid(path, torch.cat(grids, 1).cpu(), headings=list(models))
 
@@ -148,7 +144,7 @@ def save_attribute_grid(
 
 
 def save_switched(path: Path, model: DiscreteVAE, split: Split, attributes: Sequence[str], *, rows: int = 8) -> None:
-    """Write each attribute off and on, under its name, and a row for each of the split's first images (as in figure 4 of the paper)."""
+    """Write each attribute off and on, under its name, a row for each of the split's first images (paper, figure 4)."""
     save_grid(path, switched(model, unit(split.images[:rows])).cpu(), headings=attributes)
 
 

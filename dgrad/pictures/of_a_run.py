@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from torch import Generator
 
-if TYPE_CHECKING:
-    from dgrad.training.trainer import Trainer
+from dgrad.data import Split
 from dgrad.pictures.image_grids import save_reconstructions, save_samples
 from dgrad.pictures.plots import save_curves
+from dgrad.training.build import Build
+from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
+from dgrad.vae.model import DiscreteVAE
 
 RUN_PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 
 
-def save_run_pictures(trainer: Trainer, directory: Path, metrics: list[dict[str, Any]]) -> None:
-    """Write `curves.png`, `samples.png` and `reconstructions.png` of a finished run."""
-    config, model = trainer.config, trainer.model
+def save_run_pictures(run: Run, model: DiscreteVAE, test: Split) -> None:
+    """Write the curves, samples and reconstructions of a finished run.
+
+    Args:
+        model: with the best weights, on the device of the images.
+        test: the test images as they are evaluated.
+    """
+    config = run.config
     title = f"{config.estimator}, {config.latent}, {Path(config.dataset).name}"
-    save_curves(directory / "curves.png", metrics, model.likelihood.unit, title)
-    generator = Generator(trainer.device).manual_seed(config.seed)
-    save_samples(directory / "samples.png", model, generator=generator)
-    save_reconstructions(directory / "reconstructions.png", model, trainer.data.test)
+    save_curves(run.path / "curves.png", run.metrics(), model.likelihood.unit, title)
+    generator = Generator(test.images.device).manual_seed(config.seed)
+    save_samples(run.path / "samples.png", model, generator=generator)
+    save_reconstructions(run.path / "reconstructions.png", model, test)
+
+
+def draw_missing_pictures(run: Run) -> None:
+    """Write the pictures of a finished run whose process ended before it wrote them."""
+    if not all((run.path / name).is_file() for name in RUN_PICTURES):
+        model, _ = load_model(run)
+        save_run_pictures(run, model, Build(run.config).evaluation_data.test)

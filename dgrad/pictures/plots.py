@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dgrad.experiments.variants import number
-from dgrad.files.atomic import replacing
+from dgrad.files.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,10 +41,10 @@ def save_curves(path: Path, metrics: list[dict[str, Any]], unit_name: str, title
 
 
 def save_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
-    """Write bias and deviation side by side: a line for each estimator against the hyper-parameter that has several values.
+    """Write bias and deviation side by side, against the hyper-parameter that has several values.
 
-    Where none has several, a point for each estimator. A bias that cannot be told from none has a hollow marker, or a dotted line, at
-    the most that it can be.
+    Each estimator has a line, or a point where no hyper-parameter has several values. A bias that cannot be told from
+    none has a hollow marker, or a dotted line, at the most that it can be.
     """
     from matplotlib.lines import Line2D
 
@@ -116,7 +116,7 @@ def _plain_logarithmic(axis: Any) -> None:
 def _draw_line(
     axes: Any, x: list[float | None], values: list[float], bounded: list[bool], colour: Any, label: str
 ) -> None:
-    """A line through values, solid between those that are known, dotted to those that are only bounded; level where there is no x."""
+    """A line through values: solid between known ones, dotted to those only bounded, level where there is no x."""
     if x[0] is None:
         axes.axhline(values[0], color=colour, label=label, linestyle=":" if bounded[0] else "--")
         return
@@ -159,7 +159,7 @@ LEGEND_CHARACTERS = 135
 
 
 def save_comparison(path: Path, comparison: Comparison) -> None:
-    """Write the validation bound against epochs and against seconds: the mean over seeds, in a band from the least to the greatest."""
+    """Write the validation bound by epoch and by seconds: the mean over seeds, in a band from least to greatest."""
     from matplotlib.ticker import MaxNLocator
 
     rows = [row for row in comparison.rows if row.curve]
@@ -211,7 +211,7 @@ def save_comparison(path: Path, comparison: Comparison) -> None:
 def save_bound_curves(
     path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]], unit: str
 ) -> None:
-    """Write the validation bound by epoch, a panel for each key: the mean over seeds, in a band from the least to the greatest.
+    """Write the validation bound by epoch, in panels: the mean over seeds, in a band from least to greatest.
 
     Args:
         panels: the title of each panel, in it the label of each line, and for that the metrics of each seed.
@@ -233,7 +233,7 @@ def save_race(
     steps: Mapping[str, Mapping[int, float]],
     x_name: str,
 ) -> None:
-    """Write the validation bound by epoch and by seconds, and beside them the time of a training step as the latent grows.
+    """Write the validation bound by epoch and by seconds, and the time of a training step as the latent grows.
 
     Args:
         lines: the label of each line, and for that the metrics of each seed.
@@ -261,7 +261,7 @@ def save_race(
 
 
 def _draw_bounds(axes: Any, lines: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], x_name: str) -> None:
-    """The validation bound by `epoch` or `seconds` (the mean of the seeds'): the mean over seeds, in a band from the least to the greatest."""
+    """The validation bound by `epoch` or mean `seconds`: the mean over seeds, in a band from least to greatest."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = math.inf, -math.inf
@@ -290,7 +290,7 @@ def save_points(
     x_name: str,
     y_name: str,
 ) -> None:
-    """Write figures over the values of a setting, in the order given: ours with their standard deviation, the paper's as dashed lines."""
+    """Write figures over a setting's values: ours with their standard deviation, the paper's as dashed lines."""
     figure = _figure(8, 4.5)
     axes = figure.subplots()
     place = {value: index for index, value in enumerate(order)}
@@ -311,7 +311,7 @@ def save_points(
 
 
 def save_rows(path: Path, rows: Mapping[str, tuple[float, float]], x_name: str) -> None:
-    """Write a figure and its standard deviation in a row for each name, from above in the order given; a line through the first one's."""
+    """Write a figure and its standard deviation in a row for each name, with a line through the first one's."""
     figure = _figure(9, 1.2 + 0.3 * len(rows))
     axes = figure.subplots()
     means, deviations = zip(*rows.values(), strict=True)
@@ -329,7 +329,7 @@ def save_rows(path: Path, rows: Mapping[str, tuple[float, float]], x_name: str) 
 def save_heat_map(
     path: Path, values: Mapping[tuple[str, str], float], x_name: str, y_name: str, value_name: str
 ) -> None:
-    """Write a figure over two settings: `values` by their texts (x, y), which stand in the order they come in; the least is framed."""
+    """Write a figure over two settings: `values` by their texts (x, y), in the order given. The least is framed."""
     columns, rows = (list(dict.fromkeys(pair[axis] for pair in values)) for axis in (0, 1))
     table = torch.full((len(rows), len(columns)), torch.nan)
     for (x, y), value in values.items():
@@ -370,7 +370,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 

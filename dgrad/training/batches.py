@@ -19,9 +19,9 @@ from dgrad.data import (
     choose_labelled_attributes,
 )
 from dgrad.errors import InputError
-from dgrad.training.build import build_dataset, evaluation_data
+from dgrad.training.build import Build
 from dgrad.training.labels import check_labels
-from dgrad.training.processes import World
+from dgrad.training.processes import ProcessGroup
 
 BINARIZE_WHEN_DRAWN = {"threshold": "threshold", "static": "draw", "dynamic": "draw", "none": "none"}
 """How redrawn images are binarised. The others already are, unless that is dynamic."""
@@ -44,23 +44,25 @@ class TrainingData:
         RunError: it could not be downloaded.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, *, like: TrainingData | None = None) -> None:
-        self.dataset: Dataset = build_dataset(config) if like is None else like.dataset
-        binary = evaluation_data(config, self.dataset)
-        if config.binarize != "dynamic":
+    def __init__(self, build: Build, device: torch.device, *, like: TrainingData | None = None) -> None:
+        self.dataset: Dataset = build.dataset
+        binary = build.evaluation_data
+        if build.given.binarize != "dynamic":
             self.train = binary.train.to(device)
         else:
             self.train = self.dataset.train.to(device) if like is None else like.train
         self.valid = binary.valid.to(device)
         self.test = binary.test.to(device)
 
-    def with_seed_of(self, config: TrainConfig) -> TrainingData:
+    def with_seed_of(self, build: Build) -> TrainingData:
         """The images of a run that differs in its seed at most; shared where the seed does not decide them."""
-        return self if config.binarize in SEEDLESS else TrainingData(config, self.train.images.device, like=self)
+        if build.given.binarize in SEEDLESS:
+            return self
+        return TrainingData(build, self.train.images.device, like=self)
 
 
 def training_batches(
-    config: TrainConfig, data: TrainingData, layer: LatentLayer, world: World
+    config: TrainConfig, data: TrainingData, layer: LatentLayer, group: ProcessGroup
 ) -> Batches | SemiSupervisedBatches:
     """Batches of the training split, on the device; with `labels`, labelled images beside unlabelled ones.
 
@@ -69,13 +71,13 @@ def training_batches(
     """
     if config.labels:
         check_labels(config, data.dataset, layer)
-        if world.size > 1:
-            raise InputError(f"--labels {config.labels} trains in one process; got {world.size}: leave torchrun out")
+        if group.size > 1:
+            raise InputError(f"--labels {config.labels} trains in one process; got {group.size}: leave torchrun out")
     device = data.train.images.device
     dynamic = config.binarize == "dynamic"
     generator = Generator(device).manual_seed(seed_for("order of the data", config.seed))
     batches = Batches(
-        data.train, config.batch_size, generator=generator, dynamic=dynamic, rank=world.rank, ranks=world.size
+        data.train, config.batch_size, generator=generator, dynamic=dynamic, rank=group.rank, ranks=group.size
     )
     if not config.labels:
         return batches

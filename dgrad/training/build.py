@@ -1,16 +1,18 @@
-"""What a configuration builds: model, data set, paths."""
+"""What a configuration builds: layer, estimator, data set and model, each part once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+import torch
 
 from dgrad import registry
 from dgrad.config import TrainConfig, option
+from dgrad.core.gradient_estimator import GradientEstimator
+from dgrad.core.latent_layer import LatentLayer
 from dgrad.data import Dataset, binarize, dataset_loader, default_data_root
 from dgrad.errors import InputError
 from dgrad.hyperparameters import hyperparameters_of
@@ -21,82 +23,130 @@ MODEL_OPTIONS = {"gaussian": "Gaussian variables", "dropout": "dropout"}
 """Settings that a model's factory takes if it has an argument of that name."""
 
 
-def load_state(module: Any, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
-    """Load the tensors whose names start with `prefix` into a module.
+class Build:
+    """Everything that a configuration builds. A part is built when it is first asked for, and then kept.
+
+    Args:
+        config: the settings as they were given; their plugins are loaded here.
+        dataset: the data set that the settings name, where it is in memory already.
 
     Raises:
-        InputError: names or shapes do not fit.
+        InputError: a plugin cannot be loaded. Each part raises one of its own where the settings cannot be.
     """
-    try:
-        module.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    def __init__(self, config: TrainConfig, dataset: Dataset | None = None) -> None:
+        for plugin in config.plugins:
+            registry.load_plugin(plugin)
+        self.given = config
+        if dataset is not None:
+            self.dataset = dataset
+
+    @cached_property
+    def settings(self) -> TrainConfig:
+        """The settings with the KL's place filled in and absolute paths, so that a run resumes from anywhere."""
+        config = self.given
+        return replace(
+            config,
+            kl=config.kl or ("inside" if self.estimator.traits.kl_inside else "outside"),
+            dataset=config.dataset if config.dataset in registry.datasets() else _absolute(config.dataset),
+            data_root=None if config.data_root is None else str(Path(config.data_root).resolve()),
+            plugins=tuple(_absolute(plugin) for plugin in config.plugins),
         )
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"checkpoint {path} does not fit the model of its config.json: {detail}") from None
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The settings, and with labels the names of the attributes, for which the data is read."""
+        attributes = self.dataset.attributes if self.settings.labels else None
+        return self.settings if attributes is None else replace(self.settings, attributes=attributes)
+
+    @cached_property
+    def layer(self) -> LatentLayer:
+        """The latent layer."""
+        return registry.latent(self.given.latent)
+
+    @cached_property
+    def estimator(self) -> GradientEstimator:
+        """The gradient estimator. `model` gives it its parameters."""
+        return registry.estimator(self.given.estimator, **self.given.set)
+
+    @cached_property
+    def limitation(self) -> str | None:
+        """Why the estimator cannot work with the latent layer, or None."""
+        return self.estimator.traits.limitation(self.layer)
+
+    def find_dataset(self) -> Callable[[Path], Dataset]:
+        """The loader of the data set. Nothing is read or downloaded yet.
+
+        Raises:
+            InputError: the data set is unknown.
+        """
+        config, names = self.given, registry.datasets()
+        if config.dataset not in names and registry.registry().claimed("datasets", config.dataset):
+            registry.registry().factory("datasets", config.dataset)  # claimed twice: it raises, and says by whom
+        return dataset_loader(config.dataset, names)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set, before binarisation.
+
+        Raises:
+            InputError: it is unknown or damaged.
+            RunError: it could not be downloaded.
+        """
+        config = self.given
+        dataset: object = self.find_dataset()(Path(config.data_root) if config.data_root else default_data_root())
+        if not isinstance(dataset, Dataset):
+            raise InputError(
+                f"the factory of dataset {config.dataset!r} made a {type(dataset).__name__}; "
+                "expected a dgrad.data.Dataset: ask its plugin's author"
+            )
+        return dataset.with_attributes(config.attributes) if config.attributes else dataset
+
+    @cached_property
+    def evaluation_data(self) -> Dataset:
+        """The data set as it is evaluated: binarised as in training; `dynamic` draws once, from the run's seed."""
+        mode = self.given.binarize
+        return binarize(self.dataset, "static" if mode == "dynamic" else mode, seed=self.given.seed)
+
+    @cached_property
+    def model(self) -> DiscreteVAE:
+        """The untrained model. The seed decides its weights, and then the estimator's own parameters.
+
+        Raises:
+            InputError: the model or the likelihood is unknown, or they do not go with the latent layer.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.given.seed)
+            model = build_model(self.given, self.dataset.image_shape, self.layer)
+            if self.limitation is None:
+                self.estimator.set_layer(self.layer)
+        return model
 
 
-def build_model(config: TrainConfig, image_shape: tuple[int, int, int]) -> DiscreteVAE:
-    """The untrained model that a configuration describes.
+def build_model(
+    config: TrainConfig, image_shape: tuple[int, int, int], layer: LatentLayer | None = None
+) -> DiscreteVAE:
+    """The untrained model that a configuration describes, its weights drawn from the global generator.
+
+    Args:
+        layer: the latent layer, where it has been built; None builds it.
 
     Raises:
         InputError: the latent, the model or the likelihood is unknown, or they do not go together.
     """
-    layer = registry.latent(config.latent)
+    layer = registry.latent(config.latent) if layer is None else layer
     arguments = (layer, image_shape, likelihood(config.likelihood), config.hidden)
     chosen = {name: getattr(config, name) for name in MODEL_OPTIONS if getattr(config, name) is not None}
     known = hyperparameters_of(registry.registry().factory("models", config.model)) if chosen else {}
     for name, value in chosen.items():
         if name not in known:
+            others = "mixture or conv" if name == "gaussian" else "mixture"
             raise InputError(
-                f"the model {config.model} has no {MODEL_OPTIONS[name]}; got {option(name)} {value}: leave it out, or take --model mixture{' or conv' if name == 'gaussian' else ''}"
+                f"the model {config.model} has no {MODEL_OPTIONS[name]}; got {option(name)} {value}: "
+                f"leave it out, or take --model {others}"
             )
     return registry.build("models", config.model, DiscreteVAE, *arguments, **chosen)
 
 
-def build_dataset(config: TrainConfig) -> Dataset:
-    """The data set that a configuration describes, before binarisation.
-
-    Raises:
-        InputError: it is unknown or damaged.
-        RunError: it could not be downloaded.
-    """
-    load = find_dataset(config)
-    dataset: object = load(Path(config.data_root) if config.data_root else default_data_root())
-    if not isinstance(dataset, Dataset):
-        raise InputError(
-            f"the factory of dataset {config.dataset!r} made a {type(dataset).__name__}; expected a dgrad.data.Dataset: ask its "
-            "plugin's author"
-        )
-    return dataset.with_attributes(config.attributes) if config.attributes else dataset
-
-
-def find_dataset(config: TrainConfig) -> Callable[[Path], Dataset]:
-    """What loads the data set that a configuration names; nothing is read or downloaded yet.
-
-    Raises:
-        InputError: it is unknown.
-    """
-    names = registry.datasets()
-    if config.dataset not in names and registry.registry().claimed("datasets", config.dataset):
-        registry.registry().factory("datasets", config.dataset)  # claimed twice: it raises, and says by whom
-    return dataset_loader(config.dataset, names)
-
-
-def evaluation_data(config: TrainConfig, dataset: Dataset) -> Dataset:
-    """The data set as it is evaluated: binarised as in training, where `dynamic` draws once, from the run's seed."""
-    return binarize(dataset, "static" if config.binarize == "dynamic" else config.binarize, seed=config.seed)
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with paths made absolute, so that a run can be resumed from another directory."""
-
-    def absolute(text: str) -> str:
-        return str(Path(text).resolve()) if Path(text).exists() else text
-
-    return replace(
-        config,
-        dataset=config.dataset if config.dataset in registry.datasets() else absolute(config.dataset),
-        data_root=None if config.data_root is None else str(Path(config.data_root).resolve()),
-        plugins=tuple(absolute(plugin) for plugin in config.plugins),
-    )
+def _absolute(text: str) -> str:
+    return str(Path(text).resolve()) if Path(text).exists() else text

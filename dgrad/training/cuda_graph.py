@@ -1,7 +1,8 @@
-"""Training steps recorded once as a CUDA graph and replayed: a launch for a whole step. May import torch, schedules and the data.
+"""Training steps recorded once as a CUDA graph and replayed: one launch for a whole step.
 
-A recorded step does what it did when it was recorded, with the same memory. So the host may tell it nothing: which step it is, what the
-schedules say and which images come next, it reads from tensors on the device (`DeviceStep`); and all that it changes stays where it is.
+A recorded step repeats its work with the same memory. So the host may tell it nothing. It reads from tensors on the
+device which step it is, what the schedules say and which images come next (`DeviceStep`). All that it changes stays in
+place.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ WARM_UP = 3
 """Steps before recording, in which kernels are compiled and libraries allocate; their effect is undone."""
 
 
-class NotCapturable(Exception):
+class CudaGraphError(Exception):
     """The step cannot be replayed; the text says why."""
 
 
@@ -68,7 +69,7 @@ class DeviceStep:
         self.step += 1
 
 
-class CapturedSteps:
+class CudaGraphSteps:
     """One or several steps, recorded together as one CUDA graph, each a branch that may run beside the others.
 
     Args:
@@ -77,7 +78,8 @@ class CapturedSteps:
         generators: that they draw from.
 
     Raises:
-        NotCapturable: they wait for the device, or replace a tensor where they should change it; nothing has changed then.
+        CudaGraphError: they wait for the device, or replace a tensor where they should change it. Nothing has changed
+            then.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class CapturedSteps:
                 self._launch()
         except RuntimeError as error:
             restore()
-            raise NotCapturable(str(error).splitlines()[0]) from None
+            raise CudaGraphError(str(error).splitlines()[0]) from None
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -122,9 +124,9 @@ class CapturedSteps:
 
 
 def _remember(state: Callable[[], Iterable[Tensor]], generators: list[Generator]) -> Callable[[], None]:
-    """A function that makes everything what it is now; what did not exist yet, such as an optimizer's moments, becomes zero.
+    """A function that restores everything as it is now. Tensors of later, such as an optimizer's moments, become zero.
 
-    It raises NotCapturable where a tensor has been replaced by another.
+    It raises CudaGraphError where a tensor has been replaced by another.
     """
     before = {tensor.data_ptr(): tensor.detach().clone() for tensor in state()}
     noise = [generator.get_state() for generator in generators]
@@ -133,8 +135,9 @@ def _remember(state: Callable[[], Iterable[Tensor]], generators: list[Generator]
     def restore() -> None:
         now = {tensor.data_ptr(): tensor for tensor in state()}
         if not before.keys() <= now.keys():
-            raise NotCapturable(
-                "a step puts a new tensor where it should change one in place (copy_, lerp_): its next replay would start from the old one"
+            raise CudaGraphError(
+                "a step puts a new tensor where it should change one in place (copy_, lerp_): "
+                "its next replay would start from the old one"
             )
         for place, tensor in now.items():
             if place in before:

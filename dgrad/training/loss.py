@@ -22,7 +22,7 @@ from dgrad.core.schedules import Constant, Schedule, schedule
 from dgrad.data import Batch
 from dgrad.errors import InputError
 from dgrad.training.labels import ObservedObjective, known_codes
-from dgrad.training.processes import World
+from dgrad.training.processes import ProcessGroup
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.posterior import EncodedBatch, Posterior
 
@@ -114,7 +114,7 @@ class TrainingLoss(nn.Module):
         return [(self.kl_schedule, self.kl_weight), *of_estimator]
 
     @property
-    def recordable(self) -> bool:
+    def cuda_graph_safe(self) -> bool:
         """Whether a step may be recorded once and replayed: no Python code decides anything at each step."""
         own_steps = type(self.estimator).set_step is not GradientEstimator.set_step
         of_plugins = [*(hook.function for hook in self.code_losses), *self.batch_losses.values()]
@@ -176,16 +176,16 @@ def _buffers_apart() -> dict[str, Any]:
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
-class SharedLoss(nn.Module):
+class DataParallelLoss(nn.Module):
     """One process's part of a batch's loss: the mean over the processes is the whole batch's, and so is the gradient's.
 
     DistributedDataParallel averages the gradient in the backward pass. `share_averages` averages the buffers, such as
     a baseline or a coefficient. Every parameter must have a gradient in every step.
     """
 
-    def __init__(self, loss: TrainingLoss, world: World) -> None:
+    def __init__(self, loss: TrainingLoss, group: ProcessGroup) -> None:
         super().__init__()
-        self.world = world
+        self.group = group
         self.share = 1.0
         self.part = DistributedDataParallel(_Rehearsed(loss), gradient_as_bucket_view=True, **_buffers_apart())
         # DistributedDataParallel rearranges the gradients after the first backward pass, and so the order of their sum
@@ -200,7 +200,7 @@ class SharedLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         self.share = batch.share
-        return self.part(batch) * (batch.share * self.world.size)
+        return self.part(batch) * (batch.share * self.group.size)
 
     @torch.no_grad()
     def share_averages(self) -> None:
@@ -210,7 +210,7 @@ class SharedLoss(nn.Module):
         """
         for name in self.averages:
             average = self.part.module.get_buffer(name)
-            average.copy_(self.world.sum(average * self.share))
+            average.copy_(self.group.sum(average * self.share))
 
 
 class _Rehearsed(nn.Module):

@@ -1,7 +1,7 @@
-"""Training by several processes: which of them this one is, what is its part, and how they agree. May import dgrad.errors, dgrad.devices and dgrad.core.random.
+"""Training by several processes: this process's place among them, its part, and how they agree.
 
-torchrun starts the processes. Torch is imported inside functions only, so that the command line can ask which process it is before
-anything heavy is loaded; alone, a process never touches torch.distributed.
+torchrun starts the processes. Torch is imported inside functions only, so that the command line can ask which process
+it is before anything heavy is loaded. A process alone never touches torch.distributed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+STEPS_BETWEEN_AGREEMENTS = 10
+"""Several processes must stop after the same step: they ask each other every so many steps whether to."""
+
 
 @dataclass(frozen=True)
-class World:
-    """The processes of a run and this one's place among them; `World()` is a process alone.
+class ProcessGroup:
+    """The processes of a run and this one's place among them; `ProcessGroup()` is a process alone.
 
     The methods that exchange something must be called by all processes in the same order, inside `joined`.
 
@@ -41,7 +44,7 @@ class World:
     local_size: int = 1
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ProcessGroup:
         """As torchrun says; alone where it was not torchrun that started this process."""
         if "TORCHELASTIC_RUN_ID" not in environment:
             return cls()
@@ -81,8 +84,8 @@ class World:
             )
         if self.local_size > torch.cuda.device_count():
             raise InputError(
-                f"{self.local_size} processes on a machine with {torch.cuda.device_count()} CUDA devices; give torchrun "
-                f"--nproc-per-node={torch.cuda.device_count()}, or train with --device cpu"
+                f"{self.local_size} processes on a machine with {torch.cuda.device_count()} CUDA devices; "
+                f"give torchrun --nproc-per-node={torch.cuda.device_count()}, or train with --device cpu"
             )
         return torch.device("cuda", self.local_rank)
 
@@ -96,7 +99,8 @@ class World:
     def joined(self, device: str) -> Iterator[None]:
         """The processes connected: by NCCL for CUDA tensors, by gloo for those on the CPU.
 
-        After an error the connection stays until the process ends, so that the others do not report its loss before this one says why.
+        After an error the connection stays until the process ends, so that the others do not report its loss before
+        this process says why.
 
         Args:
             device: the name of the device to train on.
@@ -125,13 +129,13 @@ class World:
                 if ours or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
                     raise
                 raise RunError(
-                    f"process {self.rank} of {self.size} lost its connection to another, which says why, if it could; the run goes on from "
-                    "its last checkpoint with --resume"
+                    f"process {self.rank} of {self.size} lost its connection to another, which says why, if it could; "
+                    "the run goes on from its last checkpoint with --resume"
                 ) from error
         distributed.destroy_process_group()
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns in the first process, where alone it is called; the error it raises there is raised in all.
+        """What `make` returns in the first process, where alone it is called. Its error is raised in all processes.
 
         Args:
             make: its result can be pickled.
@@ -161,10 +165,13 @@ class World:
         distributed.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; the host waits for the other hosts, no device is asked."""
-        if self.size == 1:
-            return flag
+    def any_after(self, step: int, flag: bool) -> bool:
+        """Whether the flag is set in any process; several ask each other every `STEPS_BETWEEN_AGREEMENTS` steps.
+
+        The host waits for the other hosts. No device is asked.
+        """
+        if self.size == 1 or step % STEPS_BETWEEN_AGREEMENTS:
+            return flag and self.size == 1
         import torch
 
         return bool(self.sum(torch.tensor(float(flag))))

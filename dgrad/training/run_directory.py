@@ -1,4 +1,4 @@
-"""A run directory: what is in it, and reading a trained model back. May import torch, models and data."""
+"""A run directory: its files, and what they say."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from dgrad import registry
 from dgrad.config import TrainConfig, read_config
 from dgrad.errors import InputError
-from dgrad.files.atomic import made_whole, write_text
-from dgrad.training.build import build_model, load_state
-from dgrad.training.checkpoint import damaged, load_checkpoint
-from dgrad.vae.model import DiscreteVAE
+from dgrad.files.atomic import atomic_directory, write_text
 
 SEEDS_FILE = "seeds.json"
 """What a directory of runs with several seeds has in the place of a run's configuration (`dgrad.training.seeds`)."""
@@ -58,7 +54,7 @@ class Run:
             InputError: the directory exists and is not empty; with `overwrite`, one that holds no run.
         """
         cls.check_free(path, overwrite=overwrite)
-        with made_whole(path) as staging:
+        with atomic_directory(path) as staging:
             run = cls(staging)
             write_text(run.config_file, config.to_json())
             if first_save is not None:
@@ -81,7 +77,8 @@ class Run:
             return
         if not overwrite:
             raise InputError(
-                f"{path} exists already; choose another --out, continue it with --resume {path}, or replace it with --overwrite"
+                f"{path} exists already; choose another --out, continue it with --resume {path}, "
+                "or replace it with --overwrite"
             )
         if not any((path / name).is_file() for name in ("config.json", SEEDS_FILE)):
             raise InputError(f"{path} holds files but no run, so --overwrite leaves it alone; choose another --out")
@@ -138,6 +135,20 @@ class Run:
             lines.append(line)
         return lines
 
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add an evaluation."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Keep the evaluations up to a step; later ones will be made again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write the figures, with which the run is finished."""
+        write_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
+
     def summary(self) -> dict[str, Any] | None:
         """The figures of a finished run, or None."""
         if not self.summary_file.is_file():
@@ -150,36 +161,6 @@ class Run:
             raise InputError(
                 f"{self.summary_file} is damaged; delete it and run dgrad train --resume {self.path}"
             ) from None
-
-    def load_model(self, weights: str = "best") -> tuple[DiscreteVAE, dict[str, Any]]:
-        """The trained model on the CPU, and the state (epoch, step ...) that its weights are from.
-
-        Args:
-            weights: `best` by the validation bound, or `last`.
-
-        Raises:
-            InputError: the checkpoint is missing, damaged, of another model, or from before the first evaluation.
-        """
-        config = self.config
-        for plugin in config.plugins:
-            registry.load_plugin(plugin)
-        tensors, state = load_checkpoint(self.checkpoint_file)
-        try:
-            channels, height, width = map(int, state["image_shape"])
-            source = state["best"] if weights == "best" else {"epoch": state["epoch"], "step": state["step"]}
-            if source is None or source["step"] == 0:
-                raise InputError(
-                    f"{self.path} has no trained weights yet; continue it with dgrad train --resume {self.path}"
-                )
-            source = {"weights": weights, **source}
-        except (TypeError, KeyError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise damaged(self.checkpoint_file, error) from None
-        model = build_model(config, (channels, height, width))
-        load_state(model, tensors, {"best": "best.", "last": "model."}[weights], self.checkpoint_file)
-        model.eval()
-        return model, source
 
 
 def _lock(file: IO[bytes]) -> bool:

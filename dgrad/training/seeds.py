@@ -1,51 +1,25 @@
-"""Several seeds of one configuration, trained at once. May import all of the core.
+"""Several seeds of one configuration, trained at once.
 
-A small model leaves most of a GPU idle: several of them trained in step, their steps recorded as branches of one CUDA graph, take
-little longer than one. Each seed stays an ordinary run, in a directory of its own, with the figures that it would have alone.
+A small model leaves most of a GPU idle. Several of them, their steps recorded as branches of one CUDA graph, take
+little longer than one. Each seed is an ordinary run in a directory of its own, with the figures that it would have
+alone.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dgrad.config import TrainConfig, configure
 from dgrad.errors import InputError, RunError
-from dgrad.files.atomic import made_whole, write_text
-from dgrad.training.cuda_graph import CapturedSteps
+from dgrad.files.atomic import atomic_directory, write_text
 from dgrad.training.listener import Listener
 from dgrad.training.run_directory import SEEDS_FILE, Run
-from dgrad.training.trainer import Interrupted, Trainer, record, resume, step_together
-
-
-class Lockstep:
-    """Trainers of one configuration that make their steps together; one that is behind the others catches up first."""
-
-    def __init__(self, trainers: Sequence[Trainer]) -> None:
-        self.running = list(trainers)
-        self._captured: CapturedSteps | None = None
-
-    def step(self) -> list[Trainer]:
-        """One step of each trainer that has made the fewest, on CUDA as one graph where all of them have; those that made it."""
-        least = min(trainer.step for trainer in self.running)
-        behind = [trainer for trainer in self.running if trainer.step == least]
-        replay = self._recorded() if len(behind) == len(self.running) else None
-        step_together(behind, replay)
-        return behind
-
-    def _recorded(self) -> Callable[[], None] | None:
-        if self._captured is None and all(trainer.captures for trainer in self.running):
-            self._captured = record(self.running)
-        return None if self._captured is None else self._captured.replay
-
-    def leave_out(self, trainer: Trainer) -> None:
-        """Go on without a trainer; the others are recorded anew."""
-        self.running.remove(trainer)
-        self._captured = None
+from dgrad.training.trainer import Trainer, resume, train_together
 
 
 class Seeds:
@@ -55,20 +29,20 @@ class Seeds:
     seed0, seed1    the run of each: an ordinary run directory
     summary.json    the figures of the finished runs side by side
 
-    All are made, or read back, before anything is trained; the images are on the device once, unless their pixels depend on the seed.
+    All are made, or read back, before anything is trained. The images are on the device once, unless their pixels
+    depend on the seed.
     """
 
     def __init__(self, path: Path, trainers: Sequence[Trainer]) -> None:
         self.path = path
         self.trainers = list(trainers)
         self.runs = {trainer: Run(run_path(path, trainer.config.seed)) for trainer in trainers}
-        self._stop = False
 
     @classmethod
     def create(
         cls, path: Path, config: TrainConfig, count: int, listener: Listener | None = None, *, overwrite: bool = False
     ) -> Seeds:
-        """New runs with the seeds `config.seed`, `config.seed + 1` and so on, their directory there whole or not at all.
+        """New runs with the seeds `config.seed`, `config.seed + 1` and so on, all of them or none.
 
         Args:
             listener: to the first of them.
@@ -83,7 +57,7 @@ class Seeds:
         configs = [configure({"seed": config.seed + index}, config) for index in range(count)]
         first = Trainer(configs[0], listener)
         trainers = [first, *(Trainer(each, data=first.data) for each in configs[1:])]
-        with made_whole(path) as staging:
+        with atomic_directory(path) as staging:
             for trainer in trainers:
                 Run.create(run_path(staging, trainer.config.seed), trainer.config, first_save=trainer.save)
             write_text(staging / SEEDS_FILE, json.dumps({"seeds": [each.config.seed for each in trainers]}) + "\n")
@@ -112,54 +86,23 @@ class Seeds:
         return cls(path, [first, *others])
 
     def train(self) -> dict[str, Any]:
-        """Train all to the end and return the summary, which is also written; a seed that fails is left behind, and named in it.
+        """Train all to the end and return the summary, which is also written. It names the seeds that failed.
 
         The seconds in the figures of each run are those of all together.
 
         Raises:
             Interrupted: `stop` was called; the runs can be resumed.
         """
-        problems: dict[int, str] = {}
-        for trainer, run in self.runs.items():
-            try:
-                trainer.begin(run)
-            except Interrupted:
-                raise Interrupted(
-                    f"stopped in the pretraining, which will begin anew; continue with: dgrad train --resume {self.path}"
-                ) from None
-        lockstep = Lockstep([trainer for trainer in self.trainers if not trainer.done])
-        while lockstep.running:
-            for trainer in lockstep.step():
-                try:
-                    trainer.after_step(self.runs[trainer])
-                except RunError as error:
-                    problems[trainer.config.seed] = str(error)
-                    lockstep.leave_out(trainer)
-                else:
-                    if trainer.done:
-                        lockstep.leave_out(trainer)
-            if self._stop and lockstep.running:
-                self._interrupt(lockstep.running)
-        for trainer, run in self.runs.items():
-            if trainer.config.seed not in problems:
-                trainer.end(run)
-        summary = summarize(self.path, problems)
+        outcomes = train_together(self.runs, self.path)
+        failed = {each.config.seed: str(error) for each, error in outcomes.items() if isinstance(error, RunError)}
+        summary = summarize(self.path, failed)
         write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
     def stop(self) -> None:
         """Ask the runs to save their state and stop after the current step; safe to call from a signal handler."""
-        self._stop = True
         for trainer in self.trainers:
             trainer.stop()
-
-    def _interrupt(self, running: list[Trainer]) -> None:
-        for trainer in running:
-            trainer.save(self.runs[trainer])
-        steps = f"step {min(trainer.step for trainer in running)} of {running[0].total_steps}"
-        raise Interrupted(
-            f"stopped at {steps}, state of all seeds saved; continue with: dgrad train --resume {self.path}"
-        )
 
 
 def run_path(path: Path, seed: int) -> Path:
@@ -186,8 +129,8 @@ def read_seeds(path: Path) -> list[int]:
 def summarize(path: Path, problems: dict[int, str] | None = None) -> dict[str, Any]:
     """The figures of the finished runs in a directory, their test bound in the mean, and why others failed.
 
-    `test_bound` has the mean, the standard deviation (None with one seed), the least and the greatest over the seeds whose bound is finite;
-    it is None where there is none.
+    `test_bound` has the mean, the standard deviation (None with one seed), the least and the greatest over the seeds
+    whose bound is finite. It is None where no bound is.
     """
     found = {seed: Run(run_path(path, seed)).summary() for seed in read_seeds(path)}
     summaries = {

@@ -19,6 +19,7 @@ from PIL import Image
 import dgrad
 from dgrad.config import TrainConfig, configure
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
 from dgrad_cli.main import main
 
@@ -179,7 +180,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(number: signal.Signals, tmp_
     assert process.returncode == 128 + number
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].endswith("continue with: dgrad train --resume run")
-    assert Run.open(Path("run")).load_model()[1]["step"] > 0
+    assert load_model(Run.open(Path("run")))[1]["step"] > 0
 
 
 # Bad input: one line, no traceback, exit code 2 (1 for what failed on the way), and no run directory
@@ -320,7 +321,7 @@ def test_a_refused_overwrite_leaves_the_old_run(command: Dgrad, monkeypatch: pyt
     def full(path: Path, *rest: object) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("dgrad.training.trainer.save_checkpoint", full)
+    monkeypatch.setattr("dgrad.training.checkpoint.save_checkpoint", full)
     assert command(*SMALL, "--out", "run", "--overwrite")[0] == 1
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
     assert command(*SMALL, "--out", "new")[0] == 1
@@ -378,9 +379,9 @@ def test_files_in_the_way_survive(command: Dgrad) -> None:
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(command: Dgrad, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgrad.training import trainer as training
+    from dgrad.training import checkpoint
 
-    write, calls = training.save_checkpoint, []
+    write, calls = checkpoint.save_checkpoint, []
 
     def full(path: Path, *rest: object) -> None:
         calls.append(path)
@@ -388,7 +389,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(command: Dgrad, mo
             raise OSError(28, "No space left on device", str(path))
         write(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "save_checkpoint", full)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
     code, _, err = command(*SMALL, "--out", "run")
     assert code == 1
     assert (

@@ -24,8 +24,9 @@ from dgrad.core.objectives import FunctionObjective
 from dgrad.data import Dataset, unit
 from dgrad.registry import build, load_plugin, registry
 from dgrad.testing import check_estimator, small_logits
-from dgrad.training.build import build_dataset, evaluation_data
+from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
 from dgrad.vae.likelihoods import likelihood
 from dgrad_cli.main import main
@@ -256,8 +257,8 @@ def test_the_model_exports(train: Callable[..., Run], tmp_path: Path) -> None:
 
 def test_the_code_loss_teaches_the_first_variable_the_class(train: Callable[..., Run]) -> None:
     run = train(latent="4x10", epochs=20, plugins=("examples/code_loss.py",))
-    model, _ = run.load_model("last")
-    test = evaluation_data(run.config, build_dataset(run.config)).test
+    model, _ = load_model(run, "last")
+    test = Build(run.config).evaluation_data.test
     with torch.no_grad():
         classes = model.encoder(unit(test.images))[:, 0].argmax(-1)
     assert (classes == test.labels).double().mean() > 0.5

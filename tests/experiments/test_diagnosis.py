@@ -37,7 +37,8 @@ def test_unbiased_estimators_are_within_noise_and_exact_has_none() -> None:
     assert rows["exact"].cosine_of_mean == pytest.approx(1)
     rloo = rows["rloo"]
     assert rloo.noise_floor is not None and rloo.bias is not None and rloo.deviation is not None
-    # 600 free coordinates: a relative deviation of sqrt((pi / 2 - 1) / 600) = 3 % and, as those of a row move together, not above 4 %: five of them
+    # 600 free coordinates: a relative deviation of sqrt((pi / 2 - 1) / 600) = 3 % and, as those of a row move together,
+    # not above 4 %: five of them
     assert rloo.bias == pytest.approx(rloo.noise_floor, rel=0.2), "what is seen of an unbiased one is its noise"
     # Of a normal error with the standard deviation s / sqrt(D), the mean absolute value is sqrt(2 / pi) of that.
     assert rloo.bias == pytest.approx(0.8 * rloo.deviation / 400**0.5, rel=0.2)
@@ -159,8 +160,12 @@ def test_the_command_at_a_random_start(capsys: pytest.CaptureFixture[str]) -> No
     written = json.loads(Path("a/b/diagnosis.json").read_text())
     labels = [row["label"] for row in written["rows"]]
     assert labels == [
-        "direct epsilon=0.1", "direct epsilon=1", "gumbel-softmax temperature=0.5", "gumbel-softmax temperature=1", "rloo",
-    ]  # fmt: skip
+        "direct epsilon=0.1",
+        "direct epsilon=1",
+        "gumbel-softmax temperature=0.5",
+        "gumbel-softmax temperature=1",
+        "rloo",
+    ]
     with Image.open("a/b/diagnosis.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 10
     code, out, err = _command(capsys, *SMALL, *values, "--out", "a/b", "--json", "--quiet")

@@ -28,6 +28,7 @@ from dgrad.errors import InputError, RunError
 from dgrad.training.build import build_model
 from dgrad.training.checkpoint import save_checkpoint
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
 from dgrad.vae.model import DiscreteVAE
 from dgrad_export import Codec, export_run
@@ -35,7 +36,7 @@ from dgrad_export.codec.codec import CHUNK
 from dgrad_export.codec.manifest import DECODER, ENCODER, FILES, MANIFEST
 from dgrad_export.write.comparison import compare
 from dgrad_export.write.graphs import Encode, code_shape, encoder_graph
-from dgrad_export.write.run_facts import comparison_images, run_dataset
+from dgrad_export.write.run_facts import comparison_images, run_data
 
 CASES: dict[str, dict[str, Any]] = {
     "linear-bernoulli-6x4-threshold": {},
@@ -128,7 +129,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_batch_axis_is_free_and_named(exports: dict[str, Path], runs: dict[str, Run], name: str) -> None:
-    model, _ = runs[name].load_model()
+    model, _ = load_model(runs[name])
     expected = {
         ENCODER: {"image": (1, 8, 8), "logits": model.layer.shape, "code": code_shape(model)},
         DECODER: {"code": code_shape(model), "image": (1, 8, 8)},
@@ -147,7 +148,7 @@ def test_every_batch_axis_is_free_and_named(exports: dict[str, Path], runs: dict
 
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_torch_computes(exports: dict[str, Path], runs: dict[str, Run], name: str) -> None:
-    model, _ = runs[name].load_model()
+    model, _ = load_model(runs[name])
     encoder, decoder = (onnxruntime.InferenceSession(exports[name] / file) for file in (ENCODER, DECODER))
     for size in (1, 3, 64):
         images = grey(size, seed=size)
@@ -319,7 +320,7 @@ def test_latent_of_another_integer_form_and_data_that_moved_away(
 def test_compared_images_are_such_as_the_encoder_gets(binarize: str, dataset: str) -> None:
     config = TrainConfig(latent="6x4", binarize=binarize, dataset=dataset)
     model = build_model(config, (1, 8, 8))
-    images, source = comparison_images(config, model, run_dataset(config, model))
+    images, source = comparison_images(config, model, run_data(config, model))
     assert images.shape == (256, 1, 8, 8) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1
     assert (len(images.unique()) == 2) == (binarize in ("static", "dynamic"))
@@ -333,7 +334,7 @@ def test_compared_images_are_such_as_the_encoder_gets(binarize: str, dataset: st
 def mixed(home: Path) -> tuple[DiscreteVAE, Path]:
     run = train(home / "runs" / "mixed", model="mixture", latent="2x3", gaussian=4, hidden=(16, 8))
     export_run(run.path, home / "mixed", sampling=True)
-    return run.load_model()[0], home / "mixed"
+    return load_model(run)[0], home / "mixed"
 
 
 def test_mixed_model_computes_what_torch_computes(mixed: tuple[DiscreteVAE, Path]) -> None:
@@ -466,7 +467,7 @@ def compare_with(model: DiscreteVAE, encoder: bytes, decoder: bytes) -> dict[str
 
 
 def test_comparison_finds_wrong_graphs(runs: dict[str, Run], exports: dict[str, Path]) -> None:
-    model, _ = runs[LINEAR].load_model()
+    model, _ = load_model(runs[LINEAR])
     encoder, decoder = ((exports[LINEAR] / file).read_bytes() for file in (ENCODER, DECODER))
     assert compare_with(model, encoder, decoder)["image"] <= 1e-5
 
@@ -495,7 +496,7 @@ def test_comparison_finds_wrong_graphs(runs: dict[str, Run], exports: dict[str, 
 
 
 def test_only_ties_excuse_another_code(runs: dict[str, Run]) -> None:
-    model, _ = runs[LINEAR].load_model()
+    model, _ = load_model(runs[LINEAR])
     logits = torch.zeros(3, 6, 4)
     logits[..., 0] = 1
     logits[1, 2, 3] = 1 - 1e-6
@@ -530,7 +531,7 @@ def test_model_that_cannot_be_exported_is_said_so() -> None:
 
 
 def test_codec_agrees_with_torch_in_every_accepted_shape(codec: Codec, runs: dict[str, Run]) -> None:
-    model, _ = runs[LINEAR].load_model()
+    model, _ = load_model(runs[LINEAR])
     assert (codec.image_shape, codec.code_shape, codec.logits_shape, codec.values) == ((1, 8, 8), (6,), (6, 4), 4)
     assert repr(codec) == "Codec(6x4, images [1, 8, 8])"
     whole = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)

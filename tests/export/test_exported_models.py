@@ -13,6 +13,7 @@ import torch
 
 from dgrad.config import configure
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
 from dgrad.vae.model import DiscreteVAE
 from dgrad_export import Codec, export_run
@@ -60,7 +61,7 @@ def exported(home: Path, request: pytest.FixtureRequest) -> tuple[DiscreteVAE, P
     trainer.train(run)
     out = home / f"{request.param}-exported"
     export_run(run.path, out)
-    return run.load_model()[0], out, json.loads((out / "manifest.json").read_text())
+    return load_model(run)[0], out, json.loads((out / "manifest.json").read_text())
 
 
 @torch.no_grad()

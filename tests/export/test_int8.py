@@ -15,8 +15,9 @@ import torch
 
 from dgrad.data import unit
 from dgrad.errors import InputError, RunError
-from dgrad.training.build import build_dataset, evaluation_data
+from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad_cli.main import main
 from dgrad_export import Codec, export_run
 from dgrad_export.write.int8 import integers, quantize
@@ -99,7 +100,7 @@ def test_an_image_does_not_depend_on_its_batch(exports: dict[str, tuple[Run, Pat
 
 def test_a_linear_decoder_is_exact_but_for_its_weights(exports: dict[str, tuple[Run, Path, Path]]) -> None:
     run, _, folder = exports["linear"]
-    model, _ = run.load_model()
+    model, _ = load_model(run)
     first = model.decoder.first
     whole, scale = integers(first.weight.detach().numpy(), 0)
     assert np.abs(whole).max() == 127 and whole.dtype == np.int8
@@ -118,9 +119,9 @@ def test_the_change_of_the_bound_is_that_of_the_files(exports: dict[str, tuple[R
     assert cost["size_after"] == (after / "decoder.onnx").stat().st_size
     assert abs(cost["size_before"] - (before / "decoder.onnx").stat().st_size) < 100
     assert cost["change"] == pytest.approx(cost["bound_after"] - cost["bound_before"])
-    assert cost["unit"] == run.load_model()[0].likelihood.unit
-    model, _ = run.load_model()
-    test = evaluation_data(run.config, build_dataset(run.config)).test
+    assert cost["unit"] == load_model(run)[0].likelihood.unit
+    model, _ = load_model(run)
+    test = Build(run.config).evaluation_data.test
     pixels = unit(test.images).flatten(1).double().numpy()
     changes = []
     with torch.no_grad():
@@ -175,7 +176,7 @@ def test_without_test_images_the_bound_is_not_measured(
     import dgrad_export.write.export
 
     run = train(latent="20x10", epochs=1)
-    monkeypatch.setattr(dgrad_export.write.export, "run_dataset", lambda config, model: None)
+    monkeypatch.setattr(dgrad_export.write.export, "run_data", lambda config, model: None)
     cost = export_run(run.path, Path("m"), int8="decoder")["int8"]
     assert sorted(cost) == ["graph", "size_after", "size_before"]
 

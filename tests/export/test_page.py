@@ -29,6 +29,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from dgrad.config import configure
 from dgrad.errors import InputError, RunError
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
 from dgrad_cli.main import main
 from dgrad_export import Codec, build_page, export_run
@@ -593,7 +594,7 @@ def test_pages_that_cannot_be_made(linear: Run, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("dgrad_export.write.single_page.write_text", refuse)
     with pytest.raises(RunError, match="No space left on device; make room"):
         built.save()
-    model, state = linear.load_model("best")
+    model, state = load_model(linear, "best")
     torch.nn.init.constant_(model.decoder.first.bias, math.nan)
     monkeypatch.setattr("dgrad_export.write.single_page.Run.load_model", lambda *_: (model, state))
     with pytest.raises(RunError, match="are no numbers"):

@@ -20,7 +20,8 @@ from dgrad.errors import CompilerWarning
 from dgrad.kernels import cpu
 from dgrad.kernels.code_sweeps import bernoulli_linear_sweep
 from dgrad.kernels.numerics import log_softmax, softmax, softplus
-from dgrad.training.trainer import STEPS_WORTH_COMPILING, Trainer
+from dgrad.training.step import STEPS_WORTH_COMPILING
+from dgrad.training.trainer import Trainer
 from dgrad.vae.likelihoods import likelihood
 from dgrad.vae.reconstruction import CompiledReconstruction
 from dgrad_plugins.models._dense import linear_vae, mlp_vae

@@ -19,7 +19,7 @@ import dgrad
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits
 from dgrad.config import TrainConfig, configure
 from dgrad.data import Batch
-from dgrad.training.processes import World
+from dgrad.training.processes import ProcessGroup
 from dgrad.training.trainer import Trainer
 from dgrad.vae.posterior import EncodedBatch
 
@@ -97,32 +97,32 @@ def dgrad_code_losses(batch: Batch, config: TrainConfig) -> None:
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that training moves."""
-    of_plugins = trainer.loss.batch_losses.state_dict()
+    of_plugins = trainer.training_step.loss.batch_losses.state_dict()
     return {**trainer.model.state_dict(), **trainer.estimator.state_dict(prefix="estimator."), **of_plugins}
 
 
 def train(folder: Path) -> None:
-    world = World.from_environment()
-    with world.joined("cpu"):
-        trainer = Trainer(configure(DETERMINISTIC), None, world)
-        noise = torch.rand(8, generator=trainer.noise.clone_state())
+    group = ProcessGroup.from_environment()
+    with group.joined("cpu"):
+        trainer = Trainer(configure(DETERMINISTIC), None, group)
+        noise = torch.rand(8, generator=trainer.training_step.noise.clone_state())
         for _ in range(STEPS):
             trainer.train_step()
-        loss = world.sum(trainer.loss_sum) / world.size / STEPS
+        loss = group.sum(trainer.training_step.loss_sum) / group.size / STEPS
         deterministic = {"weights": weights(trainer), "noise": noise, "loss": loss}
         estimators: dict[str, dict[str, Tensor]] = {}
         for name in dgrad.estimators():
             layer = dgrad.latent("3x4")
             latent = "3x4" if dgrad.estimator(name).traits.supports(layer) else "3x2"
-            trainer = Trainer(configure({**SETTINGS, "estimator": name, "latent": latent}), None, world)
+            trainer = Trainer(configure({**SETTINGS, "estimator": name, "latent": latent}), None, group)
             for _ in range(3):
                 trainer.train_step()
             estimators[name] = weights(trainer)
-        trainer = Trainer(configure({**SETTINGS, "estimator": "leg", "refine-steps": 2}), None, world)
+        trainer = Trainer(configure({**SETTINGS, "estimator": "leg", "refine-steps": 2}), None, group)
         for _ in range(3):
             trainer.train_step()
         estimators["leg, refined"] = weights(trainer)
-    torch.save({"deterministic": deterministic, "estimators": estimators}, folder / f"{world.rank}.pt")
+    torch.save({"deterministic": deterministic, "estimators": estimators}, folder / f"{group.rank}.pt")
 
 
 def cli(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Recorded steps. What needs no GPU is tested everywhere: that the step which is recorded trains as the ordinary one does."""
+"""Recorded steps. Everywhere it is tested that the step which is recorded trains as the ordinary step does."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from dgrad.config import configure
-from dgrad.training import cuda_graph as captured
-from dgrad.training.cuda_graph import CapturedSteps, NotCapturable
+from dgrad.config import TrainConfig, configure
+from dgrad.training import cuda_graph
+from dgrad.training.cuda_graph import CudaGraphError, CudaGraphSteps
+from dgrad.training.step import Lockstep, TrainingStep
 from dgrad.training.trainer import Trainer
 
 SETTINGS = {
@@ -51,29 +52,35 @@ class Called:
         self.replay = step
 
 
-def keep_rates_on_the_device(trainer: Trainer) -> None:
-    """As the trainer of a recorded step does."""
-    for group in trainer.optimizer.param_groups:
+def keep_rates_on_the_device(step: TrainingStep) -> None:
+    """As a recorded step does."""
+    for group in step.optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"])
 
 
-def with_device_step(trainer: Trainer) -> Trainer:
-    """The trainer with the step that would be recorded, called instead of replayed."""
-    keep_rates_on_the_device(trainer)
-    trainer.device_step = trainer._make_device_step()
-    trainer.captured = Called(trainer.device_step)  # type: ignore[assignment]
-    return trainer
+def ordinary_step(config: TrainConfig) -> tuple[TrainingStep, Lockstep]:
+    """The step of a run, and what makes it."""
+    step = Trainer(config).training_step
+    return step, Lockstep([step])
+
+
+def device_step(config: TrainConfig) -> tuple[TrainingStep, Lockstep]:
+    """The same with the step that would be recorded, called instead of replayed."""
+    step, lockstep = ordinary_step(config)
+    keep_rates_on_the_device(step)
+    lockstep.cuda_graph = Called(step.make_device_step())  # type: ignore[assignment]
+    return step, lockstep
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_step_that_is_recorded_trains_as_the_ordinary_one(case: str) -> None:
     config = configure({**SETTINGS, **CASES[case]})
-    ordinary, device = Trainer(config), with_device_step(Trainer(config))
+    (ordinary, alone), (device, called) = ordinary_step(config), device_step(config)
     short = len(ordinary.batches.order) % config.batch_size
     assert short, "the last batch of an epoch should be short, so that it takes the ordinary way"
     for step in range(60):  # over two ends of an epoch
-        ordinary.train_step()
-        device.train_step()
+        alone.advance()
+        called.advance()
         # the rates of the ordinary one are float64, so that the last digits differ
         torch.testing.assert_close(device.loss_sum, ordinary.loss_sum, rtol=1e-4, atol=1e-4)
         assert device.device_step is not None
@@ -84,11 +91,12 @@ def test_the_step_that_is_recorded_trains_as_the_ordinary_one(case: str) -> None
 
 
 def test_its_schedules_move() -> None:
-    trainer = with_device_step(Trainer(configure({**SETTINGS, **CASES["a scheduled epsilon"]})))
-    for step in range(10):
-        trainer.train_step()
-        assert trainer.estimator.epsilon.item() == pytest.approx(trainer.estimator.schedules["epsilon"](step))  # type: ignore[operator]
-        assert trainer.optimizer.param_groups[1]["lr"].item() == pytest.approx(trainer.lr(step))
+    step, lockstep = device_step(configure({**SETTINGS, **CASES["a scheduled epsilon"]}))
+    estimator = step.loss.estimator
+    for number in range(10):
+        lockstep.advance()
+        assert estimator.epsilon.item() == pytest.approx(estimator.schedules["epsilon"](number))  # type: ignore[operator]
+        assert step.optimizer.param_groups[1]["lr"].item() == pytest.approx(step.lr(number))
 
 
 # What happens around the recording, with a stand-in for torch.cuda
@@ -116,8 +124,13 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     for name, value in {
-        "Stream": Stream, "CUDAGraph": Graph, "current_stream": Stream, "stream": nothing, "graph": nothing, "set_sync_debug_mode": lambda _: None
-    }.items():  # fmt: skip
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "current_stream": Stream,
+        "stream": nothing,
+        "graph": nothing,
+        "set_sync_debug_mode": lambda _: None,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
 
 
@@ -154,8 +167,8 @@ def test_warming_up_leaves_no_trace() -> None:
         calls += 1
         counter.step()
 
-    steps = CapturedSteps([step], counter.state, [counter.noise])
-    assert calls == captured.WARM_UP + 1
+    steps = CudaGraphSteps([step], counter.state, [counter.noise])
+    assert calls == cuda_graph.WARM_UP + 1
     assert steps.graph.generators == [counter.noise]  # type: ignore[attr-defined]
     # the recording itself does nothing on a device; here it was a call
     assert counter.moments[0] == 1
@@ -167,35 +180,38 @@ def test_warming_up_leaves_no_trace() -> None:
 def test_what_cannot_be_recorded_says_why_and_leaves_no_trace(name: str) -> None:
     counter = Counter()
     before = counter.total
-    with pytest.raises(NotCapturable, match={"replacing": "in place", "waiting": "^called a sync[a-z A-Z]*$"}[name]):
-        CapturedSteps([getattr(counter, name)], counter.state, [counter.noise])
+    with pytest.raises(CudaGraphError, match={"replacing": "in place", "waiting": "^called a sync[a-z A-Z]*$"}[name]):
+        CudaGraphSteps([getattr(counter, name)], counter.state, [counter.noise])
     assert before == 0
 
 
 @pytest.mark.usefixtures("no_cuda")
 def test_a_step_that_cannot_be_recorded_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise NotCapturable("it waits")
+        raise CudaGraphError("it waits")
 
-    monkeypatch.setattr("dgrad.training.trainer.CapturedSteps", fail)
-    trainer, plain = (Trainer(configure(SETTINGS)) for _ in range(2))
-    trainer.captures = True
-    keep_rates_on_the_device(trainer)
+    monkeypatch.setattr("dgrad.training.step.CudaGraphSteps", fail)
+    (step, lockstep), (plain, alone) = (ordinary_step(configure(SETTINGS)) for _ in range(2))
+    step.uses_cuda_graph = True
+    keep_rates_on_the_device(step)
     with pytest.warns(UserWarning, match=r"could not be recorded as a CUDA graph \(it waits\).*--compile off"):
-        trainer.train_step()
-    plain.train_step()
-    torch.testing.assert_close(trainer.loss_sum, plain.loss_sum)
-    assert trainer.captured is None
+        lockstep.advance()
+    alone.advance()
+    torch.testing.assert_close(step.loss_sum, plain.loss_sum)
+    assert lockstep.cuda_graph is None
+    assert not step.uses_cuda_graph
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_run_is_the_ordinary_run_on_the_same_device(case: str) -> None:
     settings = {**SETTINGS, **CASES[case], "device": "cuda"}
-    recorded, ordinary = (Trainer(configure({**settings, "compile": how})) for how in ("on", "off"))
+    (recorded, lockstep), (ordinary, alone) = (
+        ordinary_step(configure({**settings, "compile": how})) for how in ("on", "off")
+    )
     for _ in range(60):
-        recorded.train_step()
-        ordinary.train_step()
-    assert recorded.captured is not None
+        lockstep.advance()
+        alone.advance()
+    assert lockstep.cuda_graph is not None
     for name, tensor in recorded.loss.state_dict().items():
         torch.testing.assert_close(tensor, ordinary.loss.state_dict()[name], rtol=1e-2, atol=1e-3, msg=name)

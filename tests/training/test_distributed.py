@@ -19,7 +19,7 @@ from dgrad.data.batches import part_of
 from dgrad.errors import InputError
 from dgrad.registry import registry
 from dgrad.training.checkpoint import load_checkpoint
-from dgrad.training.processes import World
+from dgrad.training.processes import ProcessGroup
 from dgrad.training.trainer import Trainer
 from tests.training import distributed_processes as processes
 
@@ -68,7 +68,7 @@ def test_two_processes_train_as_one_does_on_the_whole_batch(trained: list[dict[s
         alone.train_step()
     for one in trained:
         together = one["deterministic"]
-        torch.testing.assert_close(together["loss"], alone.loss_sum / processes.STEPS, rtol=1e-5, atol=0)
+        torch.testing.assert_close(together["loss"], alone.training_step.loss_sum / processes.STEPS, rtol=1e-5, atol=0)
         for name, tensor in processes.weights(alone).items():
             torch.testing.assert_close(together["weights"][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
@@ -76,7 +76,7 @@ def test_two_processes_train_as_one_does_on_the_whole_batch(trained: list[dict[s
 def test_each_process_has_noise_of_its_own_and_the_first_that_of_one_alone(trained: list[dict[str, Any]]) -> None:
     alone = Trainer(configure(processes.DETERMINISTIC))
     noise = [one["deterministic"]["noise"] for one in trained]
-    assert torch.equal(noise[0], torch.rand(8, generator=alone.noise))
+    assert torch.equal(noise[0], torch.rand(8, generator=alone.training_step.noise))
     assert not torch.equal(noise[0], noise[1])
 
 
@@ -146,21 +146,21 @@ def test_parts_cover_a_batch_once() -> None:
                 assert share == pytest.approx(size / count) or share == 0
 
 
-def test_a_world_is_read_from_the_environment_of_torchrun() -> None:
+def test_a_process_group_is_read_from_the_environment_of_torchrun() -> None:
     environment = {
         "TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"
     }  # fmt: skip
-    world = World.from_environment(environment)
-    assert world == World(rank=5, size=8, local_rank=1, local_size=4)
-    assert world.command == "torchrun --nnodes=2 --nproc-per-node=4 -m dgrad_cli"
+    group = ProcessGroup.from_environment(environment)
+    assert group == ProcessGroup(rank=5, size=8, local_rank=1, local_size=4)
+    assert group.command == "torchrun --nnodes=2 --nproc-per-node=4 -m dgrad_cli"
     del environment["TORCHELASTIC_RUN_ID"]
-    assert World.from_environment(environment) == World()
+    assert ProcessGroup.from_environment(environment) == ProcessGroup()
 
 
 def test_labels_and_single_devices_are_refused() -> None:
-    world = World(rank=0, size=2, local_size=2)
+    group = ProcessGroup(rank=0, size=2, local_size=2)
     if torch.backends.mps.is_available():
         with pytest.raises(InputError, match="one device for 2 processes"):
-            world.device("mps")
+            group.device("mps")
     with pytest.raises(InputError, match="--labels 40 trains in one process; got 2"):
-        Trainer(configure({"latent": "1x10", "labels": "40", "device": "cpu"}), None, world)
+        Trainer(configure({"latent": "1x10", "labels": "40", "device": "cpu"}), None, group)

@@ -20,12 +20,13 @@ from dgrad.core.objectives import FunctionObjective
 from dgrad.data import Batch, Dataset, Split, binarize, choose_labelled, unit
 from dgrad.data.labelled import LARGEST_SHIFT, LabelledImages, random_affine
 from dgrad.errors import InputError
-from dgrad.training.build import build_dataset
+from dgrad.training.build import Build
 from dgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from dgrad.training.labels import LabelObjective, ObservedObjective, known_codes
-from dgrad.training.listener import Listener
+from dgrad.training.listener import Listener, Progress
 from dgrad.training.run_directory import Run
 from dgrad.training.seeds import Seeds
+from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Interrupted, Trainer, resume
 from dgrad.vae.evaluation import evaluate_accuracy
 from dgrad_cli.main import main
@@ -90,7 +91,7 @@ def test_a_batch_has_its_labels_hidden_and_labelled_images_behind_it(digits: Dat
 )
 def test_augmented_images_are_near_the_originals_and_binarised_like_them(mode: str, binary: bool) -> None:
     trainer = Trainer(configure({**SETTINGS, "estimator": "rloo", "binarize": mode, "augment": True}))
-    grey = build_dataset(trainer.config).train
+    grey = Build(trainer.config).dataset.train
     batch = next(trainer.batches)
     images, originals = batch.images[-20:], unit(grey.images[batch.index[-20:]])
     assert bool(((images == 0) | (images == 1)).all()) == binary
@@ -223,8 +224,8 @@ def test_labelled_images_train_the_bound_of_image_and_label() -> None:
     config = {**SETTINGS, "estimator": "leg", "balance-weight": 0, "label-weight": 0, "kl": "inside"}
     trainer = Trainer(configure(config))
     shown = trainer.batches.labelled.draw(30)
-    trainer.loss.set_step(0)
-    loss = trainer.loss(shown)
+    trainer.training_step.loss.set_step(0)
+    loss = trainer.training_step.loss(shown)
     codes = F.one_hot(shown.labels, 10).float().view(1, 30, 1, 10)
     torch.testing.assert_close(loss, trainer.model.reconstruction(shown.images)(codes).mean())
     loss.backward()
@@ -242,7 +243,7 @@ def test_hidden_labels_change_nothing(
     weights = []
     for name, hidden in (("true", labels), ("false", torch.where(others, labels.roll(7), labels))):
         dataset = replace(digits, train=Split(digits.train.images, hidden))
-        monkeypatch.setattr("dgrad.training.batches.build_dataset", lambda config, dataset=dataset: dataset)
+        monkeypatch.setattr("dgrad.training.build.Build.dataset", dataset)
         monkeypatch.setattr("dgrad.training.batches.choose_labelled", lambda *_, **__: (~others).nonzero().squeeze(-1))
         trainer = Trainer(configure({**SETTINGS, "estimator": "direct", "label-loss": label_loss, "augment": True}))
         trainer.train(Run.create(tmp_path / name, trainer.config))
@@ -259,8 +260,8 @@ def test_the_weight_of_the_kl_follows_its_schedule(place: str) -> None:
     gradients = []
     for weight, step in (("geometric:10:0.1", 5), ("1", 0), ("geometric:10:0.1", 0)):
         trainer = Trainer(configure({**settings, "kl-weight": weight}))
-        trainer.loss.set_step(step)
-        trainer.loss(next(trainer.batches)).backward()
+        trainer.training_step.loss.set_step(step)
+        trainer.training_step.loss(next(trainer.batches)).backward()
         gradients.append(trainer.model.encoder.body[0].weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
     assert not torch.allclose(gradients[2], gradients[1])
@@ -286,9 +287,11 @@ def test_a_run_from_before_these_settings_goes_on(tmp_path: Path) -> None:
 
 
 class _StopAt(Listener):
-    def stepped(self, trainer: Trainer) -> None:
-        if trainer.step == 15:
-            trainer.stop()
+    trainer: Trainer
+
+    def stepped(self, progress: Progress) -> None:
+        if progress.step == 15:
+            self.trainer.stop()
 
 
 @pytest.mark.parametrize(
@@ -304,8 +307,10 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, var
     config = configure({**SETTINGS, **variant})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)
+    listener = _StopAt()
+    listener.trainer = Trainer(config, listener)
     with pytest.raises(Interrupted):
-        Trainer(config, _StopAt()).train(broken)
+        listener.trainer.train(broken)
     trainer, run = resume(broken.path)
     trainer.train(run)
     ours, theirs = (load_checkpoint(one.checkpoint_file)[0] for one in (broken, whole))
@@ -354,7 +359,7 @@ def test_the_best_weights_are_those_with_the_best_figure_that_choose_by_names(
 
 def test_accuracy_is_the_share_of_labels_that_are_most_probable(train: Callable[..., Run], digits: Dataset) -> None:
     run = train(**{**SETTINGS, "estimator": "leg"})
-    model, _ = run.load_model()
+    model, _ = load_model(run)
     test = binarize(digits, "threshold", seed=0).test
     predicted = model.encoder(unit(test.images)).squeeze(1).argmax(-1)
     assert evaluate_accuracy(model, test) == pytest.approx(float((predicted == test.labels).float().mean()))
@@ -446,16 +451,16 @@ def test_pretraining_sees_the_labelled_images_alone_and_comes_before_the_first_s
     trainer = Trainer(configure(PRETRAINED))
     chosen = set(trainer.batches.labelled.index.tolist())  # type: ignore[union-attr]
     seen: list[Batch] = []
-    update = trainer._update
+    update = trainer.training_step.update
 
     def watch(batch: Batch) -> None:
         seen.append(batch)
         update(batch)
 
-    trainer._update = watch  # type: ignore[method-assign]
+    trainer.training_step.update = watch  # type: ignore[method-assign]
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    trainer.begin(Run.create(tmp_path / "run", trainer.config))
-    assert (len(seen), trainer.step, float(trainer.loss_sum)) == (30, 0, 0.0)
+    trainer.begin(Run.create(tmp_path / "run", trainer.config), tmp_path)
+    assert (len(seen), trainer.step, float(trainer.training_step.loss_sum)) == (30, 0, 0.0)
     for batch in seen:
         assert batch.labels is not None
         assert len(batch.labels) == 40
@@ -471,8 +476,7 @@ def test_pretraining_teaches_the_labels() -> None:
     found = {}
     for steps in (0, 300):
         trainer = Trainer(configure({**PRETRAINED, "pretrain-steps": steps, "labelled-batch": 20 if steps == 0 else 0}))
-        if steps:
-            trainer._pretrain(Run(Path()))
+        assert len(list(trainer.training_step.pretrain(steps))) == steps
         found[steps] = evaluate_accuracy(trainer.model, trainer.data.valid)
     assert found[0] < 0.35
     assert found[300] > 0.7
@@ -485,21 +489,21 @@ def test_a_run_without_labelled_images_in_its_steps_hides_every_label() -> None:
     assert (batch.labels == -1).all()
 
 
-class _StopInPretraining(Listener):
-    def pretrained(self, trainer: Trainer, step: int) -> None:
-        if step == 10:
-            trainer.stop()
+class _StopInPretraining(_StopAt):
+    def pretrained(self, progress: Progress) -> None:
+        if progress.pretrained == 10:
+            self.trainer.stop()
 
 
-@pytest.mark.parametrize("listener", [_StopInPretraining, _StopAt])
-def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(
-    tmp_path: Path, listener: Callable[[], Listener]
-) -> None:
+@pytest.mark.parametrize("kind", [_StopInPretraining, _StopAt])
+def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(tmp_path: Path, kind: type[_StopAt]) -> None:
     config = configure({**PRETRAINED, "labelled-batch": 0})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)
+    listener = kind()
+    listener.trainer = Trainer(config, listener)
     with pytest.raises(Interrupted, match="train --resume"):
-        Trainer(config, listener()).train(broken)
+        listener.trainer.train(broken)
     trainer, run = resume(broken.path)
     trainer.train(run)
     ours, theirs = (load_checkpoint(one.checkpoint_file)[0] for one in (broken, whole))
@@ -510,8 +514,10 @@ def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(
 
 def test_seeds_in_parallel_are_pretrained_each_and_stop_in_it(tmp_path: Path) -> None:
     config = configure({**PRETRAINED, "labelled-batch": 0, "epochs": 1})
+    listener = _StopInPretraining()
+    stopped = Seeds.create(tmp_path / "seeds", config, 2, listener)
+    listener.trainer = stopped.trainers[0]
     with pytest.raises(Interrupted, match=r"--resume .*seeds$"):
-        stopped = Seeds.create(tmp_path / "seeds", config, 2, _StopInPretraining())
         stopped.train()
     again = Seeds.resume(tmp_path / "seeds")
     again.train()

@@ -73,9 +73,11 @@ def test_a_loss_is_added_and_its_parameters_are_trained(toy: Toy) -> None:
     plain = Trainer(configure(SETTINGS))
     toy.losses = lambda: {"toy": Learned()}
     trainer = Trainer(configure(SETTINGS))
-    learned = trainer.loss.batch_losses["toy"]
+    learned = trainer.training_step.loss.batch_losses["toy"]
     batch = next(trainer.batches)
-    torch.testing.assert_close(trainer.loss(batch), plain.loss(batch) + learned.value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        trainer.training_step.loss(batch), plain.training_step.loss(batch) + learned.value, rtol=1e-6, atol=0
+    )
     assert learned.value > 0 and learned.last.known is None and learned.last.codes is None
     before = learned.scale.detach().clone()
     trainer.train_step()
@@ -85,8 +87,8 @@ def test_a_loss_is_added_and_its_parameters_are_trained(toy: Toy) -> None:
 def test_a_loss_sees_the_images_as_the_encoder_and_which_labels_are_known(toy: Toy) -> None:
     trainer = Trainer(configure({**FEW, "input-dropout": 0.5}))
     batch = next(trainer.batches)
-    trainer.loss(batch)
-    seen = trainer.loss.batch_losses["toy"].last
+    trainer.training_step.loss(batch)
+    seen = trainer.training_step.loss.batch_losses["toy"].last
     assert seen.batch is batch and not torch.equal(seen.seen, batch.images)
     torch.testing.assert_close(seen.encode(seen.seen).logits, seen.posterior.logits)
     assert seen.known.flatten().tolist() == (batch.labels >= 0).tolist()
@@ -122,15 +124,15 @@ def test_seeds_in_parallel_have_losses_of_their_own(toy: Toy, tmp_path: Path) ->
 def test_initial_weights_are_the_seeds_and_torchs_generator_stays(toy: Toy) -> None:
     state = torch.random.get_rng_state()
     trainers = [Trainer(configure({**SETTINGS, "seed": seed})) for seed in (0, 0, 1)]
-    scales = [trainer.loss.batch_losses["toy"].scale.item() for trainer in trainers]
+    scales = [trainer.training_step.loss.batch_losses["toy"].scale.item() for trainer in trainers]
     assert scales[0] == scales[1] != scales[2]
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_step_is_recorded_where_every_loss_says_so(toy: Toy) -> None:
-    assert not Trainer(configure(FEW)).loss.recordable
+    assert not Trainer(configure(FEW)).training_step.loss.cuda_graph_safe
     toy.losses = lambda: {"toy": dgrad.recordable(type("Recordable", (Learned,), {}))()}
-    assert Trainer(configure({**FEW, "adversarial-weight": 1})).loss.recordable
+    assert Trainer(configure({**FEW, "adversarial-weight": 1})).training_step.loss.cuda_graph_safe
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_other_losses_are_refused(toy: Toy, losses: Callable[[], object], messag
 def test_a_plugin_gives_labels_to_more_images(toy: Toy) -> None:
     toy.label = lambda index, labels: (torch.arange(200), torch.arange(200) % 10)
     trainer = Trainer(configure({**FEW, "propagate-labels": 0.9}))
-    assert trainer.labelled_images == 200, "a plugin's own comes before the built-in one"
+    assert trainer.training_step.labelled_images == 200, "a plugin's own comes before the built-in one"
     batch = next(trainer.batches)
     shown = batch.labels >= 0
     assert int(shown.sum()) == trainer.config.labelled_batch

@@ -1,4 +1,4 @@
-"""Several seeds at once: each is the run that it would be alone, and their directory can be interrupted, resumed and read."""
+"""Several seeds at once: each is the run that it would be alone; their directory is interrupted, resumed and read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import torch
 from dgrad.config import configure
 from dgrad.errors import InputError
 from dgrad.training.checkpoint import load_checkpoint
-from dgrad.training.cuda_graph import CapturedSteps
-from dgrad.training.listener import Listener
+from dgrad.training.cuda_graph import CudaGraphSteps
+from dgrad.training.listener import Listener, Progress
 from dgrad.training.run_directory import Run
-from dgrad.training.seeds import Lockstep, Seeds, summarize
+from dgrad.training.seeds import Seeds, summarize
+from dgrad.training.step import Lockstep
 from dgrad.training.trainer import Interrupted, Trainer, resume
 from dgrad_cli.display import Watcher
 from dgrad_cli.main import main
@@ -41,8 +42,8 @@ class StopAt(Listener):
         self.at = step
         self.seeds: Seeds | None = None
 
-    def stepped(self, trainer: Trainer) -> None:
-        if trainer.step == self.at and self.seeds is not None:
+    def stepped(self, progress: Progress) -> None:
+        if progress.step == self.at and self.seeds is not None:
             self.seeds.stop()
 
 
@@ -111,7 +112,7 @@ def test_seeds_that_are_not_equally_far_are_brought_together(tmp_path: Path) -> 
     trainer, run = resume(tmp_path / "broken/seed5")
     trainer.train(run)
     resumed = Seeds.resume(tmp_path / "broken")
-    total = resumed.trainers[0].total_steps
+    total = resumed.trainers[0].facts.steps
     assert [trainer.step for trainer in resumed.trainers] == [0, 2, total]
     resumed.train()
     for ours, theirs in zip(resumed.runs.values(), whole.runs.values(), strict=True):
@@ -121,15 +122,16 @@ def test_seeds_that_are_not_equally_far_are_brought_together(tmp_path: Path) -> 
 def test_those_behind_step_first() -> None:
     trainers = [Trainer(configure({**SETTINGS, "seed": seed})) for seed in (0, 1, 2)]
     trainers[2].train_step()
-    lockstep = Lockstep(trainers)
-    assert lockstep.step() == trainers[:2]
-    assert lockstep.step() == trainers
-    lockstep.leave_out(trainers[0])
-    assert lockstep.step() == trainers[1:]
+    steps = [trainer.training_step for trainer in trainers]
+    lockstep = Lockstep(steps)
+    assert lockstep.advance() == steps[:2]
+    assert lockstep.advance() == steps
+    lockstep.leave_out(steps[0])
+    assert lockstep.advance() == steps[1:]
     assert [trainer.step for trainer in trainers] == [2, 3, 3]
 
 
-class Recorded(CapturedSteps):
+class Recorded(CudaGraphSteps):
     """In the place of a graph: it calls the steps."""
 
     made: list[int]
@@ -147,28 +149,29 @@ class Recorded(CapturedSteps):
 
 def test_one_graph_has_the_steps_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With calls in the place of the graph: whole batches are replayed, the short one at the end of an epoch is not."""
-    monkeypatch.setattr("dgrad.training.trainer.CapturedSteps", Recorded)
+    monkeypatch.setattr("dgrad.training.step.CudaGraphSteps", Recorded)
     monkeypatch.setattr(Recorded, "made", [], raising=False)
     settings = {**SETTINGS, **VARIANTS["a scheduled epsilon"]}
-    plain, recorded = ([Trainer(configure({**settings, "seed": seed})) for seed in (0, 1, 2)] for _ in range(2))
-    for trainer in recorded:
-        trainer.captures = True
-        for group in trainer.optimizer.param_groups:
+    plain, recorded = (
+        [Trainer(configure({**settings, "seed": seed})).training_step for seed in (0, 1, 2)] for _ in range(2)
+    )
+    for step in recorded:
+        step.uses_cuda_graph = True
+        for group in step.optimizer.param_groups:
             group["lr"] = torch.tensor(group["lr"])
     lockstep = Lockstep(recorded)
     assert len(plain[0].batches.order) % 300, "the last batch of an epoch should be short"
-    for _ in range(plain[0].total_steps - 1):
-        lockstep.step()
-        for trainer in plain:
-            trainer.train_step()
+    alone = [Lockstep([step]) for step in plain]
+    for _ in range(plain[0].total - 1):
+        lockstep.advance()
+        for each in alone:
+            each.advance()
     lockstep.leave_out(recorded[0])
-    lockstep.step()
-    plain[1].train_step()
+    lockstep.advance()
+    alone[1].advance()
     assert Recorded.made == [3, 2]
-    assert [trainer.step for trainer in recorded] == [trainer.step for trainer in recorded[:1]] + [
-        plain[1].step,
-        plain[1].step,
-    ]
+    total = plain[0].total
+    assert [step.number for step in recorded] == [total - 1, total, total]
     for ours, theirs in zip(recorded[:2], plain[:2], strict=True):
         # the rates of the ordinary one are float64, so that the last digits differ
         torch.testing.assert_close(ours.loss_sum, theirs.loss_sum, rtol=1e-4, atol=1e-4)
@@ -187,16 +190,15 @@ def test_the_images_are_in_memory_once(tmp_path: Path, binarize: str, shared: bo
     assert seeds.trainers[0].data.dataset is seeds.trainers[2].data.dataset
 
 
-class Poison(Listener):
-    """Makes the weights of what it listens to infinite."""
-
-    def stepped(self, trainer: Trainer) -> None:
-        with torch.no_grad():
-            next(trainer.model.parameters()).fill_(float("inf"))
+def poison(trainer: Trainer) -> None:
+    """Make the weights of a trainer infinite."""
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("inf"))
 
 
 def test_a_seed_that_fails_is_named_and_left_behind(tmp_path: Path) -> None:
-    seeds = Seeds.create(tmp_path / "seeds", configure(SETTINGS), 3, Poison())
+    seeds = Seeds.create(tmp_path / "seeds", configure(SETTINGS), 3)
+    poison(seeds.trainers[0])
     summary = seeds.train()
     assert list(summary["problems"]) == ["3"]
     assert "the loss is not finite" in summary["problems"]["3"]
@@ -288,8 +290,8 @@ def test_pictures_that_are_missing_are_made(command: Callable[..., tuple[int, st
 def test_ctrl_c_saves_all_and_says_how_to_go_on(
     command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(self: Watcher, trainer: Trainer) -> None:
-        if trainer.step == 3:
+    def interrupt(self: Watcher, progress: Progress) -> None:
+        if progress.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
@@ -305,7 +307,14 @@ def test_ctrl_c_saves_all_and_says_how_to_go_on(
 def test_a_seed_that_fails_is_named_on_the_command_line(
     command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Watcher, "stepped", Poison.stepped)
+    begin = Trainer.begin
+
+    def begin_poisoned(trainer: Trainer, run: Run, home: Path) -> None:
+        begin(trainer, run, home)
+        if trainer.config.seed == 0:
+            poison(trainer)
+
+    monkeypatch.setattr(Trainer, "begin", begin_poisoned)
     code, out, err = command(*SMALL, "--seeds-in-parallel", 2, "--out", "seeds")
     assert code == 1
     assert "1 of 2 seeds failed: seed 0: the loss is not finite" in err
@@ -332,7 +341,7 @@ def test_the_bar_moves_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("dgrad_cli.display.time.monotonic", lambda: clock[0])
     watcher = Watcher(quiet=False, to_stderr=True)
-    trainer = Trainer(configure({**SETTINGS, "steps": 1001}))
+    facts = Trainer(configure({**SETTINGS, "steps": 1001})).facts
     moved: list[int] = []
 
     class Bar:
@@ -341,11 +350,10 @@ def test_the_bar_moves_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
         def update(self, task: int, completed: int, rate: str) -> None:
             moved.append(completed)
 
-    watcher.progress = Bar()  # type: ignore[assignment]
-    for trainer.step in range(1, 1001):
+    watcher.bar = Bar()  # type: ignore[assignment]
+    for step in range(1, 1001):
         clock[0] += 0.001
-        watcher.stepped(trainer)
+        watcher.stepped(Progress(facts, step, clock[0]))
     assert 9 <= len(moved) <= 11
-    trainer.step = 1001
-    watcher.stepped(trainer)
+    watcher.stepped(Progress(facts, 1001, clock[0]))
     assert moved[-1] == 1001

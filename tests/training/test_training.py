@@ -16,12 +16,13 @@ import pytest
 import torch
 
 import dgrad
-from dgrad.config import configure
-from dgrad.files.atomic import replacing
+from dgrad.config import TrainConfig, configure
+from dgrad.files.atomic import atomic_file
 from dgrad.registry import Plugin, registry
 from dgrad.training.checkpoint import load_checkpoint, save_checkpoint
-from dgrad.training.listener import Listener
+from dgrad.training.listener import Listener, Progress
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Interrupted, Trainer, resume
 from dgrad.vae.evaluation import evaluation_generator
 
@@ -37,12 +38,23 @@ VARIANTS = [
 
 
 class _StopAt(Listener):
+    """Asks its trainer to stop after a step."""
+
+    trainer: Trainer
+
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def stepped(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
-            trainer.stop()
+    def stepped(self, progress: Progress) -> None:
+        if progress.step == self.step:
+            self.trainer.stop()
+
+
+def _stopping(config: TrainConfig, step: int) -> Trainer:
+    """A trainer that is asked to stop after a step."""
+    listener = _StopAt(step)
+    listener.trainer = Trainer(config, listener)
+    return listener.trainer
 
 
 def _figures(run: Run) -> tuple[list[dict[str, object]], dict[str, object]]:
@@ -63,7 +75,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
 
     broken = Run.create(tmp_path / "broken", config)
     with pytest.raises(Interrupted, match="continue with: dgrad train --resume"):
-        Trainer(config, _StopAt(stop_at)).train(broken)
+        _stopping(config, stop_at).train(broken)
     assert broken.summary() is None
     trainer, run = resume(tmp_path / "broken")
     assert trainer.step == stop_at
@@ -149,7 +161,7 @@ def test_every_purpose_has_noise_of_its_own() -> None:
     trainer = Trainer(configure({"model": "mixture", "latent": "1x10", "labels": 50, "seed": 3, "device": "cpu"}))
     generators = [
         *trainer.batches.generators,
-        trainer.noise,
+        trainer.training_step.noise,
         evaluation_generator(trainer.device, 3),
         torch.Generator().manual_seed(3),  # that of the weights
     ]
@@ -167,15 +179,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     run = Run.create(tmp_path / "run", config)
 
     class Poison(Listener):
-        def stepped(self, trainer: Trainer) -> None:
-            if trainer.step == 30:
+        def stepped(self, progress: Progress) -> None:
+            if progress.step == 30:
                 with torch.no_grad():
                     next(trainer.model.parameters()).fill_(math.nan)
 
+    trainer = Trainer(config, Poison())
     with pytest.raises(
         dgrad.RunError, match=r"the loss is not finite .* at step 39; .* keeps its last good checkpoint"
     ):
-        Trainer(config, Poison()).train(run)
+        trainer.train(run)
     tensors, state = load_checkpoint(run.checkpoint_file)
     assert state["step"] <= 26
     assert all(tensor.isfinite().all() for name, tensor in tensors.items() if tensor.is_floating_point())
@@ -189,7 +202,7 @@ def test_best_weights_are_a_copy_and_not_the_last(tmp_path: Path) -> None:
     summary = Trainer(config).train(run)
     assert summary["best"]["step"] < summary["final"]["step"]
     assert summary["best"]["test_bound"] == summary["test_bound"] < summary["final"]["test_bound"]
-    best, last = run.load_model("best")[0], run.load_model("last")[0]
+    best, last = load_model(run, "best")[0], load_model(run, "last")[0]
     assert not torch.equal(best.decoder.first.weight, last.decoder.first.weight)
 
 
@@ -210,7 +223,7 @@ def test_weight_decay_is_decoupled_and_spares_biases() -> None:
     trainer = Trainer(configure({**SETTINGS, "weight-decay": 0.3}))
     decays = {
         id(parameter): group["weight_decay"]
-        for group in trainer.optimizer.param_groups
+        for group in trainer.training_step.optimizer.param_groups
         for parameter in group["params"]
     }
     for name, parameter in trainer.model.named_parameters():
@@ -269,7 +282,7 @@ def test_a_run_directory_is_complete(train: Callable[..., Run]) -> None:
 def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="No space left"), replacing(path) as temporary:
+    with pytest.raises(OSError, match="No space left"), atomic_file(path) as temporary:
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old"
@@ -287,7 +300,7 @@ def test_a_damaged_checkpoint_is_refused(train: Callable[..., Run], damage: str,
         {"truncate": data[:-100], "garbage": b"x" * 1000, "empty": b"", "other": data}[damage]
     )
     with pytest.raises(dgrad.InputError, match=r"checkpoint .*(is damaged|does not fit the model)"):
-        run.load_model()
+        load_model(run)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +320,7 @@ def test_a_checkpoint_whose_state_is_wrong_is_refused(
     change(state)
     save_checkpoint(run.checkpoint_file, tensors, state)
     with pytest.raises(dgrad.InputError, match=message):
-        run.load_model("last")
+        load_model(run, "last")
         resume(run.path)
 
 
@@ -342,4 +355,4 @@ def test_no_step_waits_for_the_device(estimator: str) -> None:
             trainer.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(trainer.loss_sum)
+    assert torch.isfinite(trainer.training_step.loss_sum)

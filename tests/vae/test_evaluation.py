@@ -15,8 +15,9 @@ from torch.distributions import Bernoulli, Independent, OneHotCategorical, kl_di
 import dgrad
 from dgrad.data import Split
 from dgrad.pictures.image_grids import save_grid
-from dgrad.training.build import evaluation_data
+from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.vae.evaluation import evaluate_bound, evaluation_generator, importance_weighted_bound
 from dgrad.vae.likelihoods import likelihood
 from dgrad.vae.model import DiscreteVAE
@@ -85,8 +86,8 @@ def test_the_importance_weighted_bound_falls_to_the_log_likelihood() -> None:
 
 def test_an_evaluation_repeats_and_leaves_the_global_generator_alone(train: Callable[..., Run]) -> None:
     run = train(latent="6x4")
-    model, _ = run.load_model()
-    data = evaluation_data(run.config, dgrad.datasets()["digits"](Path()))
+    model, _ = load_model(run)
+    data = Build(run.config).evaluation_data
     before = torch.get_rng_state()
     bounds = [
         evaluate_bound(model, data.test, samples=2, generator=evaluation_generator(torch.device("cpu"), 3))

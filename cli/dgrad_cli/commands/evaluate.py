@@ -130,13 +130,15 @@ def sample(
 
     from dgrad.pictures.image_grids import save_attribute_grid, save_class_grid, save_samples
     from dgrad.training.run_directory import Run
+    from dgrad.training.trained_model import load_model
 
     _check_picture(out)
     if grid and columns is not None:
         raise InputError(f"--grid has a column for each value of a variable; got --columns {columns}: leave it out")
     _check_choice("--weights", weights, ("best", "last"))
-    model, state = Run.open(run).load_model(weights)
-    attributes = Run.open(run).config.attributes
+    opened = Run.open(run)
+    model, state = load_model(opened, weights)
+    attributes = opened.config.attributes
     _note_unfinished(run, state)
     generator = Generator().manual_seed(seed)
     if grid and attributes:
@@ -299,24 +301,25 @@ def load_split(
     from dataclasses import replace
 
     from dgrad.devices import choose_device
-    from dgrad.training.build import build_dataset, evaluation_data
+    from dgrad.training.build import Build
     from dgrad.training.run_directory import Run
+    from dgrad.training.trained_model import load_model
 
     _check_choice("--split", split, ("train", "valid", "test"))
     _check_choice("--weights", weights, ("best", "last"))
     target = choose_device(device)
     run = Run.open(path)
     config = run.config
-    model, state = run.load_model(weights)
+    model, state = load_model(run, weights)
     _note_unfinished(path, state)
     config = replace(config, dataset=dataset or config.dataset, data_root=data_root or config.data_root)
-    data = build_dataset(config)
-    if data.image_shape != model.image_shape:
+    build = Build(config)
+    if build.dataset.image_shape != model.image_shape:
         raise InputError(
-            f"{config.dataset} has images of shape {list(data.image_shape)} (channels, height, width); the model of {path} takes "
+            f"{config.dataset} has images of shape {list(build.dataset.image_shape)} (channels, height, width); the model of {path} takes "
             f"{list(model.image_shape)}: choose a data set of that size"
         )
-    chosen: Split = getattr(evaluation_data(config, data), split)
+    chosen: Split = getattr(build.evaluation_data, split)
     return model.to(target), state, chosen.to(target), config
 
 

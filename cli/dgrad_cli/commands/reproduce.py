@@ -277,9 +277,10 @@ def _grid(recipe: Recipe, finished: list[Experiment], results: Results, out: Pat
 
     from dgrad.pictures.image_grids import save_attribute_grid, save_class_grid
     from dgrad.training.run_directory import Run
+    from dgrad.training.trained_model import load_model
 
     for each in finished[:1]:
-        model, _ = Run(each.path).load_model()
+        model, _ = load_model(Run(each.path))
         generator = Generator().manual_seed(0)
         if each.config.attributes:
             save_attribute_grid(out / f"{recipe.name}.png", model, each.config.attributes, generator=generator)
@@ -290,9 +291,10 @@ def _grid(recipe: Recipe, finished: list[Experiment], results: Results, out: Pat
 def _grids(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
     from dgrad.pictures.image_grids import save_class_grids
     from dgrad.training.run_directory import Run
+    from dgrad.training.trained_model import load_model
 
     models = {
-        each.label: Run(each.path).load_model()[0] for each in finished if each.config.seed == finished[0].config.seed
+        each.label: load_model(Run(each.path))[0] for each in finished if each.config.seed == finished[0].config.seed
     }
     if models:
         save_class_grids(out / f"{recipe.name}.png", models)
@@ -333,13 +335,14 @@ def step_times(
     """
     from dgrad.devices import choose_device, synchronize
     from dgrad.training.batches import TrainingData
+    from dgrad.training.build import Build
     from dgrad.training.trainer import Trainer
 
     times: dict[str, dict[int, float]] = {label: {} for label in configs}
     if not configs:
         return times
     first = next(iter(configs.values()))
-    data = TrainingData(first, choose_device(first.device))
+    data = TrainingData(Build(first), choose_device(first.device))
     for size in sizes:
         trainers = {
             label: Trainer(replace(config, latent=latents[label].format(size)), data=data)
@@ -363,12 +366,13 @@ def _diagnosis(recipe: Recipe, finished: list[Experiment], results: Results, out
     from dgrad.experiments.variants import read_variants
     from dgrad.files.atomic import write_text
     from dgrad.pictures.plots import save_diagnosis
-    from dgrad.training.build import build_dataset, evaluation_data
+    from dgrad.training.build import Build
     from dgrad.training.run_directory import Run
+    from dgrad.training.trained_model import load_model
 
     for each in finished[:1]:
-        model, _ = Run(each.path).load_model()
-        images = choose_images(evaluation_data(each.config, build_dataset(each.config)).valid, recipe.plot["images"], 0)
+        model, _ = load_model(Run(each.path))
+        images = choose_images(Build(each.config).evaluation_data.valid, recipe.plot["images"], 0)
         diagnosis = diagnose(model, images, read_variants(recipe.plot["estimators"], recipe.plot["set"]))
         write_text(out / f"{recipe.name}-diagnosis.json", as_text(diagnosis.to_json()))
         save_diagnosis(out / f"{recipe.name}.png", diagnosis)

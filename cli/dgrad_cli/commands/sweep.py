@@ -205,6 +205,8 @@ def run_recipe(
     from dgrad.experiments.grid import expand
     from dgrad.experiments.results import collect
     from dgrad.files.atomic import write_text
+    from dgrad.pictures.of_a_run import draw_missing_pictures
+    from dgrad.training.run_directory import Run
 
     if launcher not in ("local", *CLUSTERS):
         raise InputError(f"--launcher must be local, {' or '.join(CLUSTERS)}; got {launcher!r}")
@@ -229,6 +231,9 @@ def run_recipe(
     else:
         todo = [Job(job.name, (*job.command, "--device", devices[0]), job.log) for job in todo]
         received = run_submitted(todo, executor, begin=monitor.begin, end=monitor.end)
+    for experiment in experiments:
+        if experiment.state == "finished":
+            draw_missing_pictures(Run(experiment.path))
     results = collect(experiments, monitor.problems)
     write_text(out / "results.json", as_text(results.to_json()))
     return experiments, results, received
@@ -288,7 +293,7 @@ class _Monitor:
 
         experiment = self.experiments[job.name]
         summary = Run(experiment.path).summary()
-        if summary is not None and experiment.finished:
+        if summary is not None:
             accuracy = f", accuracy {_percent(summary['best']['valid_accuracy'])}" if "accuracy" in summary else ""
             bound = f"validation bound {summary['best']['valid_bound']:.2f} {summary['unit']}{accuracy}"
             self._say(f"{self._number(job)}: {bound}, {duration(summary['seconds'])}")

@@ -12,7 +12,7 @@ import typer
 
 from dgrad.config import TrainConfig, configure, read_toml
 from dgrad.errors import InputError, RunError
-from dgrad.training.processes import World
+from dgrad.training.processes import ProcessGroup
 from dgrad_cli.display import Watcher, duration, figures, print_json, print_table
 from dgrad_cli.options import (
     AdversarialRadiusOption,
@@ -147,7 +147,7 @@ def train(
         "plugin": plugin,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
-    world = World.from_environment()
+    world = ProcessGroup.from_environment()
     watcher = Watcher(quiet=quiet, to_stderr=json)
     if resume is not None:
         _resume(
@@ -193,7 +193,7 @@ def name_and_value(text: str) -> tuple[str, str]:
 
 
 def _train(
-    config: TrainConfig, out: Path | None, watcher: Watcher, world: World, *, overwrite: bool, as_json: bool
+    config: TrainConfig, out: Path | None, watcher: Watcher, group: ProcessGroup, *, overwrite: bool, as_json: bool
 ) -> None:
     from dgrad.training.run_directory import Run
     from dgrad.training.trainer import Trainer
@@ -203,15 +203,15 @@ def _train(
         Run.check_free(path, overwrite=overwrite)
         return path
 
-    with world.joined(config.device):
-        path = world.from_first(choose)
-        trainer = Trainer(config, watcher, world)
-        if world.is_first:
+    with group.joined(config.device):
+        path = group.from_first(choose)
+        trainer = Trainer(config, watcher, group)
+        if group.is_first:
             run = Run.create(path, trainer.config, overwrite=overwrite, first_save=trainer.save)
         else:
             run = Run(path)
             trainer.save(run)  # its part of it
-        with run.locked() if world.is_first else nullcontext():
+        with run.locked() if group.is_first else nullcontext():
             _run(trainer, run, watcher, as_json=as_json)
 
 
@@ -219,11 +219,12 @@ def _resume(
     path: Path,
     settings: dict[str, Any],
     watcher: Watcher,
-    world: World,
+    group: ProcessGroup,
     *,
     conflicting: dict[str, Any],
     as_json: bool,
 ) -> None:
+    from dgrad.pictures.of_a_run import draw_missing_pictures
     from dgrad.training.run_directory import SEEDS_FILE, Run
     from dgrad.training.trainer import resume
 
@@ -235,23 +236,18 @@ def _resume(
             f"--resume continues a run as it was configured; leave out {', '.join(refused)}, or start a new run"
         )
     if (path / SEEDS_FILE).is_file():
-        _resume_seeds(path, settings, watcher, world, as_json=as_json)
+        _resume_seeds(path, settings, watcher, group, as_json=as_json)
         return
     run = Run.open(path)
     summary = run.summary()
-    if summary is not None and _has_pictures(path):
-        if world.is_first:
+    if summary is not None:
+        if group.is_first:
+            draw_missing_pictures(run)
             _report(summary, path, as_json=as_json)
         return
-    with run.locked() if world.is_first else nullcontext(), world.joined(settings.get("device", run.config.device)):
-        trainer, run = resume(path, watcher, world, **settings)
+    with run.locked() if group.is_first else nullcontext(), group.joined(settings.get("device", run.config.device)):
+        trainer, run = resume(path, watcher, group, **settings)
         _run(trainer, run, watcher, as_json=as_json)
-
-
-def _has_pictures(run: Path) -> bool:
-    from dgrad.pictures.of_a_run import RUN_PICTURES
-
-    return all((run / picture).is_file() for picture in RUN_PICTURES)
 
 
 def _free_name(config: TrainConfig) -> Path:
@@ -266,7 +262,7 @@ def _free_name(config: TrainConfig) -> Path:
 
 def _run(trainer: Trainer, run: Run, watcher: Watcher, *, as_json: bool) -> None:
     summary, _ = finish(trainer, run, watcher)
-    if trainer.world.is_first:
+    if trainer.group.is_first:
         _report(summary, run.path, as_json=as_json)
 
 
@@ -278,10 +274,10 @@ def finish(trainer: Trainer, run: Run, watcher: Watcher) -> tuple[dict[str, Any]
     """
     from dgrad.pictures.of_a_run import save_run_pictures
 
-    with _stopping_on_signals(trainer.stop, run.path, watcher, alone=trainer.world.size == 1) as received:
+    with _stopping_on_signals(trainer.stop, run.path, watcher, alone=trainer.group.size == 1) as received:
         summary = trainer.train(run)
-        if trainer.world.is_first:
-            save_run_pictures(trainer, run.path, run.metrics())
+        if trainer.group.is_first:
+            save_run_pictures(run, trainer.model, trainer.data.test)
     return summary, received
 
 
@@ -320,33 +316,45 @@ def _stopping_on_signals(
 
 
 def _train_seeds(
-    config: TrainConfig, count: int, out: Path | None, watcher: Watcher, world: World, *, overwrite: bool, as_json: bool
+    config: TrainConfig,
+    count: int,
+    out: Path | None,
+    watcher: Watcher,
+    group: ProcessGroup,
+    *,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     from dgrad.training.seeds import Seeds
 
-    _check_alone(world)
+    _check_alone(group)
     watcher.label = _label(config.seed, count)
     path = out or _free_name(config)
     _run_seeds(Seeds.create(path, config, count, watcher, overwrite=overwrite), watcher, as_json=as_json)
 
 
-def _resume_seeds(path: Path, settings: dict[str, Any], watcher: Watcher, world: World, *, as_json: bool) -> None:
+def _resume_seeds(
+    path: Path, settings: dict[str, Any], watcher: Watcher, group: ProcessGroup, *, as_json: bool
+) -> None:
+    from dgrad.pictures.of_a_run import draw_missing_pictures
     from dgrad.training.run_directory import Run
     from dgrad.training.seeds import Seeds, read_seeds, run_path, summarize
 
-    _check_alone(world)
+    _check_alone(group)
     seeds = read_seeds(path)
-    paths = [run_path(path, seed) for seed in seeds]
-    if all(Run(each).summary() is not None and _has_pictures(each) for each in paths):
+    runs = [Run(run_path(path, seed)) for seed in seeds]
+    if all(run.summary() is not None for run in runs):
+        for run in runs:
+            draw_missing_pictures(run)
         _report_seeds(summarize(path), path, as_json=as_json)
         return
     watcher.label = _label(seeds[0], len(seeds))
     _run_seeds(Seeds.resume(path, watcher, **settings), watcher, as_json=as_json)
 
 
-def _check_alone(world: World) -> None:
-    if world.size > 1:
-        raise InputError(f"seeds in parallel train in one process; got {world.size}: leave torchrun out")
+def _check_alone(group: ProcessGroup) -> None:
+    if group.size > 1:
+        raise InputError(f"seeds in parallel train in one process; got {group.size}: leave torchrun out")
 
 
 def _label(first: int, count: int) -> str:
@@ -365,7 +373,7 @@ def _run_seeds(seeds: Seeds, watcher: Watcher, *, as_json: bool) -> None:
         summary = seeds.train()
         for trainer, run in seeds.runs.items():
             if str(trainer.config.seed) in summary["seeds"]:
-                save_run_pictures(trainer, run.path, run.metrics())
+                save_run_pictures(run, trainer.model, trainer.data.test)
     _report_seeds(summary, seeds.path, as_json=as_json)
     if problems := [f"seed {seed}: {problem}" for seed, problem in summary["problems"].items()]:
         raise RunError(f"{len(problems)} of {len(seeds.runs)} seeds failed: {'; '.join(problems)}")

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgrad.errors import InputError
-from dgrad.files.atomic import replacing
+from dgrad.files.atomic import atomic_file
 from dgrad_export.codec.array_files import ArrayFile, names_in
 from dgrad_export.codec.codec import Codec
 from dgrad_export.codec.image_sources import Origin
@@ -71,7 +71,7 @@ def writing(out: str, codec: Codec, count: int, longest_name: int) -> AbstractCo
 
 @contextmanager
 def _lines_file(path: Path, codec: Codec) -> Iterator[Write]:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file, _lines(file, codec) as write:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file, _lines(file, codec) as write:
         yield write
 
 
@@ -101,7 +101,10 @@ def _plain(values: npt.NDArray[Any]) -> Any:
 @contextmanager
 def _npz(path: Path, count: int, longest_name: int) -> Iterator[Write]:
     """Each array grows in a file of its own; at the end they become members of one archive."""
-    with replacing(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with (
+        atomic_file(path) as temporary,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+    ):
         files: dict[str, IO[bytes]] = {}
 
         def write(origins: Sequence[Origin], values: Values) -> None:

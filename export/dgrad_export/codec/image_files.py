@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dgrad.errors import InputError
-from dgrad.files.atomic import made_whole, replacing
+from dgrad.files.atomic import atomic_directory, atomic_file
 
 CELL = 56
 """Pixels of the longer side of an image in a grid. Smaller images are enlarged smoothly, by a whole factor."""
@@ -61,7 +61,7 @@ def writing(out: Path, columns: int) -> AbstractContextManager[Pictures]:
 
 @contextmanager
 def _directory(out: Path) -> Iterator[Pictures]:
-    with made_whole(out.resolve()) as folder:
+    with atomic_directory(out.resolve()) as folder:
         yield _Separate(folder)
 
 
@@ -69,7 +69,7 @@ def _directory(out: Path) -> Iterator[Pictures]:
 def _grid(out: Path, columns: int) -> Iterator[Pictures]:
     grid = _Grid(columns)
     yield grid
-    with replacing(out) as temporary:
+    with atomic_file(out) as temporary:
         grid.picture().save(temporary, format="PNG")
 
 

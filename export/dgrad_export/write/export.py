@@ -15,11 +15,11 @@ import torch
 import dgrad
 from dgrad import registry
 from dgrad.config import TrainConfig
-from dgrad.data import Dataset
 from dgrad.errors import InputError, RunError, unknown_name
-from dgrad.files.atomic import made_whole
-from dgrad.training.build import evaluation_data
+from dgrad.files.atomic import atomic_directory
+from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.vae.model import DiscreteVAE
 from dgrad_export.check.reference import make_reference
 from dgrad_export.check.verification import signature
@@ -37,7 +37,7 @@ from dgrad_export.write.bound_cost import compare_bounds
 from dgrad_export.write.comparison import COUNT, compare
 from dgrad_export.write.graphs import code_shape, decoder_graph, encoder_graph, images_only
 from dgrad_export.write.int8 import quantize
-from dgrad_export.write.run_facts import SUMMARY_PART, comparison_images, run_dataset, run_figures
+from dgrad_export.write.run_facts import SUMMARY_PART, comparison_images, run_data, run_figures
 from dgrad_export.write.triton import config_text
 
 LEAST_OPSET = 20
@@ -97,7 +97,7 @@ def export_run(
     target = out.resolve()
     _check_free(target, out, overwrite=overwrite)
     run = Run.open(run_path)
-    model, state = run.load_model(weights)
+    model, state = load_model(run, weights)
     if sampling and not model.layer.independent_rows:
         raise InputError(
             f"--sampling draws codes of independent variables; latent {model.layer} has others: "
@@ -108,12 +108,13 @@ def export_run(
     rounds = config.binarize == "threshold"
     encoder = encoder_graph(model, rounds=rounds, opset=opset, metadata=metadata, sampling=sampling)
     decoder = decoder_graph(model, opset=opset, metadata=metadata, outputs=int8 is not None)
-    dataset = run_dataset(config, model)
-    images, source = comparison_images(config, model, dataset)
+    build = run_data(config, model)
+    dataset = None if build is None else build.dataset
+    images, source = comparison_images(config, model, build)
     differences = compare(model, encoder, decoder, images, rounds=rounds, sampling=sampling)
     cost = None
     if int8:
-        decoder, cost = _quantized(config, model, decoder, dataset)
+        decoder, cost = _quantized(model, decoder, build)
     layer, integers = model.layer, code_shape(model)
     files = LAYOUTS[layout]
     graphs = {files["encoder"]: encoder, files["decoder"]: decoder}
@@ -217,9 +218,7 @@ def _metadata(config: TrainConfig, model: DiscreteVAE) -> dict[str, str]:
     }
 
 
-def _quantized(
-    config: TrainConfig, model: DiscreteVAE, decoder: bytes, dataset: Dataset | None
-) -> tuple[bytes, dict[str, Any]]:
+def _quantized(model: DiscreteVAE, decoder: bytes, build: Build | None) -> tuple[bytes, dict[str, Any]]:
     """The decoder with weights of 8 bits, and its cost: bytes, and the change of the bound of test images, if any."""
     smaller = quantize(decoder)
     cost: dict[str, Any] = {
@@ -227,8 +226,8 @@ def _quantized(
         "size_before": len(images_only(decoder)),
         "size_after": len(images_only(smaller)),
     }
-    if dataset is not None:
-        cost |= compare_bounds(model, decoder, smaller, evaluation_data(config, dataset).test)
+    if build is not None:
+        cost |= compare_bounds(model, decoder, smaller, build.evaluation_data.test)
     return images_only(smaller), cost
 
 
@@ -247,7 +246,7 @@ def _entry(data: bytes) -> dict[str, Any]:
 
 def _write(target: Path, files: dict[str, bytes]) -> None:
     """All files at once."""
-    with made_whole(target) as staging:
+    with atomic_directory(target) as staging:
         for name, data in files.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(data)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dgrad.config import TrainConfig
-from dgrad.data import Dataset, unit
+from dgrad.data import unit
 from dgrad.errors import InputError
-from dgrad.training.build import build_dataset, evaluation_data
+from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
 from dgrad.vae.model import DiscreteVAE
 from dgrad_export.write.comparison import COUNT
@@ -26,30 +26,31 @@ def run_figures(run: Run, weights: str) -> dict[str, Any]:
     return {} if bound is None else {"test_bound": bound, "unit": summary.get("unit")}
 
 
-def run_dataset(config: TrainConfig, model: DiscreteVAE) -> Dataset | None:
-    """The run's data set before binarisation; None where it cannot be loaded."""
+def run_data(config: TrainConfig, model: DiscreteVAE) -> Build | None:
+    """What the run's configuration builds, its data set loaded; None where that cannot be loaded."""
+    build = Build(config)
     try:
-        dataset = build_dataset(config)
+        shape = build.dataset.image_shape
     except Exception:  # a data set's loader may be anybody's; without one the export is still worth having
         return None
-    if dataset.image_shape != model.image_shape:
+    if shape != model.image_shape:
         raise InputError(
-            f"{config.dataset} now has images of shape {list(dataset.image_shape)} (channels, height, width); the run was "
-            f"trained on {list(model.image_shape)}: put the data set of the run back, or move the other away"
+            f"{config.dataset} now has images of shape {list(shape)} (channels, height, width); the run was trained on "
+            f"{list(model.image_shape)}: put the data set of the run back, or move the other away"
         )
-    return dataset
+    return build
 
 
-def comparison_images(config: TrainConfig, model: DiscreteVAE, dataset: Dataset | None) -> tuple[Tensor, str]:
+def comparison_images(config: TrainConfig, model: DiscreteVAE, build: Build | None) -> tuple[Tensor, str]:
     """What to compare on, `[256, C, H, W]` float32 in [0, 1], and a description."""
-    if dataset is None:
+    if build is None:
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(COUNT, *model.image_shape, generator=generator)
         if config.binarize in ("static", "dynamic"):
             images = images.round()
         return images, f"{COUNT} random images: the run's data set could not be loaded"
     # Where the encoder rounds, it gets grey images, as a client would send them.
-    split = (dataset if config.binarize == "threshold" else evaluation_data(config, dataset)).test
+    split = (build.dataset if config.binarize == "threshold" else build.evaluation_data).test
     chosen = torch.arange(COUNT) % len(split)
     found = min(COUNT, len(split))
     return unit(split.images[chosen]), f"{COUNT} images, {found} of them different, of the run's test split"

@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 from dgrad.errors import InputError, RunError
 from dgrad.files.atomic import write_text
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.vae.dropout import Dropout
 from dgrad.vae.likelihoods import Bernoulli
 from dgrad.vae.model import DiscreteVAE
@@ -24,7 +25,7 @@ from dgrad.vae.networks import Decoder, Encoder, MixtureEncoder
 from dgrad_export.page.html import model_facts, page, sealed
 from dgrad_export.write.comparison import COUNT
 from dgrad_export.write.graphs import code_shape
-from dgrad_export.write.run_facts import comparison_images, run_dataset, run_figures
+from dgrad_export.write.run_facts import comparison_images, run_data, run_figures
 
 LARGEST = 127
 """The integers that stand for weights go from minus this to this."""
@@ -75,12 +76,13 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
     """
     _check_place(out, overwrite=overwrite)
     run = Run.open(run_path)
-    model, state = run.load_model(weights)
+    model, state = load_model(run, weights)
     _check_model(model.eval(), run)
     rounded = copy.deepcopy(model)
     networks = _round(rounded, rounds=run.config.binarize == "threshold")
-    dataset = run_dataset(run.config, model)
-    images, source = comparison_images(run.config, model, dataset)
+    build = run_data(run.config, model)
+    dataset = None if build is None else build.dataset
+    images, source = comparison_images(run.config, model, build)
     seen = (images >= 0.5).to(images.dtype) if run.config.binarize == "threshold" else images
     comparison: dict[str, Any] = {"images": source, **_compare(model, rounded, seen)}
     if not math.isfinite(comparison["largest"]):

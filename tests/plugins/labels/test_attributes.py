@@ -19,6 +19,7 @@ from dgrad.core.objectives import FunctionObjective
 from dgrad.data import Dataset, Split, choose_labelled_attributes, load_dataset, load_npz, unit
 from dgrad.pictures.image_grids import class_grid, save_grid, switched
 from dgrad.training.run_directory import Run
+from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
 from dgrad.vae.evaluation import evaluate_accuracies, evaluate_bound
 from dgrad.vae.likelihoods import likelihood
@@ -353,7 +354,7 @@ def test_the_attributes_of_test_images_are_known(run: Run) -> None:
 
 def _switched(run: Run, name: str) -> tuple[Tensor, Split]:
     """What switching an attribute on adds to each test image's reconstruction, `[N, 3, 64, 64]`; the images."""
-    model, _ = run.load_model("last")
+    model, _ = load_model(run, "last")
     test = load_celeba(Path(str(run.config.data_root))).with_attributes(SHOWN).test
     pictures = switched(model, unit(test.images))
     off = 2 * SHOWN.index(name)
@@ -420,6 +421,6 @@ def test_an_npz_takes_the_same_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert ", accuracy " in capsys.readouterr().out
     assert Run.open(Path("run")).config.attributes == ("a", "b", "c"), "those there are"
     dataset = load_dataset(str(path), None, {})
-    model, _ = Run.open(Path("run")).load_model()
+    model, _ = load_model(Run.open(Path("run")))
     figures = evaluate_accuracies(model, dataset.test, ("a", "b", "c"))
     assert json.loads(Path("run/summary.json").read_text())["accuracy"] == pytest.approx(figures["accuracy"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgrad.config import configure
 from dgrad.errors import InputError
-from dgrad.training.build import build_dataset
+from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer, resume
 from dgrad_cli.main import main
@@ -133,7 +133,7 @@ def test_training_says_how_many_images_are_labelled(
     with pytest.raises(SystemExit) as exit_:
         main([*options.split(), str(share), "--out", str(tmp_path / "run")])
     assert exit_.value.code == 0
-    images = len(build_dataset(configure(SETTINGS)).train)
+    images = len(Build(configure(SETTINGS)).dataset.train)
     count = max(20, round(share * images))
     assert f"latent 1x10, {count} labelled images, 2 steps" in capsys.readouterr().out
 

@@ -18,7 +18,7 @@ from dgrad.data import Split
 from dgrad.pictures.image_grids import reconstructions
 from dgrad.training.build import build_model
 from dgrad.training.checkpoint import load_checkpoint
-from dgrad.training.listener import Listener
+from dgrad.training.listener import Listener, Progress
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Interrupted, Trainer, resume
 from dgrad.vae.evaluation import evaluate_bound, importance_weighted_bound
@@ -161,17 +161,21 @@ def test_dropout_is_in_training_only_and_draws_from_the_generator_of_its_owner()
 
 
 class _StopAt(Listener):
-    def stepped(self, trainer: Trainer) -> None:
-        if trainer.step == 15:
-            trainer.stop()
+    trainer: Trainer
+
+    def stepped(self, progress: Progress) -> None:
+        if progress.step == 15:
+            self.trainer.stop()
 
 
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
     config = configure({**SETTINGS, "estimator": "direct-rb", "dropout": 0.2, "input-dropout": 0.1})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)
+    listener = _StopAt()
+    listener.trainer = Trainer(config, listener)
     with pytest.raises(Interrupted):
-        Trainer(config, _StopAt()).train(broken)
+        listener.trainer.train(broken)
     trainer, run = resume(broken.path)
     trainer.train(run)
     ours, theirs = (load_checkpoint(one.checkpoint_file)[0] for one in (broken, whole))
