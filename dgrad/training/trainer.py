@@ -61,6 +61,7 @@ class Trainer:
         self.estimator = build.estimator.to(self.device)
         self.batches = training_batches(config, self.data, build.layer, self.group)
         self.training_step = TrainingStep(config, self.model, self.estimator, self.batches, self.group)
+        self.loss = self.training_step.loss
         self.figures = Figures(config, self.model, self.data.valid, self.data.test)
         self.checkpoint = Checkpoint(config, self.training_step, self.figures, self.group)
         self.listener = listener if listener is not None and self.group.is_first else Listener()

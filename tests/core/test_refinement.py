@@ -151,9 +151,9 @@ SETTINGS = {"latent": "3x4", "estimator": "direct-rb", "epochs": 1, "device": "c
 def _gradients(settings: dict[str, Any]) -> tuple[Trainer, dict[str, Tensor]]:
     """A trainer and the gradients of its first batch."""
     trainer = Trainer(configure({**SETTINGS, **settings}))
-    trainer.training_step.loss.set_step(0)
-    trainer.training_step.loss(next(trainer.batches)).backward()
-    return trainer, {name: p.grad for name, p in trainer.training_step.loss.named_parameters() if p.grad is not None}
+    trainer.loss.set_step(0)
+    trainer.loss(next(trainer.batches)).backward()
+    return trainer, {name: p.grad for name, p in trainer.loss.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("estimator", ["direct-rb", "gumbel-softmax", "relax", "direct"])
@@ -165,7 +165,7 @@ def test_the_encoder_learns_as_ever_and_the_decoder_from_the_refined_q(estimator
     for name, gradient in refined.items():
         assert torch.equal(gradient, plain[name]) != name.startswith("model.decoder"), name
         assert gradient.isfinite().all(), name
-    assert all(parameter.requires_grad for parameter in trainer.training_step.loss.parameters())
+    assert all(parameter.requires_grad for parameter in trainer.loss.parameters())
 
 
 def test_the_decoders_gradient_is_that_of_codes_of_the_refined_q() -> None:
@@ -186,7 +186,7 @@ def test_the_decoders_gradient_is_that_of_codes_of_the_refined_q() -> None:
     directions = torch.stack([expected / expected.norm(), random / random.norm()])
     draws = []
     for _ in range(300):
-        loss = trainer.training_step.loss(batch)
+        loss = trainer.loss(batch)
         draws.append(torch.cat([loss.detach().view(1), directions @ gradient(loss)]))
     drawn = torch.stack(draws)
     error = (drawn.mean(0) - torch.cat([truth.detach().view(1), directions @ expected])).abs()

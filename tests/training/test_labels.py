@@ -224,8 +224,8 @@ def test_labelled_images_train_the_bound_of_image_and_label() -> None:
     config = {**SETTINGS, "estimator": "leg", "balance-weight": 0, "label-weight": 0, "kl": "inside"}
     trainer = Trainer(configure(config))
     shown = trainer.batches.labelled.draw(30)
-    trainer.training_step.loss.set_step(0)
-    loss = trainer.training_step.loss(shown)
+    trainer.loss.set_step(0)
+    loss = trainer.loss(shown)
     codes = F.one_hot(shown.labels, 10).float().view(1, 30, 1, 10)
     torch.testing.assert_close(loss, trainer.model.reconstruction(shown.images)(codes).mean())
     loss.backward()
@@ -260,8 +260,8 @@ def test_the_weight_of_the_kl_follows_its_schedule(place: str) -> None:
     gradients = []
     for weight, step in (("geometric:10:0.1", 5), ("1", 0), ("geometric:10:0.1", 0)):
         trainer = Trainer(configure({**settings, "kl-weight": weight}))
-        trainer.training_step.loss.set_step(step)
-        trainer.training_step.loss(next(trainer.batches)).backward()
+        trainer.loss.set_step(step)
+        trainer.loss(next(trainer.batches)).backward()
         gradients.append(trainer.model.encoder.body[0].weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
     assert not torch.allclose(gradients[2], gradients[1])
