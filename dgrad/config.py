@@ -129,7 +129,7 @@ class DataSettings(Settings):
     panel = "Data"
     dataset: str = setting("digits", "A name of `dgrad datasets`, a .npz file, or a folder of images by class.", _name)
     data_root: str | None = setting(
-        None, "Where data sets are on disk.", metavar="DIR", otherwise="$DGRAD_DATA, else the user's cache"
+        None, "Where data sets are on disk.", metavar="DIR", otherwise="$DGRAD_DATA or the user's cache"
     )
     binarize: str = setting(
         "threshold",
@@ -153,9 +153,7 @@ class ModelSettings(Settings):
     gaussian: int | None = setting(
         None, "Gaussian variables beside the code.", at_least(1), otherwise="mixture 20, conv 64"
     )
-    dropout: float | None = setting(
-        None, "Share of hidden units left out in a step; mixture only.", SHARE, otherwise="0"
-    )
+    dropout: float | None = setting(None, "Share of hidden units left out; mixture only.", SHARE, otherwise="0")
     input_dropout: float = setting(0.0, "Share of pixels hidden from the encoder in a step.", SHARE)
     likelihood: str = setting("bernoulli", "bernoulli, or squared-error (behind a tanh).")
 
@@ -167,7 +165,7 @@ class ObjectiveSettings(Settings):
     panel = "Estimator and objective"
     estimator: str = setting("direct", "Gradient estimator; `dgrad estimators` lists them.", _name)
     set: dict[str, str] = setting(  # noqa: RUF009
-        {}, "Hyper-parameter: epsilon=0.5, direct.epsilon=geometric:1:0.02, samples=4; repeatable."
+        {}, "Hyper-parameter; repeatable: samples=4, direct.epsilon=geometric:1:0.02."
     )
     kl: str | None = setting(
         None,
@@ -181,7 +179,7 @@ class ObjectiveSettings(Settings):
         scheduled("a number of at least 0 or a schedule such as geometric:10:1", lambda weight: weight.lowest >= 0),
         metavar="SCHEDULE",
     )
-    refine_steps: int = setting(0, "Refine each image's q in so many sweeps, for the decoder.", at_least(0))
+    refine_steps: int = setting(0, "Sweeps that refine q for the decoder.", at_least(0))
 
 
 @dataclass(frozen=True)
@@ -209,14 +207,14 @@ class EvaluationSettings(Settings):
     """When the model is evaluated, how exactly, and which weights are kept."""
 
     panel = "Evaluation"
-    eval_every: int = setting(1, "Epochs between evaluations on the validation images.", at_least(1))
+    eval_every: int = setting(1, "Epochs between evaluations on validation images.", at_least(1))
     choose_by: str | None = setting(
         None,
         "The best weights by validation: bound, reconstruction, accuracy.",
         one_of("bound", "reconstruction", "accuracy"),
         otherwise="accuracy with --labels, else bound",
     )
-    eval_samples: int = setting(10, "Codes for each test image in the final evaluation.", at_least(1))
+    eval_samples: int = setting(10, "Codes for each image in the final test.", at_least(1))
     eval_refine_steps: int | None = setting(
         None, "--refine-steps in evaluation.", at_least(0), otherwise="as in training"
     )
@@ -227,7 +225,7 @@ class RunSettings(Settings):
     """Where and how the run is computed."""
 
     panel = "Run"
-    seed: int = setting(0, "Of the weights, the order of the data, the noise, the evaluation.", at_least(0))
+    seed: int = setting(0, "Of weights, order of the data, noise, evaluation.", at_least(0))
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
     compile: str = setting("auto", "Compiled kernels: on, off, auto (for long runs).", one_of(*COMPILE_MODES))
     sweep_precision: str = setting(
@@ -250,9 +248,7 @@ class LabelSettings(Settings):
         needs_labels=True,
     )
     labelled_batch: int = setting(50, "Labelled images in a step, beside --batch-size others.", at_least(0))
-    pretrain_steps: int = setting(
-        0, "Steps on labelled images alone before all others.", at_least(0), needs_labels=True
-    )
+    pretrain_steps: int = setting(0, "Steps on labelled images alone, first.", at_least(0), needs_labels=True)
     label_loss: str = setting(
         "cross-entropy", "cross-entropy (of the logits), or code (of a draw).", one_of("cross-entropy", "code")
     )
@@ -272,7 +268,7 @@ class LabelSettings(Settings):
     )
     propagate_labels: float = setting(
         0.0,
-        "Share of images that get their neighbours' label.",
+        "Share of images labelled by neighbours.",
         within("a share of 0 to 1", lambda share: 0 <= share <= 1),
         needs_labels=True,
     )
@@ -338,7 +334,8 @@ def option(name: str) -> str:
 
 def panel_of(name: str) -> str:
     """The group that a setting belongs to, as the help names it."""
-    return next(group.panel for group in TrainConfig.__mro__[1:] if name in get_annotations(group))
+    groups = (group for group in TrainConfig.__mro__ if issubclass(group, Settings))
+    return next(group.panel for group in groups if name in get_annotations(group))
 
 
 def _require(name: str, right: object, got: str, expected: str) -> None:

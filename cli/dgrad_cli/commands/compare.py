@@ -1,4 +1,4 @@
-"""`dgrad diagnose`, `compare`: estimators side by side. May import typer and rich; torch and the core only inside commands."""
+"""`dgrad diagnose`, `compare`: estimators side by side. Torch and the core are imported inside commands alone."""
 
 from __future__ import annotations
 
@@ -10,48 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from dgrad.config import TrainConfig, configure, option
+from dgrad.config import configure, option
 from dgrad.errors import InputError, RunError
 from dgrad_cli.commands.evaluate import Weights, load_split
 from dgrad_cli.commands.lists import load_plugins
 from dgrad_cli.commands.train import finish
 from dgrad_cli.display import Watcher, duration, print_json, print_table
-from dgrad_cli.options import (
-    AdversarialRadiusOption,
-    AdversarialWeightOption,
-    AugmentOption,
-    BalanceWeightOption,
-    BatchSizeOption,
-    BinarizeOption,
-    CompileOption,
-    DataRootOption,
-    DatasetOption,
-    DeviceOption,
-    DropoutOption,
-    EpochsOption,
-    EvalEveryOption,
-    EvalRefineStepsOption,
-    EvalSamplesOption,
-    GaussianOption,
-    HiddenOption,
-    InputDropoutOption,
-    KLWeightOption,
-    LabelledBatchOption,
-    LabelLossOption,
-    LabelsOption,
-    LabelWeightOption,
-    LatentOption,
-    LikelihoodOption,
-    ModelOption,
-    PluginOption,
-    PretrainStepsOption,
-    PropagateLabelsOption,
-    RateOption,
-    RefineStepsOption,
-    StepsOption,
-    SweepPrecisionOption,
-    WeightDecayOption,
-)
+from dgrad_cli.options import Estimators, Json, Quiet, check_length, check_single, takes_settings
 from dgrad_cli.writing import as_text, check_directory
 
 if TYPE_CHECKING:
@@ -61,52 +26,32 @@ if TYPE_CHECKING:
     from dgrad.experiments.experiment import Experiment
     from dgrad.vae.model import DiscreteVAE
 
-Estimators = Annotated[
-    str, typer.Option(help="Names, separated by commas; `dgrad estimators` lists them.", metavar="NAME,NAME")
-]
-Values = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="A hyper-parameter of one estimator, with one value or several, each taken: direct.epsilon=0.1,1; repeatable.",
-        metavar="ESTIMATOR.NAME=VALUE,VALUE",
-        show_default=False,
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")]
-Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON; progress goes to the standard error.")]
+OF_THE_MODEL = ("latent", "binarize", "model", "hidden", "gaussian", "likelihood")
+"""Settings that a run has of its own."""
 
 
+@takes_settings(
+    *("set", "latent", "dataset", "data_root", "binarize", "model", "hidden", "gaussian", "likelihood", "device"),
+    "plugins",
+    several=("set",),
+)
 def diagnose(
     run: Annotated[
         Path | None,
-        typer.Argument(
-            help="A run directory of dgrad train; without one, a random start as train would begin.",
-            metavar="RUN",
-            show_default=False,
-        ),
+        typer.Argument(help="A run of dgrad train; without one, a random start.", metavar="RUN", show_default=False),
     ] = None,
+    *,
     estimators: Estimators = "direct,gumbel-softmax,rloo",
-    set_: Values = None,
-    images: Annotated[int, typer.Option(help="Validation images, chosen by the seed.", min=1)] = 100,
-    draws: Annotated[int, typer.Option(help="Of each estimator for each image.", min=2)] = 1000,
+    images: Annotated[int, typer.Option(help="Validation images, chosen by the seed.", metavar="N", min=1)] = 100,
+    draws: Annotated[int, typer.Option(help="Of each estimator for each image.", metavar="N", min=2)] = 1000,
     warm_up: Annotated[
-        int, typer.Option(help="Calls in which an estimator that learns or averages does so first.", min=0)
+        int, typer.Option(help="Calls in which an estimator that learns or averages does so first.", metavar="N", min=0)
     ] = 200,
     seed: Annotated[
-        int, typer.Option(help="Of the images, the noise, and the weights of a random start.", min=0, max=2**62)
+        int,
+        typer.Option(help="Of the images, the noise and a random start's weights.", metavar="N", min=0, max=2**62),
     ] = 0,
     weights: Weights = "best",
-    latent: LatentOption = None,
-    dataset: DatasetOption = None,
-    data_root: DataRootOption = None,
-    binarize: BinarizeOption = None,
-    model: ModelOption = None,
-    hidden: HiddenOption = None,
-    gaussian: GaussianOption = None,
-    likelihood: LikelihoodOption = None,
-    device: DeviceOption = None,
-    plugin: PluginOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -117,6 +62,7 @@ def diagnose(
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
+    **given: Any,
 ) -> None:
     """Measure bias, deviation and time of estimators' gradients at one model, against the exact gradient.
 
@@ -131,31 +77,26 @@ def diagnose(
 
     out = out or run or Path("diagnosis")
     check_directory(out)
-    of_the_model = {
-        "latent": latent,
-        "binarize": binarize,
-        "model": model,
-        "hidden": hidden,
-        "gaussian": gaussian,
-        "likelihood": likelihood,
-    }
+    check_single("diagnose", given, ["latent"], "give the command once for each")
+    settings = {name: value for name, value in given.items() if name != "set"}
+    values = given.get("set", ())
     network: DiscreteVAE
     split: Split
     if run is not None:
-        if given := [option(name) for name, value in of_the_model.items() if value is not None]:
-            raise InputError(f"{run} has its own model and latent; leave out {', '.join(given)}, or leave out the run")
-        load_plugins(plugin)
-        network, state, split, config = load_split(run, "valid", dataset, data_root, weights, device or "auto")
+        if own := [option(name) for name in settings if name in OF_THE_MODEL]:
+            raise InputError(f"{run} has its own model and latent; leave out {', '.join(own)}, or leave out the run")
+        load_plugins(settings.get("plugins"))
+        data = (settings.get("dataset"), settings.get("data_root"))
+        network, state, split, config = load_split(run, "valid", *data, weights, settings.get("device", "auto"))
         place = {"run": str(run), **state}
         where = f"at {run}, weights of epoch {state['epoch']:g} ({state['weights']})"
-        variants = read_variants(estimators, set_ or ())  # after the run's own plugins
+        variants = read_variants(estimators, values)  # after the run's own plugins
     else:
         from dgrad.experiments.diagnosis import random_start
 
-        load_plugins(plugin)
-        variants = read_variants(estimators, set_ or ())
-        rest = {"dataset": dataset, "data-root": data_root, "device": device, "seed": seed, "plugin": plugin}
-        config = configure(_given({**of_the_model, **rest}))
+        load_plugins(settings.get("plugins"))
+        variants = read_variants(estimators, values)
+        config = configure({**settings, "seed": seed})
         network, split = random_start(config)
         place = {"run": None}
         where = f"at a random start (seed {seed})"
@@ -229,7 +170,9 @@ def _short(number: float | None) -> str:
     return "-" if number is None else f"{number:.3g}"
 
 
+@takes_settings(but=("estimator", "seed"), several=("set",), shown={"kl": "outside, for all alike"})
 def compare(
+    *,
     out: Annotated[
         Path,
         typer.Option(
@@ -239,51 +182,10 @@ def compare(
         ),
     ],
     estimators: Estimators = "direct,gumbel-softmax,rloo",
-    set_: Values = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each, with the seeds 0, 1, ...", min=1)] = 3,
-    latent: LatentOption = None,
-    dataset: DatasetOption = None,
-    data_root: DataRootOption = None,
-    binarize: BinarizeOption = None,
-    model: ModelOption = None,
-    hidden: HiddenOption = None,
-    gaussian: GaussianOption = None,
-    dropout: DropoutOption = None,
-    input_dropout: InputDropoutOption = None,
-    likelihood: LikelihoodOption = None,
-    kl: Annotated[
-        str | None,
-        typer.Option(
-            help="outside (exact, beside the estimate) or inside the objective, for all alike. (default: outside)",
-            show_default=False,
-        ),
-    ] = None,
-    kl_weight: KLWeightOption = None,
-    labels: LabelsOption = None,
-    labelled_batch: LabelledBatchOption = None,
-    pretrain_steps: PretrainStepsOption = None,
-    label_loss: LabelLossOption = None,
-    label_weight: LabelWeightOption = None,
-    balance_weight: BalanceWeightOption = None,
-    adversarial_weight: AdversarialWeightOption = None,
-    adversarial_radius: AdversarialRadiusOption = None,
-    propagate_labels: PropagateLabelsOption = None,
-    augment: AugmentOption = None,
-    epochs: EpochsOption = None,
-    steps: StepsOption = None,
-    batch_size: BatchSizeOption = None,
-    lr: RateOption = None,
-    weight_decay: WeightDecayOption = None,
-    device: DeviceOption = None,
-    compile: CompileOption = None,
-    sweep_precision: SweepPrecisionOption = None,
-    eval_every: EvalEveryOption = None,
-    eval_samples: EvalSamplesOption = None,
-    refine_steps: RefineStepsOption = None,
-    eval_refine_steps: EvalRefineStepsOption = None,
-    plugin: PluginOption = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each, with the seeds 0, 1, ...", metavar="N", min=1)] = 3,
     quiet: Quiet = False,
     json: Json = False,
+    **given: Any,
 ) -> None:
     """Train several estimators in the same way, several seeds each, and put them side by side.
 
@@ -295,19 +197,12 @@ def compare(
     from dgrad.pictures.plots import save_comparison
     from dgrad.training.trainer import Interrupted
 
-    if epochs is not None and steps is not None:
-        raise InputError(f"--epochs {epochs} and --steps {steps} exclude each other; give one of them")
-    load_plugins(plugin)
-    variants = read_variants(estimators, set_ or ())
-    given = {
-        "latent": latent, "dataset": dataset, "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian,
-        "dropout": dropout, "input-dropout": input_dropout, "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
-        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps,
-        "batch-size": batch_size, "lr": lr, "weight-decay": weight_decay, "device": device, "compile": compile, "sweep-precision": sweep_precision, "eval-every": eval_every,
-        "eval-samples": eval_samples, "refine-steps": refine_steps, "eval-refine-steps": eval_refine_steps, "plugin": plugin,
-    }  # fmt: skip
+    check_single("compare", given, ["latent"], "dgrad sweep takes several")
+    check_length(given)
+    load_plugins(given.get("plugins"))
+    variants = read_variants(estimators, given.pop("set", ()))
     check_directory(out)
-    entries = plan(configure(_given(given), TrainConfig()), variants, seeds, out)
+    entries = plan(configure(given), variants, seeds, out)
     number = {entry.path: f"{index} of {len(entries)}" for index, entry in enumerate(entries, 1)}
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     for label, limitation in {e.label: e.limitation for e in entries if e.limitation is not None}.items():
@@ -386,10 +281,6 @@ def _with_spread(mean: float | None, spread: float | None) -> str:
     if mean is None:
         return "-"
     return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
-
-
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 @contextmanager
