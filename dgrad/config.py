@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from dgrad.core.schedules import Schedule, schedule
 from dgrad.errors import InputError, unknown_name
@@ -107,8 +107,7 @@ class Settings:
         InputError: a value cannot be.
     """
 
-    panel: ClassVar[str] = ""
-    """The group's name in the help."""
+    panel = ""  # the group's name in the help
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -239,6 +239,8 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
     if as_json:
         print_json({"run": str(path), **summary})
         return
+    from dgrad.training.run_directory import Run
+
     seeds = summary["seeds"]
     if not seeds:
         return
@@ -260,6 +262,7 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
     seconds = max(each["seconds"] for each in seeds.values())
     print(f"training    {any_['steps']} steps of each in {duration(seconds)} on {any_['device']}")
     first = next(iter(seeds))
+    print(f"objective   KL {Run(path / f'seed{first}').config.kl}")
     print(f"runs        {path}: {', '.join(f'seed{seed}' for seed in seeds)}, summary.json")
     print(f"next        dgrad evaluate {path / f'seed{first}'} --importance-samples 1000")
 
@@ -273,6 +276,7 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
         print_json({"run": str(path), **summary})
         return
     from dgrad.pictures.of_a_run import RUN_PICTURES
+    from dgrad.training.run_directory import Run
 
     best, final, unit = summary["best"], summary["final"], summary["unit"]
     print(f"test bound  {figures(best, 'test', unit)}, weights of epoch {best['epoch']:g}, the best by validation")
