@@ -50,7 +50,8 @@ def test_train_then_everything_else(command: Dgrad, tmp_path: Path) -> None:
     assert code == 0, out
     run = Path("runs/digits-3x4-rloo")
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "checkpoint.safetensors", "curves.png", "samples.png", "reconstructions.png",
+        "config.json", "metrics.jsonl", "summary.json", "checkpoint.safetensors",
+        "curves.png", "samples.png", "reconstructions.png",
     }  # fmt: skip
     assert "epoch 2: bound" in out
     assert "objective   KL outside" in out
@@ -391,9 +392,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(command: Dgrad, mo
     monkeypatch.setattr(training, "save_checkpoint", full)
     code, _, err = command(*SMALL, "--out", "run")
     assert code == 1
-    assert (
-        err
-        == "error: cannot use run/checkpoint.safetensors: No space left on device; check the path, its permissions and the free space\n"
+    assert err == (
+        "error: cannot use run/checkpoint.safetensors: No space left on device; "
+        "check the path, its permissions and the free space\n"
     )
     monkeypatch.undo()
     assert command("train", "--resume", "run", "--quiet")[0] == 0

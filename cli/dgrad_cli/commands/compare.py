@@ -66,8 +66,8 @@ def diagnose(
 ) -> None:
     """Measure bias, deviation and time of estimators' gradients at one model, against the exact gradient.
 
-    The gradient is that of the reconstruction loss for the encoder's logits. Where the latent has too many codes to list, the
-    mean of many draws of leg, which is unbiased, stands for the exact one.
+    The gradient is that of the reconstruction loss for the encoder's logits. Where the latent has too many codes to
+    list, the mean of many draws of leg, which is unbiased, stands for the exact one.
     """
     from dgrad.experiments.diagnosis import choose_images
     from dgrad.experiments.diagnosis import diagnose as measure
@@ -120,7 +120,8 @@ def diagnose(
 def _show_diagnosis(diagnosis: Diagnosis, where: str, out: Path) -> None:
     measured = [row for row in diagnosis.rows if row.problem is None]
     columns = [
-        "estimator", "bias", "seen", "noise", "standard error", "deviation", "cosine of mean", "of one draw", "evaluations", "ms",
+        "estimator", "bias", "seen", "noise", "standard error", "deviation", "cosine of mean", "of one draw",
+        "evaluations", "ms",
     ]  # fmt: skip
     if measured:
         print_table(columns, (_cells(row, diagnosis.gradient) for row in measured))
@@ -189,7 +190,8 @@ def compare(
 ) -> None:
     """Train several estimators in the same way, several seeds each, and put them side by side.
 
-    Each is an ordinary run in DIR/ESTIMATOR-seed0 and so on. Ranks go by the validation bound; test images choose nothing.
+    Each is an ordinary run in DIR/ESTIMATOR-seed0 and so on. Ranks go by the validation bound; test images choose
+    nothing.
     """
     from dgrad.experiments.comparison import plan, summarize, train_all
     from dgrad.experiments.variants import read_variants
@@ -263,16 +265,15 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
     length = f"{config['steps']} steps" if config["steps"] is not None else f"{config['epochs']} epochs"
     spread = f"mean ± standard deviation of {comparison.seeds} seeds" if comparison.seeds > 1 else "1 seed"
     print(
-        f"\nBounds in {comparison.unit or 'nats'}, the lower the better, {spread}; {length}, latent {config['latent']}, "
-        f"{config['dataset']}, KL {config['kl']} for all; ranks by validation."
+        f"\nBounds in {comparison.unit or 'nats'}, the lower the better, {spread}; {length}, "
+        f"latent {config['latent']}, {config['dataset']}, KL {config['kl']} for all; ranks by validation."
     )
     print(
         "evaluations: of the decoder, for one example in one step. seconds: with the evaluations on validation images."
     )
     if seconds is not None:
-        print(
-            f"validation after {duration(seconds) if seconds >= 1 else f'{seconds:.3g} s'}: the best bound by the time the fastest estimator was done."
-        )
+        time = duration(seconds) if seconds >= 1 else f"{seconds:.3g} s"
+        print(f"validation after {time}: the best bound by the time the fastest estimator was done.")
     pictures = ", comparison.png" if any(row.curve for row in comparison.rows) else ""
     print(f"{out}: comparison.json{pictures}, and a run directory for each seed")
 
@@ -285,7 +286,10 @@ def _with_spread(mean: float | None, spread: float | None) -> str:
 
 @contextmanager
 def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Says on the standard error what is measured: a live bar on a terminal, a line each elsewhere, nothing when quiet."""
+    """Say on the standard error what is measured.
+
+    On a terminal that is a live bar, elsewhere a line each, and nothing when quiet.
+    """
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield lambda label: None

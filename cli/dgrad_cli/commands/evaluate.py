@@ -1,4 +1,4 @@
-"""`dgrad evaluate`, `sample`, `reconstruct`, `export`: what can be done with a run. Torch and the core only inside commands."""
+"""`dgrad evaluate`, `sample`, `reconstruct`, `export`: what can be done with a run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgrad.config import about
 from dgrad.errors import InputError
 from dgrad_cli.display import figures, print_json
+from dgrad_cli.options import FIELDS, Json
 
 if TYPE_CHECKING:
     from dgrad.config import TrainConfig
@@ -17,39 +19,50 @@ if TYPE_CHECKING:
     from dgrad.vae.model import DiscreteVAE
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory of dgrad train.", metavar="RUN", show_default=False)]
-Weights = Annotated[str, typer.Option(help="best (by validation) or last.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Weights = Annotated[str, typer.Option(help="best (by validation) or last.", metavar="NAME")]
+Device = Annotated[str, typer.Option(help=about(FIELDS["device"]).help, metavar="NAME")]
+Seed = Annotated[int, typer.Option(help="Of the codes drawn.", metavar="N", min=0, max=2**62)]
+SplitName = Annotated[str, typer.Option(help="train, valid or test.", metavar="NAME")]
+Picture = Annotated[Path, typer.Option(help="The PNG to write.", metavar="FILE.png")]
+Rows = Annotated[int, typer.Option(metavar="N", min=1)]
+Columns = Annotated[int | None, typer.Option(help="(default: 12)", metavar="N", min=1, show_default=False)]
 DatasetName = Annotated[
     str | None,
-    typer.Option(help="Another data set with images of the same size. (default: the run's)", show_default=False),
+    typer.Option(
+        help="Another data set with images of the same size. (default: the run's)", metavar="NAME", show_default=False
+    ),
 ]
 DataRoot = Annotated[
-    str | None, typer.Option(help="Where data sets are on disk. (default: the run's)", show_default=False)
+    str | None,
+    typer.Option(help="Where data sets are on disk. (default: the run's)", metavar="DIR", show_default=False),
 ]
 
 
 def evaluate(
     run: RunArgument,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    split: SplitName = "test",
     eval_samples: Annotated[
-        int, typer.Option(help="Codes for each image; small supports are summed exactly.", min=1)
+        int, typer.Option(help="Codes for each image; small supports are summed exactly.", metavar="N", min=1)
     ] = 10,
     importance_samples: Annotated[
         int | None,
         typer.Option(
-            help="Also the importance-weighted bound on -log p(x) with this many codes.", min=1, show_default=False
+            help="Also the importance-weighted bound on -log p(x), with so many codes.",
+            metavar="N",
+            min=1,
+            show_default=False,
         ),
     ] = None,
     refine_steps: Annotated[
         int | None,
         typer.Option(
-            help="Sweeps by which each image's q is made better than the encoder's. (default: the run's)",
+            help="Sweeps that refine q of each image. (default: the run's)",
+            metavar="N",
             min=0,
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
+    seed: Seed = 0,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
     weights: Weights = "best",
@@ -98,31 +111,35 @@ def evaluate(
         return
     values = {f"test_{name}": value for name, value in result.items()}
     print(
-        f"{split} bound  {figures(values, 'test', result['unit'])}, {len(images)} images, weights of epoch {state['epoch']:g} ({state['weights']})"
+        f"{split} bound  {figures(values, 'test', result['unit'])}, {len(images)} images, "
+        f"weights of epoch {state['epoch']:g} ({state['weights']})"
     )
     if steps:
         print(
-            f"encoder     {result['encoder_bound']:.2f} {result['unit']} with its own q; above, q was refined in {steps} steps for each image"
+            f"encoder     {result['encoder_bound']:.2f} {result['unit']} with its own q; above, q was refined in "
+            f"{steps} steps for each image"
         )
     if importance_samples is not None:
         print(
-            f"-log p(x)   at most {result['importance_weighted_bound']:.2f} {result['unit']} ({importance_samples} importance samples)"
+            f"-log p(x)   at most {result['importance_weighted_bound']:.2f} {result['unit']} "
+            f"({importance_samples} importance samples)"
         )
 
 
 def sample(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
-    rows: Annotated[int, typer.Option(min=1)] = 8,
-    columns: Annotated[int | None, typer.Option(help="(default: 12)", min=1, show_default=False)] = None,
+    out: Picture = Path("samples.png"),
+    rows: Rows = 8,
+    columns: Columns = None,
     grid: Annotated[
         bool,
         typer.Option(
             "--grid",
-            help="A column for each value of the code's first variable (each class), or each attribute off and on; a row for each style.",
+            help="A column for each value of the first variable (each class), or each attribute off and on; "
+            "a row for each style.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
+    seed: Seed = 0,
     weights: Weights = "best",
 ) -> None:
     """Draw codes from the uniform prior and write what they decode to."""
@@ -150,10 +167,10 @@ def sample(
 
 def reconstruct(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("reconstructions.png"),
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    rows: Annotated[int, typer.Option(min=1)] = 4,
-    columns: Annotated[int | None, typer.Option(help="(default: 12)", min=1, show_default=False)] = None,
+    out: Picture = Path("reconstructions.png"),
+    split: SplitName = "test",
+    rows: Rows = 4,
+    columns: Columns = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="Instead, a row for each image, with each attribute switched off and on.")
     ] = False,
@@ -170,7 +187,8 @@ def reconstruct(
     model, _, images, config = load_split(run, split, dataset, data_root, weights, "cpu")
     if grid and not config.attributes:
         raise InputError(
-            f"--grid switches attributes, and {run} has learned none; expected a run with --attributes: leave --grid out"
+            f"--grid switches attributes, and {run} has learned none; expected a run with --attributes: "
+            "leave --grid out"
         )
     if grid:
         save_switched(out, model, images, config.attributes, rows=rows)
@@ -186,13 +204,17 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.", show_default=False
+            help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.",
+            metavar="DIR",
+            show_default=False,
         ),
     ] = None,
     page: Annotated[
         Path | None,
         typer.Option(
-            help="An .html file to write: the model's page, which computes in the browser.", show_default=False
+            help="An .html file to write: the model's page, which computes in the browser.",
+            metavar="FILE.html",
+            show_default=False,
         ),
     ] = None,
     check: Annotated[
@@ -210,7 +232,7 @@ def export(
     int8: Annotated[
         str | None,
         typer.Option(
-            help="decoder: its weights as integers of 8 bits, a quarter of the size; what that costs is measured. There is no such encoder.",
+            help="decoder: its weights as integers of 8 bits, a quarter of the size. The cost is measured.",
             metavar="decoder",
             show_default=False,
         ),
@@ -218,13 +240,17 @@ def export(
     layout: Annotated[
         str,
         typer.Option(
-            help="flat, or triton: a Triton model repository, encoder/1/model.onnx and encoder/config.pbtxt and so on."
+            help="flat, or triton: a Triton model repository, encoder/1/model.onnx and encoder/config.pbtxt and so on.",
+            metavar="NAME",
         ),
     ] = "flat",
     weights: Weights = "best",
     json: Json = False,
 ) -> None:
-    """Write the encoder and the decoder as ONNX, checked against torch on real images before they are put in place, or as a page."""
+    """Write the encoder and the decoder as ONNX, or as a page.
+
+    They are checked against torch on real images before they are put in place.
+    """
     if check is not None:
         _check_export(check, run, out or page, json=json)
         return
@@ -263,8 +289,8 @@ def export(
         if manifest is None:
             _note_unfinished(run, built.state)
         print(
-            f"{page}: {len(built.html.encode()) / 1000:.0f} kB, open it in a browser; weights rounded to 8 bits: pixels differ by "
-            f"{built.comparison['largest']:.3f} at most, {built.comparison['mean']:.4f} on average"
+            f"{page}: {len(built.html.encode()) / 1000:.0f} kB, open it in a browser; weights rounded to 8 bits: "
+            f"pixels differ by {built.comparison['largest']:.3f} at most, {built.comparison['mean']:.4f} on average"
         )
 
 
@@ -278,7 +304,8 @@ def _check_export(directory: Path, run: Path | None, out: Path | None, *, json: 
         print_json({"out": str(directory), **found})
         return
     print(
-        f"{directory}: whole ({found['files']} files); {found['examples']} examples give what they gave at export, within {found['largest']:.1g}"
+        f"{directory}: whole ({found['files']} files); {found['examples']} examples give what they gave at export, "
+        f"within {found['largest']:.1g}"
     )
 
 
@@ -295,7 +322,7 @@ def _describe_int8(cost: dict[str, Any]) -> str:
 def load_split(
     path: Path, split: str, dataset: str | None, data_root: str | None, weights: str, device: str
 ) -> tuple[DiscreteVAE, dict[str, Any], Split, TrainConfig]:
-    """The run's model, where its weights are from, a split of the data binarised as in the run, and the configuration."""
+    """The run's model, where its weights are from, a split binarised as in the run, and the configuration."""
     from dataclasses import replace
 
     from dgrad.devices import choose_device
@@ -313,8 +340,8 @@ def load_split(
     data = build_dataset(config)
     if data.image_shape != model.image_shape:
         raise InputError(
-            f"{config.dataset} has images of shape {list(data.image_shape)} (channels, height, width); the model of {path} takes "
-            f"{list(model.image_shape)}: choose a data set of that size"
+            f"{config.dataset} has images of shape {list(data.image_shape)} (channels, height, width); the model of "
+            f"{path} takes {list(model.image_shape)}: choose a data set of that size"
         )
     chosen: Split = getattr(evaluation_data(config, data), split)
     return model.to(target), state, chosen.to(target), config

@@ -126,7 +126,8 @@ def reproduce(
         print(f"{recipe.title}: {', '.join(sorted(path.name for path in out.glob(f'{name}*')))} in {out}")
     if failed := [row for row in results.runs if row["state"] == "failed"]:
         raise RunError(
-            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: {failed[0]['problem']}"
+            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: "
+            f"{failed[0]['problem']}"
         )
 
 
@@ -144,7 +145,8 @@ def _list(known: Mapping[str, Recipe], *, as_json: bool) -> None:
         ([each.name, each.title, each.needs, each.takes] for each in known.values()),
     )
     print(
-        "\ndgrad reproduce NAME --data-root DIR; --quick tries it in minutes. Lorberbom, Gane, Jaakkola, Hazan, NeurIPS 2019."
+        "\ndgrad reproduce NAME --data-root DIR; --quick tries it in minutes. "
+        "Lorberbom, Gane, Jaakkola, Hazan, NeurIPS 2019."
     )
 
 

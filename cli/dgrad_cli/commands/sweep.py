@@ -48,7 +48,10 @@ def sweep(
     device: Devices = None,
     launcher: Annotated[
         str,
-        typer.Option(help="local (processes here), slurm (a job each; extra: slurm), submitit-local (to try that)."),
+        typer.Option(
+            help="local (processes here), slurm (a job each; extra: slurm), submitit-local (to try that).",
+            metavar="NAME",
+        ),
     ] = "local",
     slurm: Annotated[
         list[str] | None,
@@ -65,8 +68,8 @@ def sweep(
 ) -> None:
     """Train every combination of settings, several at a time; what is finished is not trained again.
 
-    Any setting takes several values, separated by commas. Each combination is an ordinary run in a directory of its own.
-    The best are chosen by validation; test images choose nothing.
+    Any setting takes several values, separated by commas. Each combination is an ordinary run in a directory of its
+    own. The best are chosen by validation; test images choose nothing.
     """
     check_directory(out)
     load_plugins(given.get("plugins"))
@@ -91,8 +94,8 @@ def sweep(
     failed = [row for row in results.runs if row["state"] == "failed"]
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: {failed[0]['problem']}; see "
-            f"{out / 'logs'}"
+            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: "
+            f"{failed[0]['problem']}; see {out / 'logs'}"
         )
 
 
@@ -263,8 +266,8 @@ def show_results(results: Results, out: Path, *, dry_run: bool = False) -> None:
     )
     units = sorted({one.unit for one in trained if one.unit})
     print(
-        f"\nBounds in {' or '.join(units) or 'nats'}, the lower the better; mean ± standard deviation over seeds. *: the best by validation "
-        "of those with the same latent, data and labels."
+        f"\nBounds in {' or '.join(units) or 'nats'}, the lower the better; mean ± standard deviation over seeds. "
+        "*: the best by validation of those with the same latent, data and labels."
     )
     for state in ("left out", "failed"):
         name = "label" if state == "left out" else "run"

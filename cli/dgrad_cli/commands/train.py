@@ -155,7 +155,7 @@ def _stopping_on_signals(
 ) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end what runs inside after the current step, its state saved; a second Ctrl-C ends it at once.
 
-    One of several processes hears a signal more than once, from the terminal and from torchrun, which itself ends what does not stop.
+    One of several processes hears a signal twice, from the terminal and from torchrun. Torchrun ends the rest.
 
     Raises:
         Interrupted: as what runs inside raised it, with an exit code that says which signal it was.
@@ -256,8 +256,8 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
     bound = summary["test_bound"]
     if bound is not None and bound["standard_deviation"] is not None:
         print(
-            f"test bound  {bound['mean']:.2f} ± {bound['standard_deviation']:.2f} {any_['unit']}, mean and standard deviation of "
-            f"{len(seeds)} seeds, {bound['least']:.2f} to {bound['greatest']:.2f}"
+            f"test bound  {bound['mean']:.2f} ± {bound['standard_deviation']:.2f} {any_['unit']}, mean and standard "
+            f"deviation of {len(seeds)} seeds, {bound['least']:.2f} to {bound['greatest']:.2f}"
         )
     seconds = max(each["seconds"] for each in seeds.values())
     print(f"training    {any_['steps']} steps of each in {duration(seconds)} on {any_['device']}")
