@@ -9,9 +9,11 @@ import typer
 from dgrad.errors import InputError
 from dgrad.training.processes import World
 from dgrad_cli.commands import plugins
-from dgrad_cli.commands.compare import compare, diagnose
+from dgrad_cli.commands.compare import compare
+from dgrad_cli.commands.diagnose import diagnose
 from dgrad_cli.commands.encode import decode, encode
-from dgrad_cli.commands.evaluate import evaluate, export, reconstruct, sample
+from dgrad_cli.commands.evaluate import evaluate, reconstruct, sample
+from dgrad_cli.commands.export import export
 from dgrad_cli.commands.lists import datasets, estimators, latents
 from dgrad_cli.commands.reproduce import reproduce
 from dgrad_cli.commands.serve import serve

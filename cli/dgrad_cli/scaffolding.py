@@ -1,4 +1,4 @@
-"""Writing a new plugin package from the templates beside this file."""
+"""Writing a new plugin package from the templates beside this file. May import dgrad.errors; the registry only where it is asked."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from string import Template
 from dgrad.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "templates" / "plugin"
-"""Each file ends in `.template`, so that no tool takes it for its result. MODULE in a path is the module's name."""
+"""Each file ends in `.template`, so that no tool takes it for what it will become; MODULE in a path is the module's name."""
 LONGEST_NAME = 30
 """Longer names would break the lines of the templates."""
 
 
 def new_plugin(name: str, out: Path) -> list[Path]:
-    """Write the package of an estimator called `name` into `out`, whole or not at all.
-
-    Returns:
-        Its files, relative to `out`.
+    """Write the package of an estimator called `name` into `out`, whole or not at all; return its files, relative to `out`.
 
     Raises:
         InputError: the name cannot be used, or `out` is not free.
@@ -63,8 +60,8 @@ def check_name(name: str) -> str:
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST_NAME:
         raise InputError(
-            f"cannot name an estimator {name!r}; expected small letters, digits and single hyphens, a letter first, "
-            f"at most {LONGEST_NAME}: for example my-estimator"
+            f"cannot name an estimator {name!r}; expected small letters, digits and single hyphens, a letter first, at most "
+            f"{LONGEST_NAME}: for example my-estimator"
         )
     from dgrad.registry import registry
 

@@ -1,7 +1,7 @@
-"""`python -m dgrad_cli.worker ...`: `dgrad ...` in a process that ends with the process that started it.
+"""`python -m dgrad_cli.worker ...`: `dgrad ...` for a process that another one started and holds the other end of its standard input.
 
-The starter holds the other end of the standard input, and writes nothing. When that input ends, the starter is gone,
-and this process ends as at SIGTERM, with its state saved. It imports nothing heavy before it listens.
+Nothing is written into that. When it ends, the other process is gone, however it went, and this one ends too, as at SIGTERM: with its
+state saved. Imports nothing heavy before it listens.
 """
 
 import os

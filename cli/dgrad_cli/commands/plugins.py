@@ -1,4 +1,4 @@
-"""`dgrad plugins`, `plugins check`, `plugins new`: the plugins, whether one is right, and how to begin one."""
+"""`dgrad plugins`, `plugins check`, `plugins new`: what is loaded, whether it is right, and how to begin one."""
 
 from __future__ import annotations
 
