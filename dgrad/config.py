@@ -1,6 +1,7 @@
-"""The configuration of a training run: every choice in one place, with its default. May import no torch.
+"""The settings of a training run, in groups. A field holds all that is known of a setting.
 
-The same names serve on the command line (`--batch-size`), in a TOML file (`batch-size = 100`) and in a run's `config.json`.
+The same names serve on the command line (`--batch-size`), in a TOML file (`batch-size = 100`) and in a run's
+`config.json`. Options, help and checks are made from the fields: a new setting is a new field.
 """
 
 from __future__ import annotations
@@ -8,205 +9,307 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dgrad.core.schedules import Schedule, schedule
 from dgrad.errors import InputError, unknown_name
+from dgrad.hyperparameters import check_owners, flat_set, set_of
 
 BINARIZATIONS = ("threshold", "static", "dynamic", "none")
-KL_PLACES = ("outside", "inside")
-LABEL_LOSSES = ("cross-entropy", "code")
-CRITERIA = ("bound", "reconstruction", "accuracy")
 COMPILE_MODES = ("auto", "on", "off")
-SWEEP_PRECISIONS = ("float32", "bfloat16")
-LEAST = {
-    "epochs": 1, "batch_size": 1, "eval_every": 1, "eval_samples": 1, "seed": 0, "labels": 0, "labelled_batch": 0, "pretrain_steps": 0,
-    "refine_steps": 0,
-}  # fmt: skip
-"""The least values of whole numbers."""
+
+Check = Callable[[Any], str]
+"""What a value must be, where it is something else; empty where it is right."""
+
+
+# Checks of a field
+
+
+def at_least(least: int) -> Check:
+    """A whole number that is large enough, and fits 64 bits."""
+
+    def check(value: int) -> str:
+        if value < least:
+            return f"a whole number of at least {least}"
+        return "" if value < 2**62 else "a number below 2**62"
+
+    return check
+
+
+def one_of(*choices: str) -> Check:
+    """One of several names."""
+    return lambda value: "" if value in choices else f"one of {', '.join(choices)}"
+
+
+def within(expected: str, right: Callable[[float], bool]) -> Check:
+    """A number that `right` accepts."""
+    return lambda value: "" if right(value) else expected
+
+
+def scheduled(expected: str, right: Callable[[Schedule], bool]) -> Check:
+    """The text of a schedule that `right` accepts."""
+    return lambda text: "" if right(schedule(text)) else expected
+
+
+def _name(value: str) -> str:
+    return "" if value.strip() else "a name"
+
+
+SHARE = within("a share of at least 0 and below 1", lambda value: 0 <= value < 1)
+WEIGHT = within("a finite number of at least 0", lambda value: 0 <= value < math.inf)
+
+
+# Groups of settings
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """What `dgrad train` does. Values are checked when an instance is made.
+class About:
+    """What a field knows of its setting beside name, type and default.
 
     Attributes:
-        estimator: the registered name of the gradient estimator.
-        set: its hyper-parameters; schedules as text.
-        latent: the latent's spec.
-        dataset: a registered name, a `.npz` file or a folder of images by class.
-        data_root: where data sets on disk are; None for `$DGRAD_DATA` or the user's cache folder.
-        binarize: what becomes of grey pixels: rounded at 0.5, drawn once, drawn anew each time, or left grey.
-        model: the registered name of the model.
-        hidden: widths of its hidden layers, from the image to the code.
-        gaussian: how many Gaussian variables it has beside the code; None for as many as suit the model.
-        dropout: the share of its hidden units that a training step leaves out; None for what suits the model.
-        input_dropout: the share of pixels that the encoder does not see in a training step.
-        likelihood: bernoulli or squared-error.
-        kl: where the KL is trained: outside (exact, beside the estimate) or inside the objective; None for what suits the estimator.
-        kl_weight: its weight in training, a schedule as text; at 0 it is reported and not trained. That of Gaussian variables has weight 1.
-        labels: how many training images show their label, balanced over the classes, or their attributes; 0 for training without labels.
-        attributes: the data set's attributes that are labels, one for each variable of the code; with labels, none stands for all.
-        labelled_batch: how many of these are drawn, with replacement, in each step, beside `batch_size` others; 0 only after pretraining.
-        pretrain_steps: steps on labelled images alone, `batch_size` of them or all, drawn in the same way, before the run's own steps; with labels only.
-        label_loss: what teaches the encoder the labels: the cross-entropy of its logits, or a loss of the code, which the estimator carries back.
-        label_weight: of that loss.
-        balance_weight: of `sum m log m/f`, m how frequent each class is in the code of unlabelled images, f how frequent it should be; with labels only.
-        independence_weight: of the covariance between code and Gaussian variables, with labels only; None for 1000 with attributes, else 0.
-        adversarial_weight: of the virtual adversarial loss (Miyato et al. 2018): how far q moves, in nats, within a small distance of an image; with labels only.
-        adversarial_radius: that distance, the Euclidean norm of the change of the pixels.
-        propagate_labels: the share of the training images that get a label, those for which the nearest neighbours' labels say it most clearly; 0 for none but their own.
-        augment: whether labelled images are redrawn by small random affine maps.
-        epochs: passes over the training images.
-        steps: the number of steps instead, where it is not None.
-        batch_size: images in a step.
-        lr: Adam's learning rate, a schedule as text.
-        weight_decay: decoupled weight decay (Loshchilov & Hutter 2019), not on biases.
-        seed: of the initial weights, the order of the data, the noise and the evaluation.
-        device: auto, cpu, cuda, cuda:1, mps ...
-        compile: whether compiled kernels do the sweep where there are some: on, off, or auto, which compiles for a run that is long enough.
-        sweep_precision: in which the sweep of a decoder with hidden layers, or of one of one's own, multiplies matrices: float32 or bfloat16.
-        eval_every: epochs between two evaluations on the validation images.
-        choose_by: what the best weights are best in, on the validation images: bound, reconstruction or accuracy; None for the
-            accuracy with labels, else the bound.
-        eval_samples: codes drawn for each image in the final evaluation.
-        refine_steps: how many steps q is refined for each image of a training step (`dgrad.core.refinement.refine`); the decoder learns from codes of this
-            q, the encoder as ever from its own. Not with labels.
-        eval_refine_steps: the same in evaluation, where more of them cost less; None for as many.
-        plugins: modules or `.py` files that are loaded first.
+        help: a line for `--help`.
+        check: of its values; None is never checked.
+        metavar: the kind of value in the help, where the type does not say it.
+        otherwise: what the default None, or an empty one, stands for.
+        needs_labels: whether the setting, unless it is 0 or empty, needs `labels`.
     """
 
-    estimator: str = "direct"
-    set: dict[str, str] = field(default_factory=dict)
-    latent: str = "20x10"
-    dataset: str = "digits"
-    data_root: str | None = None
-    binarize: str = "threshold"
-    model: str = "linear"
-    hidden: tuple[int, ...] = ()
-    gaussian: int | None = None
-    dropout: float | None = None
-    input_dropout: float = 0.0
-    likelihood: str = "bernoulli"
-    kl: str | None = None
-    kl_weight: str = "1"
-    labels: int = 0
-    attributes: tuple[str, ...] = ()
-    labelled_batch: int = 50
-    pretrain_steps: int = 0
-    label_loss: str = "cross-entropy"
-    label_weight: float = 50.0
-    balance_weight: float = 30.0
-    independence_weight: float | None = None
-    adversarial_weight: float = 0.0
-    adversarial_radius: float = 2.0
-    propagate_labels: float = 0.0
-    augment: bool = False
-    epochs: int = 100
-    steps: int | None = None
-    batch_size: int = 100
-    lr: str = "cosine:0.01:0"
-    weight_decay: float = 0.0
-    seed: int = 0
-    device: str = "auto"
-    compile: str = "auto"
-    sweep_precision: str = "float32"
-    eval_every: int = 1
-    choose_by: str | None = None
-    eval_samples: int = 10
-    refine_steps: int = 0
-    eval_refine_steps: int | None = None
-    plugins: tuple[str, ...] = ()
+    help: str
+    check: Check | None = None
+    metavar: str = ""
+    otherwise: str = ""
+    needs_labels: bool = False
+
+
+def setting(default: Any, help: str, check: Check | None = None, **more: Any) -> Any:
+    """A field of a group; the arguments are those of `About`."""
+    metadata = {"about": About(help, check, **more)}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def about(item: Field[Any]) -> About:
+    """What a field knows of its setting."""
+    known: About = item.metadata["about"]
+    return known
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A group of settings, checked when an instance is made.
+
+    Raises:
+        InputError: a value cannot be.
+    """
+
+    panel = ""  # the group's name in the help
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            _check(name, getattr(self, name) >= least, getattr(self, name), f"a whole number of at least {least}")
-            _check(name, getattr(self, name) < 2**62, getattr(self, name), "a number below 2**62")
-        for name in ("estimator", "latent", "dataset", "model"):
-            _check(name, bool(getattr(self, name).strip()), repr(getattr(self, name)), "a name")
-        _check("steps", self.steps is None or self.steps >= 1, self.steps, "a whole number of at least 1")
-        steps = self.eval_refine_steps
-        _check("eval_refine_steps", steps is None or 0 <= steps < 2**62, steps, "a whole number of at least 0")
-        _check(
-            "refine_steps", not self.refine_steps or not self.labels, "it with --labels", "0, or given without --labels"
-        )
-        _check("gaussian", self.gaussian is None or self.gaussian >= 1, self.gaussian, "a whole number of at least 1")
-        _check(
-            "dropout",
-            self.dropout is None or 0 <= self.dropout < 1,
-            self.dropout,
-            "a share of at least 0 and below 1",
-        )
-        _check("input_dropout", 0 <= self.input_dropout < 1, self.input_dropout, "a share of at least 0 and below 1")
-        for name in ("label_weight", "balance_weight", "adversarial_weight", "weight_decay"):
-            _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "a finite number of at least 0")
-        _check("binarize", self.binarize in BINARIZATIONS, self.binarize, f"one of {', '.join(BINARIZATIONS)}")
-        _check("kl", self.kl is None or self.kl in KL_PLACES, self.kl, f"one of {', '.join(KL_PLACES)}")
-        _check("label_loss", self.label_loss in LABEL_LOSSES, self.label_loss, f"one of {', '.join(LABEL_LOSSES)}")
-        _check(
-            "augment",
-            not self.augment or self.labels > 0,
-            "it without --labels",
-            "given with --labels, whose images it redraws",
-        )
-        _check(
-            "adversarial_weight",
-            not self.adversarial_weight or self.labels > 0,
-            "it without --labels",
-            "given with --labels",
-        )
-        _check(
-            "pretrain_steps", not self.pretrain_steps or self.labels > 0, "it without --labels", "given with --labels"
-        )
-        _check(
+        for item in fields(self):
+            check, value = about(item).check, getattr(self, item.name)
+            if check is None or value is None:
+                continue
+            try:
+                expected = check(value)
+            except InputError as error:
+                raise InputError(f"{option(item.name)}: {error}") from None
+            _require(item.name, not expected, _shown(value), expected)
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """The images."""
+
+    panel = "Data"
+    dataset: str = setting("digits", "A name of `dgrad datasets`, a .npz file, or a folder of images by class.", _name)
+    data_root: str | None = setting(
+        None, "Where data sets are on disk.", metavar="DIR", otherwise="$DGRAD_DATA or the user's cache"
+    )
+    binarize: str = setting(
+        "threshold",
+        "Grey pixels: threshold (at 0.5), static (drawn once), dynamic (drawn anew), none (grey).",
+        one_of(*BINARIZATIONS),
+    )
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """The networks, and the code between them."""
+
+    panel = "Model"
+    latent: str = setting("20x10", "The code: VARIABLESxVALUES; `dgrad latents` lists others.", _name)
+    model: str = setting("linear", "linear, mlp, mixture (Gaussian variables beside the code), conv.", _name)
+    hidden: tuple[int, ...] = setting(
+        (),
+        "Widths of hidden layers, from the image to the code: 400,200.",
+        lambda widths: "" if min(widths, default=1) >= 1 else "widths of at least 1, for example 400,200",
+    )
+    gaussian: int | None = setting(
+        None, "Gaussian variables beside the code.", at_least(1), otherwise="mixture 20, conv 64"
+    )
+    dropout: float | None = setting(None, "Share of hidden units left out; mixture only.", SHARE, otherwise="0")
+    input_dropout: float = setting(0.0, "Share of pixels hidden from the encoder in a step.", SHARE)
+    likelihood: str = setting("bernoulli", "bernoulli, or squared-error (behind a tanh).")
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings(Settings):
+    """The gradient estimator, and what it minimises."""
+
+    panel = "Estimator and objective"
+    estimator: str = setting("direct", "Gradient estimator; `dgrad estimators` lists them.", _name)
+    set: dict[str, str] = setting(  # noqa: RUF009
+        {}, "Hyper-parameter; repeatable: samples=4, direct.epsilon=geometric:1:0.02."
+    )
+    kl: str | None = setting(
+        None,
+        "The KL: outside (exact, beside the estimate) or inside the objective.",
+        one_of("outside", "inside"),
+        otherwise="what suits the estimator",
+    )
+    kl_weight: str = setting(
+        "1",
+        "Weight of the code's KL in training; 0 only reports it.",
+        scheduled("a number of at least 0 or a schedule such as geometric:10:1", lambda weight: weight.lowest >= 0),
+        metavar="SCHEDULE",
+    )
+    refine_steps: int = setting(0, "Sweeps that refine q for the decoder.", at_least(0))
+
+
+@dataclass(frozen=True)
+class OptimisationSettings(Settings):
+    """The length and the size of the steps."""
+
+    panel = "Optimisation"
+    epochs: int = setting(100, "Passes over the training images.", at_least(1))
+    steps: int | None = setting(None, "Number of steps, instead of epochs.", at_least(1))
+    batch_size: int = setting(100, "Images in a step.", at_least(1))
+    lr: str = setting(
+        "cosine:0.01:0",
+        "Adam's learning rate: a number or a schedule.",
+        scheduled(
+            "a positive number or a schedule such as cosine:0.01:0",
+            lambda rate: rate.lowest >= 0 and rate.over(1)(0) > 0,
+        ),
+        metavar="SCHEDULE",
+    )
+    weight_decay: float = setting(0.0, "Decoupled weight decay, not on biases.", WEIGHT)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Settings):
+    """When the model is evaluated, how exactly, and which weights are kept."""
+
+    panel = "Evaluation"
+    eval_every: int = setting(1, "Epochs between evaluations on validation images.", at_least(1))
+    choose_by: str | None = setting(
+        None,
+        "The best weights by validation: bound, reconstruction, accuracy.",
+        one_of("bound", "reconstruction", "accuracy"),
+        otherwise="accuracy with --labels, else bound",
+    )
+    eval_samples: int = setting(10, "Codes for each image in the final test.", at_least(1))
+    eval_refine_steps: int | None = setting(
+        None, "--refine-steps in evaluation.", at_least(0), otherwise="as in training"
+    )
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """Where and how the run is computed."""
+
+    panel = "Run"
+    seed: int = setting(0, "Of weights, order of the data, noise, evaluation.", at_least(0))
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
+    compile: str = setting("auto", "Compiled kernels: on, off, auto (for long runs).", one_of(*COMPILE_MODES))
+    sweep_precision: str = setting(
+        "float32", "Of a deep decoder's sweep: float32, bfloat16.", one_of("float32", "bfloat16")
+    )
+    plugins: tuple[str, ...] = setting((), "A module or a .py file to load first; repeatable.", metavar="PLUGIN")
+
+
+@dataclass(frozen=True)
+class LabelSettings(Settings):
+    """Training with few labels."""
+
+    panel = "Few labels"
+    labels: int = setting(0, "Training images that show their label; latent 1xCLASSES or ATTRIBUTESx2.", at_least(0))
+    attributes: tuple[str, ...] = setting(
+        (),
+        "The attributes that are labels: Eyeglasses,Smiling.",
+        lambda names: "" if len({*names}) == len(names) else "different",
+        otherwise="all",
+        needs_labels=True,
+    )
+    labelled_batch: int = setting(50, "Labelled images in a step, beside --batch-size others.", at_least(0))
+    pretrain_steps: int = setting(0, "Steps on labelled images alone, first.", at_least(0), needs_labels=True)
+    label_loss: str = setting(
+        "cross-entropy", "cross-entropy (of the logits), or code (of a draw).", one_of("cross-entropy", "code")
+    )
+    label_weight: float = setting(50.0, "Weight of that loss.", WEIGHT)
+    balance_weight: float = setting(30.0, "Weight of the balance of classes in the code.", WEIGHT)
+    independence_weight: float | None = setting(
+        None,
+        "Weight of the covariance of code and Gaussian variables.",
+        WEIGHT,
+        otherwise="1000 with attributes, else 0",
+    )
+    adversarial_weight: float = setting(0.0, "Weight of the virtual adversarial loss.", WEIGHT, needs_labels=True)
+    adversarial_radius: float = setting(
+        2.0,
+        "Euclidean norm of its change of the pixels.",
+        within("a finite number above 0", lambda radius: 0 < radius < math.inf),
+    )
+    propagate_labels: float = setting(
+        0.0,
+        "Share of images labelled by neighbours.",
+        within("a share of 0 to 1", lambda share: 0 <= share <= 1),
+        needs_labels=True,
+    )
+    augment: bool = setting(False, "Redraw labelled images by small affine maps.", needs_labels=True)
+
+
+@dataclass(frozen=True)
+class TrainConfig(
+    LabelSettings, RunSettings, EvaluationSettings, OptimisationSettings, ObjectiveSettings, ModelSettings, DataSettings
+):
+    """All settings of a training run, flat: `config.lr`. `docs/settings.md` explains each.
+
+    A function that needs one group alone may be typed with it, for example with `OptimisationSettings`.
+    Fields come in the order of the help, from the last base to the first.
+
+    Raises:
+        InputError: a value cannot be, or two do not go together.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in fields(self):
+            alone = about(item).needs_labels and not self.labels and getattr(self, item.name)
+            _require(item.name, not alone, "it without --labels", "given with --labels")
+        refined = self.refine_steps and self.labels
+        _require("refine_steps", not refined, "it with --labels", "0, or given without --labels")
+        _require(
             "labelled_batch",
             self.labelled_batch > 0 or self.pretrain_steps > 0,
-            0,
+            "0",
             "at least 1, or given with --pretrain-steps: something has to see the labels",
         )
-        _check("choose_by", self.choose_by in (None, *CRITERIA), self.choose_by, f"one of {', '.join(CRITERIA)}")
-        _check(
+        _require(
             "choose_by",
             self.choose_by != "accuracy" or self.labels > 0,
             "accuracy without --labels",
             "bound or reconstruction, or given with --labels",
         )
-        share = self.propagate_labels
-        _check("propagate_labels", 0 <= share <= 1, share, "a share of 0 to 1")
-        _check("propagate_labels", not share or self.labels > 0, "it without --labels", "given with --labels")
-        radius = self.adversarial_radius
-        _check("adversarial_radius", 0 < radius < math.inf, radius, "a finite number above 0")
-        weight = self.independence_weight
-        _check("independence_weight", weight is None or 0 <= weight < math.inf, weight, "a finite number of at least 0")
-        _check(
-            "attributes",
-            not self.attributes or self.labels > 0,
-            "them without --labels",
-            "given with --labels, the number of images that show them",
-        )
-        _check("attributes", len(set(self.attributes)) == len(self.attributes), ",".join(self.attributes), "different")
-        _check("compile", self.compile in COMPILE_MODES, self.compile, f"one of {', '.join(COMPILE_MODES)}")
-        known = f"one of {', '.join(SWEEP_PRECISIONS)}"
-        _check("sweep_precision", self.sweep_precision in SWEEP_PRECISIONS, self.sweep_precision, known)
-        _check(
-            "hidden", all(width >= 1 for width in self.hidden), self.hidden, "widths of at least 1, for example 400,200"
-        )
-        rate = _schedule("lr", self.lr)
-        _check(
-            "lr",
-            rate.lowest >= 0 and rate.over(1)(0) > 0,
-            self.lr,
-            "a positive number or a schedule such as cosine:0.01:0",
-        )
-        lowest = _schedule("kl_weight", self.kl_weight).lowest
-        _check("kl_weight", lowest >= 0, self.kl_weight, "a number of at least 0 or a schedule such as geometric:10:1")
 
     @property
     def criterion(self) -> str:
-        """One of `CRITERIA`: what the best weights are best in."""
+        """The figure that the best weights are best in: bound, reconstruction or accuracy."""
         return self.choose_by or ("accuracy" if self.labels else "bound")
 
     @property
@@ -219,13 +322,6 @@ class TrainConfig:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def _schedule(name: str, text: str) -> Schedule:
-    try:
-        return schedule(text)
-    except InputError as error:
-        raise InputError(f"{option(name)}: {error}") from None
-
-
 def option(name: str) -> str:
     """How a field is written on the command line.
 
@@ -235,9 +331,90 @@ def option(name: str) -> str:
     return "--" + {"plugins": "plugin"}.get(name, name).replace("_", "-")
 
 
-def _check(name: str, fine: bool, got: Any, expected: str) -> None:
-    if not fine:
+def panel_of(name: str) -> str:
+    """The group that a setting belongs to, as the help names it."""
+    groups = (group for group in TrainConfig.__mro__ if issubclass(group, Settings))
+    return next(group.panel for group in groups if name in get_annotations(group))
+
+
+def _require(name: str, right: object, got: str, expected: str) -> None:
+    if not right:
         raise InputError(f"{option(name)} must be {expected}; got {got}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return repr(value) if value == "" or str(value).isspace() else str(value)
+
+
+# Reading
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _truth(value: Any) -> bool:
+    return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple, dict)):
+        raise TypeError
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return [item for item in value.split(",") if item] if isinstance(value, str) else list(value)
+
+
+class Kind(NamedTuple):
+    """How values of a type are read, what they must be, and their name in the help."""
+
+    read: Callable[[Any], Any]
+    expected: str
+    metavar: str
+
+
+KINDS = {
+    "int": Kind(_whole, "a whole number", "N"),
+    "float": Kind(_number, "a number", "NUMBER"),
+    "bool": Kind(_truth, "true or false", ""),
+    "str": Kind(_text, "a text", "NAME"),
+    "dict[str, str]": Kind(flat_set, "a table of names and values", "NAME=VALUE"),
+    "tuple[int, ...]": Kind(lambda value: tuple(map(_whole, _items(value))), "a list such as 400,200", "N,N"),
+    "tuple[str, ...]": Kind(lambda value: tuple(map(str, _items(value))), "a list such as a,b", "NAME,NAME"),
+}
+
+
+def kind_of(item: Field[Any]) -> Kind:
+    """The kind of a field's values."""
+    return KINDS[str(item.type).removesuffix(" | None")]
+
+
+LISTS = tuple(item.name for item in fields(TrainConfig) if str(item.type).startswith("tuple"))
+"""Settings whose one value is a list."""
+
+
+def with_names(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of settings with the names of `TrainConfig`, and its hyper-parameters by `NAME` or `ESTIMATOR.NAME`.
+
+    >>> with_names({"batch-size": 5, "set": {"direct": {"sweep-share": 0.1}}})
+    {'batch_size': 5, 'set': {'direct.sweep_share': 0.1}}
+    """
+    settings = {{"plugin": "plugins"}.get(name, name).replace("-", "_"): value for name, value in table.items()}
+    if "set" in settings:
+        settings["set"] = _read("set", KINDS["dict[str, str]"], settings["set"])
+    return settings
 
 
 def configure(settings: Mapping[str, Any], base: TrainConfig | None = None) -> TrainConfig:
@@ -250,51 +427,24 @@ def configure(settings: Mapping[str, Any], base: TrainConfig | None = None) -> T
     (400, 200)
     """
     known = {item.name: item for item in fields(TrainConfig)}
-    values = {}
-    for key, value in settings.items():
-        name = {"plugin": "plugins"}.get(key, key).replace("-", "_")
+    values: dict[str, Any] = {}
+    for name, value in with_names(settings).items():
         if name not in known:
-            raise unknown_name("setting", key, (option(item)[2:] for item in known))
-        values[name] = _read(name, str(known[name].type), value)
+            raise unknown_name("setting", name.replace("_", "-"), (option(item)[2:] for item in known))
+        may_be_none = value is None and "None" in str(known[name].type)
+        values[name] = None if may_be_none else _read(name, kind_of(known[name]), value)
+    if "set" in values:
+        estimator = values.get("estimator", (base or TrainConfig).estimator)
+        check_owners(values["set"], [estimator])
+        values["set"] = {name: str(value) for name, value in set_of(estimator, values["set"]).items()}
     return replace(base or TrainConfig(), **values)
 
 
-def _read(name: str, kind: str, value: Any) -> Any:
-    if value is None and "None" in kind:
-        return None
-    kind = kind.removesuffix(" | None")
+def _read(name: str, kind: Kind, value: Any) -> Any:
     try:
-        if kind == "int":
-            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-                raise ValueError
-            return int(value)
-        if kind == "float":
-            if isinstance(value, bool):
-                raise ValueError
-            return float(value)
-        if kind == "bool":
-            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
-        if kind == "str":
-            if isinstance(value, (list, tuple, dict)):
-                raise TypeError
-            return f"{value:.12g}" if isinstance(value, float) else str(value)
-        if kind == "dict[str, str]":
-            return {str(key): str(entry) for key, entry in dict(value).items()}
-        items = [item for item in value.split(",") if item] if isinstance(value, str) else list(value)
-        if "int" in kind and any(isinstance(item, float) for item in items):
-            raise ValueError
-        return tuple(int(item) for item in items) if "int" in kind else tuple(str(item) for item in items)
+        return kind.read(value)
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError):
-        expected = {
-            "int": "a whole number",
-            "float": "a number",
-            "bool": "true or false",
-            "str": "a text",
-            "dict[str, str]": "a table of names and values",
-        }
-        raise InputError(
-            f"{option(name)} must be {expected.get(kind, 'a list such as 400,200')}; got {value!r}"
-        ) from None
+        raise InputError(f"{option(name)} must be {kind.expected}; got {value!r}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

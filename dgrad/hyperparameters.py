@@ -1,9 +1,12 @@
-"""Hyper-parameters of a factory: which there are, and reading them from text. May import no torch."""
+"""Hyper-parameters of a factory: which there are, how they are named for estimators, and reading them from text.
+
+A name is of all estimators, `epsilon`, or of one, `direct.epsilon`. Hyphens in it are underscores.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dgrad.core.schedules import Schedule, schedule
@@ -40,6 +43,84 @@ def read_hyperparameters(name: str, factory: Callable[..., Any], given: Mapping[
         else:
             result[key] = _read(key, value, known[key].annotation) if isinstance(value, str) else value
     return result
+
+
+def flat_set(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of hyper-parameters by `NAME` or `ESTIMATOR.NAME`. TOML makes a table of `direct.epsilon = 1`.
+
+    >>> flat_set({"direct": {"sweep-share": 0.1}, "st-gumbel-softmax.temperature": 1, "samples": 2})
+    {'direct.sweep_share': 0.1, 'st-gumbel-softmax.temperature': 1, 'samples': 2}
+    """
+    flat = {}
+    for name, value in dict(table).items():
+        entries = (
+            {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+        for key, entry in entries.items():
+            owner, dot, last = str(key).rpartition(".")
+            flat[f"{owner}{dot}{last.replace('-', '_')}"] = entry
+    return flat
+
+
+def read_set(texts: Iterable[str]) -> dict[str, list[str]]:
+    """The values that `--set` lists, by `NAME` or `ESTIMATOR.NAME`.
+
+    Raises:
+        InputError: a text is of another form, or a name is given twice.
+
+    >>> read_set(["direct.sweep-share=0.1,1", "samples=4"])
+    {'direct.sweep_share': ['0.1', '1'], 'samples': ['4']}
+    """
+    given: dict[str, list[str]] = {}
+    for text in texts:
+        left, _, right = text.partition("=")
+        values = [value.strip() for value in right.split(",")]
+        (name,) = flat_set({left.strip(): values})
+        if not (all(name.split(".")) and all(values)):
+            raise InputError(
+                f"--set expects NAME=VALUE or ESTIMATOR.NAME=VALUE, for example direct.epsilon=0.1; got {text!r}"
+            )
+        if name in given:
+            raise InputError(f"--set {name} is given twice; list its values in one: {name}=1,2")
+        given[name] = values
+    return given
+
+
+def check_owners(given: Iterable[str], estimators: Iterable[str]) -> None:
+    """Make sure that hyper-parameters `ESTIMATOR.NAME` are of estimators that take part.
+
+    Raises:
+        InputError: one is of another.
+    """
+    known = [*estimators]
+    for name in given:
+        owner = name.rpartition(".")[0]
+        if owner and owner not in known:
+            raise unknown_name("estimator in --set", owner, known, "Name it among the estimators too.")
+
+
+def set_of(estimator: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of one estimator: its own go before those of all.
+
+    >>> set_of("direct", {"direct.epsilon": 2, "epsilon": 0.5, "rloo.samples": 4})
+    {'epsilon': 2}
+    """
+    common = {name: value for name, value in given.items() if "." not in name}
+    return common | {
+        name.rpartition(".")[2]: value for name, value in given.items() if name.rpartition(".")[0] == estimator
+    }
+
+
+def with_remedy(error: InputError, label: str, factory: Callable[..., Any], given: Iterable[str]) -> InputError:
+    """The error of a variant `label`. It names the hyper-parameter of all that its estimator does not know.
+
+    Args:
+        given: the names of hyper-parameters, by `NAME` or `ESTIMATOR.NAME`.
+    """
+    known = hyperparameters_of(factory)
+    foreign = [name for name in given if "." not in name and name not in known]
+    remedy = f"; write ESTIMATOR.{foreign[0]} to give it to one estimator alone" if foreign else ""
+    return InputError(f"{label}: {error}{remedy}")
 
 
 def _read(key: str, text: str, annotation: Any) -> Any:

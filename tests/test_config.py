@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from dgrad.config import BINARIZATIONS, TrainConfig, configure, read_config, read_toml
+from dgrad.config import (
+    BINARIZATIONS,
+    OptimisationSettings,
+    TrainConfig,
+    configure,
+    panel_of,
+    read_config,
+    read_toml,
+)
 from dgrad.data import BINARIZATIONS as DATA_BINARIZATIONS
 from dgrad.errors import InputError
 
@@ -105,3 +114,28 @@ def test_a_damaged_config_is_refused_with_its_path(tmp_path: Path, text: str) ->
 
 def test_defaults_are_valid() -> None:
     assert TrainConfig() == configure({})
+
+
+def test_a_group_stands_for_itself_and_checks_its_own() -> None:
+    assert isinstance(TrainConfig(lr="0.1"), OptimisationSettings)
+    assert OptimisationSettings(lr="0.1").lr == "0.1"
+    with pytest.raises(InputError, match="--lr must be a positive number"):
+        OptimisationSettings(lr="0")
+
+
+def test_a_setting_belongs_to_one_group() -> None:
+    groups = TrainConfig.__bases__
+    named = [item.name for group in reversed(groups) for item in fields(group)]
+    assert named == [item.name for item in fields(TrainConfig)]
+    assert len(set(named)) == len(named)
+    assert {panel_of(name) for name in named} == {group.panel for group in groups}
+
+
+def test_a_table_of_hyperparameters_is_of_the_runs_estimator() -> None:
+    assert configure({"set": {"direct": {"sweep-share": 0.5}, "epsilon": 1}}).set == {
+        "sweep_share": "0.5",
+        "epsilon": "1",
+    }
+    assert configure({"lr": 1}, TrainConfig(set={"epsilon": "2"})).set == {"epsilon": "2"}
+    with pytest.raises(InputError, match="unknown estimator in --set 'rloo'; known: direct"):
+        configure({"set": {"rloo.samples": 2}})

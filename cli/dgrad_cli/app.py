@@ -1,23 +1,25 @@
-"""The application: its commands. May import typer and rich; torch and the core only inside commands."""
+"""The application: its commands. Torch and the core are imported inside commands alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from dgrad.errors import InputError
 from dgrad.training.processes import ProcessGroup
-from dgrad_cli.commands import compare as comparing
-from dgrad_cli.commands import encode as coding
-from dgrad_cli.commands import evaluate as using
-from dgrad_cli.commands import lists as inspecting
 from dgrad_cli.commands import plugins
-from dgrad_cli.commands import reproduce as reproducing
-from dgrad_cli.commands import serve as serving
-from dgrad_cli.commands import sweep as sweeping
-from dgrad_cli.commands import train as training
+from dgrad_cli.commands.compare import compare
+from dgrad_cli.commands.diagnose import diagnose
+from dgrad_cli.commands.encode import decode, encode
+from dgrad_cli.commands.evaluate import evaluate, reconstruct, sample
+from dgrad_cli.commands.export import export
+from dgrad_cli.commands.lists import datasets, estimators, latents
+from dgrad_cli.commands.reproduce import reproduce
+from dgrad_cli.commands.serve import serve
+from dgrad_cli.commands.sweep import sweep
+from dgrad_cli.commands.train import train
+from dgrad_cli.options import Command, RunCommand
 
 app = typer.Typer(
     name="dgrad",
@@ -27,25 +29,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-COMMANDS: tuple[Callable[..., None], ...] = (
-    training.train,
-    using.evaluate,
-    using.sample,
-    using.reconstruct,
-    using.export,
-    coding.encode,
-    coding.decode,
-    serving.serve,
-    comparing.diagnose,
-    comparing.compare,
-    sweeping.sweep,
-    reproducing.reproduce,
-    inspecting.estimators,
-    inspecting.latents,
-    inspecting.datasets,
-)
-for command in COMMANDS:
-    app.command()(command)
+EXAMPLE = "Example: dgrad train --estimator direct-rb --latent 8x4 --set epsilon=geometric:1:0.02 --epochs 20"
+app.command(cls=RunCommand, epilog=EXAMPLE)(train)
+for command in (
+    *(evaluate, sample, reconstruct, export, encode, decode, serve),
+    *(diagnose, compare, sweep, reproduce),
+    *(estimators, latents, datasets),
+):
+    app.command(cls=Command)(command)
 app.add_typer(plugins.app, name="plugins")
 
 
@@ -68,5 +59,6 @@ def options(
     command, processes = context.invoked_subcommand, ProcessGroup.from_environment().size
     if command != "train" and processes > 1:
         raise InputError(
-            f"dgrad {command} runs in one process, and torchrun started {processes}; run it without torchrun (only train shares its work)"
+            f"dgrad {command} runs in one process, and torchrun started {processes}; run it without torchrun "
+            "(only train shares its work)"
         )

@@ -1,6 +1,7 @@
-"""The entry point: runs the application, and says in one line what went wrong. Imports nothing that takes time by itself.
+"""The entry point: runs the application, and says in one line what went wrong.
 
-Ctrl-C is heard from the first moment, also while libraries are being imported, some of which turn it into errors of their own.
+It imports nothing that takes time by itself, so that Ctrl-C is heard from the first moment. Some libraries turn a
+Ctrl-C during their import into an error of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any, NoReturn
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command and exit: 0, 1 for what failed on the way, 2 for what was asked wrongly, 128 + the signal after a signal."""
+    """Run the command and exit.
+
+    The exit code is 0, 1 for a failure on the way, 2 for a wrong request, or 128 + the number of a signal.
+    """
     received: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
@@ -72,9 +76,10 @@ def _rank_after_the_first() -> int:
 
 
 def _unless_the_first_says_it(message: str, code: int) -> str:
-    """The message; nothing where the machine's first process ends with the same error, or with a signal, and says so itself.
+    """The message, unless the machine's first process ends with the same error or with a signal, and says so itself.
 
-    When it ends with an error, torchrun ends the others by a signal. Where none comes, the error is this process's alone.
+    When the first ends with an error, torchrun ends the others by a signal. Without a signal, the error is this
+    process's alone.
     """
     if code > 128:
         return ""

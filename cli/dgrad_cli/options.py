@@ -1,188 +1,251 @@
-"""The options that stand for a setting of `TrainConfig`, as several commands have them. May import typer; no torch."""
+"""The options that stand for settings, made from the fields of `TrainConfig` and read; and options of many commands."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from dgrad.config import TrainConfig, option
+from dgrad.config import (
+    LISTS,
+    RunSettings,
+    TrainConfig,
+    about,
+    configure,
+    kind_of,
+    option,
+    panel_of,
+    read_toml,
+    with_names,
+)
+from dgrad.errors import InputError
+from dgrad.hyperparameters import check_owners, read_set, set_of
 
+FIELDS = {item.name: item for item in fields(TrainConfig)}
 DEFAULTS = TrainConfig()
+PLURALS = ("estimator", "latent")
+"""Settings whose option has the plural as a second name."""
 
-
-def setting(help_text: str, name: str, *names: str, kind: str | None = None) -> Any:
-    """An option that is left out unless the user gives it, and whose help shows the default of `TrainConfig`."""
-    default = getattr(DEFAULTS, name)
-    annotation = str(TrainConfig.__dataclass_fields__[name].type)
-    kind = kind or {"int": "INTEGER", "float": "NUMBER"}.get(annotation.removesuffix(" | None"), "TEXT")
-    shown = "" if default in (None, {}, ()) else f" (default: {default})"
-    return typer.Option(*(names or (option(name),)), help=help_text + shown, metavar=kind, show_default=False)
-
-
-EstimatorOption = Annotated[str | None, setting("Gradient estimator; `dgrad estimators` lists them.", "estimator")]
-SetOption = Annotated[
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to the standard error.")]
+Plugins = Annotated[
     list[str] | None,
-    setting(
-        "A hyper-parameter of the estimator: epsilon=0.5, epsilon=geometric:1:0.02, samples=4; repeatable. `dgrad estimators` has the defaults: a constant epsilon or temperature, where the paper anneals from 1 (exponential:1:1e-5:1000:0.1), which with the KL trained lets the code collapse.",
-        "set",
-        kind="NAME=VALUE",
-    ),
+    typer.Option("--plugin", help=about(FIELDS["plugins"]).help, metavar="PLUGIN", show_default=False),
 ]
-LatentOption = Annotated[str | None, setting("Latent code: VARIABLESxVALUES; `dgrad latents` lists others.", "latent")]
-DatasetOption = Annotated[
-    str | None, setting("A name from `dgrad datasets`, a .npz file, or a folder of images by class.", "dataset")
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, and what is left to do.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(help="Runs at a time. (default: as many as devices)", metavar="N", min=1, show_default=False),
 ]
-DataRootOption = Annotated[
+Devices = Annotated[
     str | None,
-    setting("Where data sets are on disk. (default: $DGRAD_DATA, else the user's cache folder)", "data_root"),
-]
-BinarizeOption = Annotated[
-    str | None,
-    setting("threshold (round at 0.5), static (one draw), dynamic (a new draw each time), none (grey).", "binarize"),
-]
-ModelOption = Annotated[
-    str | None,
-    setting(
-        "linear, mlp, mixture (Gaussian variables beside the code), or conv (the same with convolutions).", "model"
-    ),
-]
-HiddenOption = Annotated[str | None, setting("Widths of hidden layers, from the image to the code: 400,200.", "hidden")]
-GaussianOption = Annotated[
-    str | None, setting("Gaussian variables beside the code. (default: mixture 20, conv 64)", "gaussian")
-]
-DropoutOption = Annotated[
-    str | None,
-    setting("Share of hidden units left out in a training step, in the mixture model. (default: 0)", "dropout"),
-]
-InputDropoutOption = Annotated[
-    str | None, setting("Share of pixels hidden from the encoder in a step.", "input_dropout")
-]
-LikelihoodOption = Annotated[str | None, setting("bernoulli, or squared-error (behind a tanh).", "likelihood")]
-KLOption = Annotated[
-    str | None,
-    setting(
-        "outside (exact, beside the estimate) or inside the objective. (default: inside for the direct family, else outside)",
-        "kl",
-    ),
-]
-KLWeightOption = Annotated[
-    str | None,
-    setting(
-        "Weight of the code's KL in training, or a schedule of it; at 0 it is reported, not trained.",
-        "kl_weight",
-        kind="NUMBER",
-    ),
-]
-LabelsOption = Annotated[
-    str | None,
-    setting(
-        "How many training images show their label, balanced over classes, or their attributes; needs a latent 1xCLASSES or ATTRIBUTESx2.",
-        "labels",
-    ),
-]
-AttributesOption = Annotated[
-    str | None,
-    setting(
-        "The attributes that are labels, one for each variable of the code: Eyeglasses,Smiling. (default: all)",
-        "attributes",
-    ),
-]
-LabelledBatchOption = Annotated[
-    str | None, setting("Labelled images in a step, beside --batch-size others.", "labelled_batch")
-]
-PretrainStepsOption = Annotated[
-    str | None,
-    setting(
-        "Steps on labelled images alone, --batch-size of them, before all others; with --labels only.", "pretrain_steps"
-    ),
-]
-LabelLossOption = Annotated[
-    str | None,
-    setting("cross-entropy (of the logits), or code: a loss of the code, through the estimator.", "label_loss"),
-]
-LabelWeightOption = Annotated[str | None, setting("Weight of that loss.", "label_weight")]
-BalanceWeightOption = Annotated[
-    str | None, setting("Weight of the balance of the classes in the code; with --labels only.", "balance_weight")
-]
-IndependenceWeightOption = Annotated[
-    str | None,
-    setting(
-        "Weight of the independence of Gaussian variables from the code; with --labels only. (default: 1000 with attributes, else 0)",
-        "independence_weight",
-    ),
-]
-AdversarialWeightOption = Annotated[
-    str | None,
-    setting(
-        "Weight of the virtual adversarial loss: that the code hardly changes near an image; with --labels only.",
-        "adversarial_weight",
-    ),
-]
-AdversarialRadiusOption = Annotated[
-    str | None, setting("How near: the Euclidean norm of the change of the pixels.", "adversarial_radius")
-]
-PropagateLabelsOption = Annotated[
-    str | None,
-    setting(
-        "Share of the images that get the label of the images that look like them, the clearest ones; with --labels only.",
-        "propagate_labels",
-    ),
-]
-AugmentOption = Annotated[
-    bool | None,
     typer.Option(
-        "--augment/--no-augment",
-        help="Redraw labelled images by small random affine maps. (default: --no-augment)",
+        help="The devices that runs are given in turn. (default: every GPU, else the CPU)",
+        metavar="NAME,...",
         show_default=False,
     ),
 ]
-EpochsOption = Annotated[str | None, setting("Passes over the training images.", "epochs")]
-StepsOption = Annotated[str | None, setting("Number of steps, instead of epochs.", "steps")]
-BatchSizeOption = Annotated[str | None, setting("Images in a step.", "batch_size")]
-RateOption = Annotated[
-    str | None,
-    setting(
-        "Adam's learning rate or a schedule of it; the paper's constant 0.001 learns more slowly.",
-        "lr",
-        kind="RATE",
+Estimators = Annotated[
+    str,
+    typer.Option("--estimators", "--estimator", help="Names; `dgrad estimators` lists them.", metavar="NAME,..."),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        help="Runs of each combination, with seeds 0, 1 ... (default: the recipe's, else 1)",
+        metavar="N",
+        min=1,
+        show_default=False,
     ),
 ]
-WeightDecayOption = Annotated[str | None, setting("Decoupled weight decay, not on biases.", "weight_decay")]
-SeedOption = Annotated[str | None, setting("Of the weights, the order of the data, the noise, the evaluation.", "seed")]
-DeviceOption = Annotated[str | None, setting("auto, cpu, cuda, cuda:1, mps.", "device")]
-CompileOption = Annotated[
-    str | None,
-    setting(
-        "Kernels compiled on this machine: on, off, or auto (for runs long enough to gain by it); kept for later runs.",
-        "compile",
-    ),
-]
-SweepPrecisionOption = Annotated[
-    str | None,
-    setting(
-        "Of the sweep's matrix products, where the decoder has hidden layers: float32 or bfloat16.", "sweep_precision"
-    ),
-]
-EvalEveryOption = Annotated[str | None, setting("Epochs between evaluations on the validation images.", "eval_every")]
-ChooseByOption = Annotated[
-    str | None,
-    setting(
-        "What the best weights are best in, on the validation images: bound, reconstruction or accuracy. (default: accuracy with --labels, else bound)",
-        "choose_by",
-    ),
-]
-EvalSamplesOption = Annotated[str | None, setting("Codes for each test image in the final evaluation.", "eval_samples")]
-RefineStepsOption = Annotated[
-    str | None,
-    setting(
-        "Sweeps by which each image's q is made better than the encoder's, for the decoder to learn from.",
-        "refine_steps",
-    ),
-]
-EvalRefineStepsOption = Annotated[
-    str | None, setting("The same in evaluation. (default: as in training)", "eval_refine_steps")
-]
-PluginOption = Annotated[
-    list[str] | None, setting("A plugin to load: a module or a .py file; repeatable.", "plugins", kind="PLUGIN")
-]
+
+
+class Command(TyperCommand):
+    """A command whose help shows no kind of value beside flags."""
+
+    own_panel: str | None = None
+    """The panel of options that name none."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The options, as the help shows them."""
+        found = super().get_params(ctx)
+        for each in found:
+            if getattr(each, "is_flag", False) and each.metavar is None:
+                each.metavar = ""
+            if self.own_panel is not None and getattr(each, "rich_help_panel", "") is None:
+                each.rich_help_panel = self.own_panel  # type: ignore[attr-defined]
+        return found
+
+
+class RunCommand(Command):
+    """A command whose own options stand beside the settings of a run."""
+
+    own_panel = RunSettings.panel
+
+
+# Making
+
+
+def takes_settings(
+    *names: str,
+    but: Container[str] = (),
+    several: Container[str] = (),
+    shown: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command that takes `**given` an option for each setting; it gets those that the user gave.
+
+    Args:
+        names: the settings; all, where none is named. A parameter of the command's own replaces its setting.
+        but: settings that are left out.
+        several: settings that take several values, separated by commas.
+        shown: the default that the help shows, where it is another than that of `TrainConfig`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = signature(command, eval_str=True).parameters
+        own = [each for each in parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        chosen = [name for name in names or FIELDS if name not in but and name not in parameters]
+        ours = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, several, shown or {}))
+            for name in chosen
+        ]
+
+        @wraps(command)
+        def run(**everything: Any) -> None:
+            missing = {name for name in chosen if everything[name] in (None, (), [])}
+            command(**{name: value for name, value in everything.items() if name not in missing})
+
+        together = [*ours, *(each.replace(kind=Parameter.KEYWORD_ONLY) for each in own)]
+        run.__signature__ = signature(command).replace(parameters=together)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in together}
+        return run
+
+    return decorate
+
+
+def _annotation(name: str, several: Container[str], shown: Mapping[str, str]) -> Any:
+    """The type of a setting's parameter, with its option."""
+    item, default = FIELDS[name], getattr(DEFAULTS, name)
+    known = about(item)
+    names = [option(name), *([f"{option(name)}s"] if name in PLURALS else [])]
+    kind: Any = str | None
+    metavar = known.metavar or kind_of(item).metavar
+    if name in ("set", "plugins"):
+        kind = list[str] | None
+    elif isinstance(default, bool) and name not in several:
+        kind, names = bool | None, [f"{option(name)}/--no-{option(name)[2:]}"]
+    if name in several and name not in LISTS:
+        metavar = f"{metavar or 'BOOL'},..."
+    if not (text := known.otherwise) and default not in (None, False, (), {}):
+        text = f"{default:g}" if isinstance(default, float) else str(default)
+    text = shown.get(name, text)
+    return Annotated[
+        kind,
+        typer.Option(
+            *names,
+            help=known.help + (f" (default: {text})" if text else ""),
+            metavar=metavar or None,
+            rich_help_panel=panel_of(name),
+            show_default=False,
+        ),
+    ]
+
+
+# Reading
+
+
+def check_single(command: str, given: Mapping[str, Any], names: Iterable[str], instead: str) -> None:
+    """Make sure that these settings have one value.
+
+    Args:
+        instead: the remedy.
+
+    Raises:
+        InputError: one has several.
+    """
+    for name in names:
+        text = str(given.get(name, ""))
+        if "," in text:
+            raise InputError(f"{option(name)} must be one name in dgrad {command}; got {text}: {instead}")
+
+
+def check_length(given: Mapping[str, Any]) -> None:
+    """Make sure that not both epochs and steps are given.
+
+    Raises:
+        InputError: they are.
+    """
+    if "epochs" in given and "steps" in given:
+        raise InputError(
+            f"--epochs {given['epochs']} and --steps {given['steps']} exclude each other; give one of them"
+        )
+
+
+def single_set(command: str, estimator: str, texts: Iterable[str], instead: str) -> dict[str, str]:
+    """The hyper-parameters of one estimator that `--set` gives, a value each.
+
+    Raises:
+        InputError: a text cannot be read, has several values, or is of another estimator.
+    """
+    given = read_set(texts)
+    check_owners(given, [estimator])
+    for name, values in given.items():
+        if len(values) > 1:
+            raise InputError(f"--set {name} must be one value in dgrad {command}; got {','.join(values)}: {instead}")
+    return {name: value for name, (value,) in set_of(estimator, given).items()}
+
+
+def read_run(given: Mapping[str, Any], file: Path | None) -> TrainConfig:
+    """The configuration of one run: options go before the file of settings, and that before the defaults.
+
+    Raises:
+        InputError: a setting cannot be, or has several values.
+    """
+    several = "dgrad compare and dgrad sweep take several"
+    check_single("train", given, ["estimator"], several)
+    check_single("train", given, ["latent"], "dgrad sweep takes several")
+    check_length(given)
+    table = {} if file is None else with_names(read_toml(file))
+    settings = {**table, **given}
+    if "epochs" in given:
+        settings["steps"] = None
+    before = str(table.get("estimator", DEFAULTS.estimator))
+    estimator = str(settings.get("estimator", before))
+    own = table.get("set", {})
+    if estimator != before:  # another estimator's hyper-parameters mean nothing to this one
+        own = {name: value for name, value in own.items() if name.startswith(f"{estimator}.")}
+    check_owners(own, [estimator])
+    settings["set"] = set_of(estimator, own) | single_set("train", estimator, given.get("set", ()), several)
+    return configure(settings)
+
+
+def read_overrides(given: Mapping[str, Any], seeds: int | None = None) -> dict[str, Any]:
+    """The settings that options with several values ask for, as a recipe has them.
+
+    Raises:
+        InputError: a text cannot be read, or options exclude each other.
+
+    >>> read_overrides({"lr": "0.1,0.2", "hidden": "400,200", "set": ["direct.epsilon=1"]}, 2)
+    {'lr': ['0.1', '0.2'], 'hidden': '400,200', 'set': {'direct.epsilon': ['1']}, 'seed': [0, 1]}
+    """
+    overrides = {name: value if name in LISTS else _listed(name, value) for name, value in given.items()}
+    if seeds is not None:
+        if "seed" in overrides:
+            raise InputError("--seed and --seeds exclude each other; give one of them")
+        overrides["seed"] = list(range(seeds))
+    return overrides
+
+
+def _listed(name: str, given: Any) -> Any:
+    if name == "set":
+        return read_set(given)
+    values = [value.strip() for value in given.split(",")]
+    if not all(values):
+        raise InputError(f"{option(name)} expects a value, or several separated by commas; got {given!r}")
+    return values

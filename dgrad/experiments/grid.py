@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dgrad import registry
-from dgrad.config import TrainConfig, configure, option
+from dgrad.config import LISTS, TrainConfig, configure, option, with_names
 from dgrad.errors import InputError, unknown_name
 from dgrad.experiments.experiment import Experiment, value_text
 from dgrad.experiments.variants import file_name
-from dgrad.hyperparameters import defaults_of
+from dgrad.hyperparameters import check_owners, set_of, with_remedy
 from dgrad.training.build import Build
 from dgrad.training.figures import figure_settings
 from dgrad.training.run_directory import Run
 
-LISTS = ("hidden", "attributes", "plugins")
-"""Settings whose one value is a list; several values of these are a list of lists."""
 LONGEST_NAME = 200
 """Bytes of a run directory's name: file systems take 255, and temporary files beside it have longer ones."""
 
@@ -44,13 +42,13 @@ def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | 
     >>> [run.path.name for run in expand({"estimator": ["rloo", "leg"], "lr": [0.001, 0.01], "epochs": 5}, Path())]
     ['rloo-20x10-lr=0.001-seed0', 'rloo-20x10-lr=0.01-seed0', 'leg-20x10-lr=0.001-seed0', 'leg-20x10-lr=0.01-seed0']
     """
-    common = _with_names(recipe)
+    common = with_names(recipe)
     tables = common.pop("runs", [{}])
     if not (isinstance(tables, list) and tables and all(isinstance(table, Mapping) for table in tables)):
         raise InputError(f"runs must be a list of tables of settings, [[runs]]; got {tables!r}")
-    over = _with_names(overrides or {})
+    over = with_names(overrides or {})
     there = {json.dumps(figure_settings(run.config)): run.path for run in _runs_in(out)}
-    pairs = [pair for table in tables for pair in _combinations(_on_top(_on_top(common, _with_names(table)), over))]
+    pairs = [pair for table in tables for pair in _combinations(_on_top(_on_top(common, with_names(table)), over))]
     _check_labels(pairs)
     experiments = []
     for label, config in sorted(pairs, key=lambda pair: pair[1].seed):
@@ -63,26 +61,6 @@ def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | 
         path = there.get(json.dumps(figure_settings(build.settings)), path)
         experiments.append(Experiment(label, build.settings, path, build.limitation))
     return experiments
-
-
-def _with_names(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table with the names of `TrainConfig`, and the hyper-parameters by `NAME` or `ESTIMATOR.NAME`."""
-    names = {"plugin": "plugins"}
-    settings = {names.get(name, name).replace("-", "_"): value for name, value in table.items()}
-    if "set" in settings:
-        if not isinstance(settings["set"], Mapping):
-            raise InputError(f"set must be a table of names and values; got {settings['set']!r}")
-        flat: dict[str, Any] = {}
-        for name, value in settings["set"].items():
-            # TOML makes a table of `direct.epsilon = 1`
-            inner = (
-                {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
-            )
-            for key, one in inner.items():
-                owner, dot, last = key.rpartition(".")
-                flat[f"{owner}{dot}{last.replace('-', '_')}"] = one
-        settings["set"] = flat
-    return settings
 
 
 def _on_top(table: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,13 +97,11 @@ def _combinations(table: dict[str, Any]) -> Iterator[tuple[str, TrainConfig]]:
     estimators = [str(estimator) for estimator in listed["estimator"]]
     for estimator in estimators:
         registry.registry().factory("estimators", estimator)
-    for key in hyperparameters:
-        owner = key.rpartition(".")[0]
-        if owner and owner not in estimators:
-            raise unknown_name(f"estimator of {key}:", owner, estimators, "Name it among the estimators too.")
+    check_owners(hyperparameters, estimators)
     for chosen in product(*listed.values()):
         settings = dict(zip(listed, chosen, strict=True))
-        ours = _hyperparameters_of(str(settings["estimator"]), hyperparameters)
+        own = set_of(str(settings["estimator"]), hyperparameters)
+        ours = {key: _values(key, value) for key, value in own.items()}
         for values in product(*ours.values()):
             settings["set"] = dict(zip(ours, map(str, values), strict=True))
             shown = {
@@ -143,7 +119,7 @@ def _combinations(table: dict[str, Any]) -> Iterator[tuple[str, TrainConfig]]:
 
 
 def _values(name: str, value: Any) -> list[Any]:
-    """The values of a setting that a recipe lists."""
+    """The values of a setting that a recipe lists; several values of a list are a list of lists."""
     if name in LISTS:
         several = isinstance(value, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in value)
         return list(value) if several else [value]
@@ -153,13 +129,6 @@ def _values(name: str, value: Any) -> list[Any]:
     return values
 
 
-def _hyperparameters_of(estimator: str, given: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The values of each hyper-parameter of one estimator: those named with it go before those for all."""
-    general = {key: value for key, value in given.items() if "." not in key}
-    own = {key.rpartition(".")[2]: value for key, value in given.items() if key.rpartition(".")[0] == estimator}
-    return {key: _values(key, value) for key, value in {**general, **own}.items()}
-
-
 def _configured(label: str, settings: dict[str, Any], hyperparameters: Mapping[str, Any]) -> TrainConfig:
     try:
         config = configure(settings)
@@ -167,10 +136,8 @@ def _configured(label: str, settings: dict[str, Any], hyperparameters: Mapping[s
         registry.latent(config.latent)
         return config
     except InputError as error:
-        known = defaults_of(registry.registry().factory("estimators", str(settings["estimator"])))
-        foreign = [key for key in hyperparameters if "." not in key and key not in known]
-        remedy = f"; write ESTIMATOR.{foreign[0]} to give it to one estimator alone" if foreign else ""
-        raise InputError(f"{label}: {error}{remedy}") from None
+        factory = registry.registry().factory("estimators", str(settings["estimator"]))
+        raise with_remedy(error, label, factory, hyperparameters) from None
 
 
 def _check_labels(pairs: Sequence[tuple[str, TrainConfig]]) -> None:

@@ -1,6 +1,6 @@
-"""Estimators side by side, each with one value or several of its hyper-parameters. May import the registry; torch not by itself.
+"""Estimators side by side, each with one value or several of its hyper-parameters.
 
-The text that names them is that of the command line: `direct,rloo`, with `direct.epsilon=0.01,0.1,1` for the values.
+Their text is that of the command line: `direct,rloo`, with `direct.epsilon=0.01,0.1,1` for the values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from dgrad import registry
-from dgrad.errors import InputError, unknown_name
+from dgrad.errors import InputError
+from dgrad.hyperparameters import check_owners, read_set, set_of, with_remedy
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ def file_name(label: str) -> str:
 
 
 def read_variants(estimators: str, values: Iterable[str] = ()) -> list[Variant]:
-    """The variants that `--estimators` and `--set` ask for; every one has been built once, so that it is known to be possible.
+    """The variants that `--estimators` and `--set` ask for. Each has been built once, so that it is possible.
 
     Args:
         estimators: names, separated by commas.
-        values: texts `ESTIMATOR.NAME=VALUE[,VALUE ...]`; several values make a variant each.
+        values: texts as `dgrad.hyperparameters.read_set` reads them. Several values make a variant each.
 
     Returns:
         In the order of the names; the values of one estimator in ascending order where they are numbers.
@@ -72,44 +73,27 @@ def read_variants(estimators: str, values: Iterable[str] = ()) -> list[Variant]:
     names = list(dict.fromkeys(name.strip() for name in estimators.split(",") if name.strip()))
     if not names:
         raise InputError(f"--estimators expects names such as direct,rloo; got {estimators!r}")
-    for name in names:
-        registry.registry().factory("estimators", name)
-    grid: dict[str, dict[str, list[str]]] = {name: {} for name in names}
-    for text in values:
-        estimator, key, listed = _read(text)
-        if estimator not in grid:
-            raise unknown_name("estimator in --set", estimator, grid, "Name it in --estimators too.")
-        if key in grid[estimator]:
-            raise InputError(f"--set {estimator}.{key} is given twice; list its values in one: {estimator}.{key}=1,2")
-        grid[estimator][key] = sorted(dict.fromkeys(listed), key=number)
+    factories = {name: registry.registry().factory("estimators", name) for name in names}
+    given = read_set(values)
+    check_owners(given, names)
     variants = []
     for name in names:
-        swept = tuple(key for key, listed in grid[name].items() if len(listed) > 1)
-        for chosen in product(*grid[name].values()):
-            variant = Variant(name, dict(zip(grid[name], chosen, strict=True)), swept)
+        own = {key: sorted(dict.fromkeys(listed), key=float_or_inf) for key, listed in set_of(name, given).items()}
+        swept = tuple(key for key, listed in own.items() if len(listed) > 1)
+        for chosen in product(*own.values()):
+            variant = Variant(name, dict(zip(own, chosen, strict=True)), swept)
             try:
                 registry.estimator(name, **variant.set)
             except InputError as error:
-                raise InputError(f"{name}: {error}") from None
+                raise with_remedy(error, name, factories[name], given) from None
             variants.append(variant)
     return variants
 
 
-def _read(text: str) -> tuple[str, str, list[str]]:
-    left, _, right = text.partition("=")
-    estimator, _, key = left.strip().rpartition(".")
-    values = [value.strip() for value in right.split(",")]
-    if not (estimator and key and all(values)):
-        raise InputError(
-            f"--set expects ESTIMATOR.NAME=VALUE or several values, for example direct.epsilon=0.1,1; got {text!r}"
-        )
-    return estimator, key.replace("-", "_"), values
-
-
-def number(text: str) -> float:
+def float_or_inf(text: str) -> float:
     """The number that a text is; infinity where it is none.
 
-    >>> number("0.5"), number("geometric:1:0.02")
+    >>> float_or_inf("0.5"), float_or_inf("geometric:1:0.02")
     (0.5, inf)
     """
     try:

@@ -160,7 +160,9 @@ def test_an_interrupted_comparison_goes_on_to_the_same_figures(
 REFUSED = [
     (["--estimators", "rloo,dirct"], "did you mean 'direct'"),
     (["--set", "direct.epsilon=-1"], "direct: epsilon must stay above 0"),
-    (["--set", "epsilon=1"], "--set expects ESTIMATOR.NAME=VALUE"),
+    (["--set", "epsilon=1"], "write ESTIMATOR.epsilon to give it to one estimator alone"),
+    (["--set", "epsilon"], "--set expects NAME=VALUE or ESTIMATOR.NAME=VALUE"),
+    (["--latents", "20x10,20x2"], "--latent must be one name in dgrad compare; got 20x10,20x2: dgrad sweep takes"),
     (["--estimators", "exact", "--latent", "20x10"], "none of the estimators works with latent 20x10"),
     (["--dataset", "mnits"], "did you mean 'mnist'"),
     (["--model", "lineer"], "did you mean 'linear'"),

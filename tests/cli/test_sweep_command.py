@@ -1,4 +1,4 @@
-"""`dgrad sweep`: what a recipe asks for, runs side by side, what is left after a kill, Slurm's jobs tried without Slurm."""
+"""`dgrad sweep`: recipes, runs side by side, taking up after a kill, and Slurm's jobs tried without Slurm."""
 
 from __future__ import annotations
 

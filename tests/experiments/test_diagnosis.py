@@ -198,9 +198,9 @@ def test_a_pair_that_cannot_be_costs_its_row_and_names_the_reason(capsys: pytest
 REFUSED = [
     (["--estimators", "rlo"], "did you mean 'rloo'"),
     (["--estimators", ","], "--estimators expects names"),
-    (["--set", "epsilon=1"], "--set expects ESTIMATOR.NAME=VALUE"),
-    (["--set", "direct.epsilon=1,,2"], "--set expects ESTIMATOR.NAME=VALUE"),
-    (["--set", "direct.epsilon"], "--set expects ESTIMATOR.NAME=VALUE"),
+    (["--set", "epsilon=1"], "write ESTIMATOR.epsilon to give it to one estimator alone"),
+    (["--set", "direct.epsilon=1,,2"], "--set expects NAME=VALUE or ESTIMATOR.NAME=VALUE"),
+    (["--set", "direct.epsilon"], "--set expects NAME=VALUE or ESTIMATOR.NAME=VALUE"),
     (["--set", "leg.samples=2"], "unknown estimator in --set 'leg'"),
     (["--set", "direct.epsilom=2"], "did you mean 'epsilon'"),
     (["--set", "direct.epsilon=0,1"], "direct: epsilon must stay above 0"),

@@ -1,4 +1,4 @@
-"""`dgrad encode`, `dgrad decode`: images to codes and back with an exported model, without torch. May import the export only inside commands."""
+"""`dgrad encode`, `dgrad decode`: images to codes and back with an exported model, without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def encode(
         ),
     ],
     model: Model,
-    out: Annotated[str, typer.Option(help="A file .npz or .jsonl; - for JSON lines on the standard output.")] = "-",
+    out: Annotated[
+        str, typer.Option(help="A file .npz or .jsonl; - for JSON lines on the standard output.", metavar="FILE")
+    ] = "-",
 ) -> None:
     """Write the most probable code of each image."""
     from dgrad_export import Codec
@@ -64,10 +66,12 @@ def decode(
     out: Annotated[
         Path,
         typer.Option(
-            help="A new directory for one PNG each, or a name that ends with .png for a grid.", show_default=False
+            help="A new directory for one PNG each, or a name that ends with .png for a grid.",
+            metavar="DIR",
+            show_default=False,
         ),
     ],
-    columns: Annotated[int, typer.Option(help="Of the grid.", min=1)] = 12,
+    columns: Annotated[int, typer.Option(help="Of the grid.", metavar="N", min=1)] = 12,
 ) -> None:
     """Write what each code decodes to; in a mixed model with the Gaussian variables beside it (style, or else mean)."""
     from dgrad_export import Codec

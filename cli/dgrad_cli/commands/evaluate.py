@@ -1,4 +1,4 @@
-"""`dgrad evaluate`, `sample`, `reconstruct`, `export`: what can be done with a run. Torch and the core only inside commands."""
+"""`dgrad evaluate`, `sample`, `reconstruct`: the figures and the pictures of a run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgrad.config import about
 from dgrad.errors import InputError
 from dgrad_cli.display import figures, print_json
+from dgrad_cli.options import FIELDS, Json
 
 if TYPE_CHECKING:
     from dgrad.config import TrainConfig
@@ -17,39 +19,50 @@ if TYPE_CHECKING:
     from dgrad.vae.model import DiscreteVAE
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory of dgrad train.", metavar="RUN", show_default=False)]
-Weights = Annotated[str, typer.Option(help="best (by validation) or last.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Weights = Annotated[str, typer.Option(help="best (by validation) or last.", metavar="NAME")]
+Device = Annotated[str, typer.Option(help=about(FIELDS["device"]).help, metavar="NAME")]
+Seed = Annotated[int, typer.Option(help="Of the codes drawn.", metavar="N", min=0, max=2**62)]
+SplitName = Annotated[str, typer.Option(help="train, valid or test.", metavar="NAME")]
+Picture = Annotated[Path, typer.Option(help="The PNG to write.", metavar="FILE.png")]
+Rows = Annotated[int, typer.Option(metavar="N", min=1)]
+Columns = Annotated[int | None, typer.Option(help="(default: 12)", metavar="N", min=1, show_default=False)]
 DatasetName = Annotated[
     str | None,
-    typer.Option(help="Another data set with images of the same size. (default: the run's)", show_default=False),
+    typer.Option(
+        help="Another data set with images of the same size. (default: the run's)", metavar="NAME", show_default=False
+    ),
 ]
 DataRoot = Annotated[
-    str | None, typer.Option(help="Where data sets are on disk. (default: the run's)", show_default=False)
+    str | None,
+    typer.Option(help="Where data sets are on disk. (default: the run's)", metavar="DIR", show_default=False),
 ]
 
 
 def evaluate(
     run: RunArgument,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    split: SplitName = "test",
     eval_samples: Annotated[
-        int, typer.Option(help="Codes for each image; small supports are summed exactly.", min=1)
+        int, typer.Option(help="Codes for each image; small supports are summed exactly.", metavar="N", min=1)
     ] = 10,
     importance_samples: Annotated[
         int | None,
         typer.Option(
-            help="Also the importance-weighted bound on -log p(x) with this many codes.", min=1, show_default=False
+            help="Also the importance-weighted bound on -log p(x), with so many codes.",
+            metavar="N",
+            min=1,
+            show_default=False,
         ),
     ] = None,
     refine_steps: Annotated[
         int | None,
         typer.Option(
-            help="Sweeps by which each image's q is made better than the encoder's. (default: the run's)",
+            help="Sweeps that refine q of each image. (default: the run's)",
+            metavar="N",
             min=0,
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
+    seed: Seed = 0,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
     weights: Weights = "best",
@@ -98,31 +111,35 @@ def evaluate(
         return
     values = {f"test_{name}": value for name, value in result.items()}
     print(
-        f"{split} bound  {figures(values, 'test', result['unit'])}, {len(images)} images, weights of epoch {state['epoch']:g} ({state['weights']})"
+        f"{split} bound  {figures(values, 'test', result['unit'])}, {len(images)} images, "
+        f"weights of epoch {state['epoch']:g} ({state['weights']})"
     )
     if steps:
         print(
-            f"encoder     {result['encoder_bound']:.2f} {result['unit']} with its own q; above, q was refined in {steps} steps for each image"
+            f"encoder     {result['encoder_bound']:.2f} {result['unit']} with its own q; above, q was refined in "
+            f"{steps} steps for each image"
         )
     if importance_samples is not None:
         print(
-            f"-log p(x)   at most {result['importance_weighted_bound']:.2f} {result['unit']} ({importance_samples} importance samples)"
+            f"-log p(x)   at most {result['importance_weighted_bound']:.2f} {result['unit']} "
+            f"({importance_samples} importance samples)"
         )
 
 
 def sample(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
-    rows: Annotated[int, typer.Option(min=1)] = 8,
-    columns: Annotated[int | None, typer.Option(help="(default: 12)", min=1, show_default=False)] = None,
+    out: Picture = Path("samples.png"),
+    rows: Rows = 8,
+    columns: Columns = None,
     grid: Annotated[
         bool,
         typer.Option(
             "--grid",
-            help="A column for each value of the code's first variable (each class), or each attribute off and on; a row for each style.",
+            help="A column for each value of the first variable (each class), or each attribute off and on; "
+            "a row for each style.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the codes drawn.", min=0, max=2**62)] = 0,
+    seed: Seed = 0,
     weights: Weights = "best",
 ) -> None:
     """Draw codes from the uniform prior and write what they decode to."""
@@ -135,11 +152,11 @@ def sample(
     _check_picture(out)
     if grid and columns is not None:
         raise InputError(f"--grid has a column for each value of a variable; got --columns {columns}: leave it out")
-    _check_choice("--weights", weights, ("best", "last"))
+    check_choice("--weights", weights, ("best", "last"))
     opened = Run.open(run)
     model, state = load_model(opened, weights)
     attributes = opened.config.attributes
-    _note_unfinished(run, state)
+    note_unfinished(run, state)
     generator = Generator().manual_seed(seed)
     if grid and attributes:
         save_attribute_grid(out, model, attributes, generator=generator, rows=rows)
@@ -152,10 +169,10 @@ def sample(
 
 def reconstruct(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("reconstructions.png"),
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    rows: Annotated[int, typer.Option(min=1)] = 4,
-    columns: Annotated[int | None, typer.Option(help="(default: 12)", min=1, show_default=False)] = None,
+    out: Picture = Path("reconstructions.png"),
+    split: SplitName = "test",
+    rows: Rows = 4,
+    columns: Columns = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="Instead, a row for each image, with each attribute switched off and on.")
     ] = False,
@@ -172,7 +189,8 @@ def reconstruct(
     model, _, images, config = load_split(run, split, dataset, data_root, weights, "cpu")
     if grid and not config.attributes:
         raise InputError(
-            f"--grid switches attributes, and {run} has learned none; expected a run with --attributes: leave --grid out"
+            f"--grid switches attributes, and {run} has learned none; expected a run with --attributes: "
+            "leave --grid out"
         )
     if grid:
         save_switched(out, model, images, config.attributes, rows=rows)
@@ -181,123 +199,10 @@ def reconstruct(
     print(out)
 
 
-def export(
-    run: Annotated[
-        Path | None, typer.Argument(help="A run directory of dgrad train.", metavar="RUN", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.", show_default=False
-        ),
-    ] = None,
-    page: Annotated[
-        Path | None,
-        typer.Option(
-            help="An .html file to write: the model's page, which computes in the browser.", show_default=False
-        ),
-    ] = None,
-    check: Annotated[
-        Path | None,
-        typer.Option(
-            help="Instead: make sure that an export is whole and computes what it did when it was written.",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out and --page.")] = False,
-    sampling: Annotated[
-        bool, typer.Option("--sampling", help="The encoder also draws a code, from uniform numbers that it is given.")
-    ] = False,
-    int8: Annotated[
-        str | None,
-        typer.Option(
-            help="decoder: its weights as integers of 8 bits, a quarter of the size; what that costs is measured. There is no such encoder.",
-            metavar="decoder",
-            show_default=False,
-        ),
-    ] = None,
-    layout: Annotated[
-        str,
-        typer.Option(
-            help="flat, or triton: a Triton model repository, encoder/1/model.onnx and encoder/config.pbtxt and so on."
-        ),
-    ] = "flat",
-    weights: Weights = "best",
-    json: Json = False,
-) -> None:
-    """Write the encoder and the decoder as ONNX, checked against torch on real images before they are put in place, or as a page."""
-    if check is not None:
-        _check_export(check, run, out or page, json=json)
-        return
-    if run is None:
-        raise InputError("dgrad export needs a RUN; expected dgrad export RUN --out DIR, or dgrad export --check DIR")
-    if out is None and page is None:
-        raise InputError("nothing to write; give --out DIR for the ONNX files, --page FILE.html for a page, or both")
-    for option, given in {"--sampling": sampling, "--int8": int8, "--layout": layout != "flat"}.items():
-        if out is None and given:
-            raise InputError(
-                f"{option} is about the ONNX files, which a page has not; give --out DIR too, or leave it out"
-            )
-    from dgrad_export import build_page, export_run
-
-    _check_choice("--weights", weights, ("best", "last"))
-    built = None if page is None else build_page(run, page, weights=weights, overwrite=overwrite)
-    manifest = None
-    if out is not None:
-        manifest = export_run(
-            run, out, weights=weights, overwrite=overwrite, sampling=sampling, int8=int8, layout=layout
-        )
-    if built is not None:
-        built.save()
-    if json:
-        result: dict[str, Any] = {} if manifest is None else {"out": str(out), **manifest}
-        print_json(result if built is None else {**result, "page": {"path": str(page), **built.comparison}})
-        return
-    if manifest is not None:
-        print(f"{out}: {', '.join(manifest['files'])}, manifest.json")
-        print(f"checked against torch on {manifest['comparison']['images']}")
-        if manifest["int8"]:
-            print(_describe_int8(manifest["int8"]))
-        _note_unfinished(run, manifest["run"])
-        print(f"use it with numpy and onnxruntime alone: dgrad_export.Codec({str(out)!r}).encode(images)")
-    if built is not None:
-        if manifest is None:
-            _note_unfinished(run, built.state)
-        print(
-            f"{page}: {len(built.html.encode()) / 1000:.0f} kB, open it in a browser; weights rounded to 8 bits: pixels differ by "
-            f"{built.comparison['largest']:.3f} at most, {built.comparison['mean']:.4f} on average"
-        )
-
-
-def _check_export(directory: Path, run: Path | None, out: Path | None, *, json: bool) -> None:
-    from dgrad_export import check_export
-
-    if run is not None or out is not None:
-        raise InputError(f"--check looks at {directory} and writes nothing; leave RUN and --out out")
-    found = check_export(directory)
-    if json:
-        print_json({"out": str(directory), **found})
-        return
-    print(
-        f"{directory}: whole ({found['files']} files); {found['examples']} examples give what they gave at export, within {found['largest']:.1g}"
-    )
-
-
-def _describe_int8(cost: dict[str, Any]) -> str:
-    sizes = f"int8 decoder: {cost['size_before']:,} bytes became {cost['size_after']:,}"
-    if "change" not in cost:
-        return f"{sizes}; the change of the bound was not measured: the run's data set could not be loaded"
-    return (
-        f"{sizes}; test bound {cost['bound_before']:.3f} became {cost['bound_after']:.3f} {cost['unit']} "
-        f"({cost['change']:+.4f}; one code drawn for each of {cost['images']} images, the same for both)"
-    )
-
-
 def load_split(
     path: Path, split: str, dataset: str | None, data_root: str | None, weights: str, device: str
 ) -> tuple[DiscreteVAE, dict[str, Any], Split, TrainConfig]:
-    """The run's model, where its weights are from, a split of the data binarised as in the run, and the configuration."""
+    """The run's model, where its weights are from, a split binarised as in the run, and the configuration."""
     from dataclasses import replace
 
     from dgrad.devices import choose_device
@@ -305,13 +210,13 @@ def load_split(
     from dgrad.training.run_directory import Run
     from dgrad.training.trained_model import load_model
 
-    _check_choice("--split", split, ("train", "valid", "test"))
-    _check_choice("--weights", weights, ("best", "last"))
+    check_choice("--split", split, ("train", "valid", "test"))
+    check_choice("--weights", weights, ("best", "last"))
     target = choose_device(device)
     run = Run.open(path)
     config = run.config
     model, state = load_model(run, weights)
-    _note_unfinished(path, state)
+    note_unfinished(path, state)
     config = replace(config, dataset=dataset or config.dataset, data_root=data_root or config.data_root)
     build = Build(config)
     if build.dataset.image_shape != model.image_shape:
@@ -323,14 +228,16 @@ def load_split(
     return model.to(target), state, chosen.to(target), config
 
 
-def _note_unfinished(path: Path, state: dict[str, Any]) -> None:
+def note_unfinished(path: Path, state: dict[str, Any]) -> None:
+    """Say on the standard error where a run is not finished."""
     from dgrad.training.run_directory import Run
 
     if Run.open(path).summary() is None:
         print(f"note: {path} is not finished; these are its weights of step {state['step']}", file=sys.stderr)
 
 
-def _check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
+    """Make sure that the value of an option is one of its choices."""
     if got not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}; got {got!r}")
 

@@ -8,16 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from dgrad_cli.display import print_json, print_table
-
-Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", help="A plugin to load first: a module or a .py file.", show_default=False),
-]
+from dgrad_cli.options import DEFAULTS, Json, Plugins, check_single
 
 
 def estimators(
-    latent: Annotated[str, typer.Option(help="The latent that evaluations are counted for.")] = "20x10",
+    latent: Annotated[
+        str, typer.Option("--latent", "--latents", help="The latent that evaluations are counted for.", metavar="NAME")
+    ] = DEFAULTS.latent,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -25,6 +22,7 @@ def estimators(
     import dgrad
     from dgrad.hyperparameters import defaults_of
 
+    check_single("estimators", {"latent": latent}, ["latent"], "give the command once for each")
     load_plugins(plugin)
     layer = dgrad.latent(latent)
     rows: list[dict[str, Any]] = []

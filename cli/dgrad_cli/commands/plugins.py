@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from dgrad.errors import InputError
-from dgrad_cli.commands.lists import Json, Plugins, load_plugins
-from dgrad_cli.commands.train import name_and_value
+from dgrad_cli.commands.lists import load_plugins
 from dgrad_cli.display import print_json, print_table
+from dgrad_cli.options import Command, Json, Plugins, check_single, single_set, takes_settings
 
 app = typer.Typer(
     help="List the plugins; check one, or begin a new one.",
@@ -68,31 +68,23 @@ def _registers(row: dict[str, Any]) -> str:
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["registers"].items() if names)
 
 
-@app.command()
+@app.command(cls=Command)
+@takes_settings("set", "latent", "plugins", shown={"latent": "several that it supports"})
 def check(
     name: Annotated[str, typer.Argument(help="An estimator's registered name.", metavar="NAME", show_default=False)],
-    plugin: Plugins = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="A hyper-parameter: samples=4; repeatable.", metavar="NAME=VALUE", show_default=False
-        ),
-    ] = None,
-    latent: Annotated[
-        str | None,
-        typer.Option(
-            help="The latent to check it with. (default: 1x2, 1x5, 3x2 and 2x4, as far as it supports them)",
-            show_default=False,
-        ),
-    ] = None,
+    *,
     json: Json = False,
+    **given: Any,
 ) -> None:
     """Run the conformance checks on an estimator; exits with 1 where one fails."""
     import dgrad
 
-    load_plugins(plugin)
-    estimator = dgrad.estimator(name, **dict(map(name_and_value, set_ or ())))
-    layer = None if latent is None else dgrad.latent(latent)
+    check_single("plugins check", given, ["latent"], "give the command once for each")
+    load_plugins(given.get("plugins"))
+    estimator = dgrad.estimator(
+        name, **single_set("plugins check", name, given.get("set", ()), "give the command once for each")
+    )
+    layer = dgrad.latent(given["latent"]) if "latent" in given else None
     from dgrad.testing import run_checks
 
     results = run_checks(estimator, layer)
@@ -124,7 +116,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def new(
     name: Annotated[
         str,

@@ -1,8 +1,10 @@
-"""`dgrad reproduce`: the paper's experiments, each a recipe in the folder `recipes`. May import typer; torch and the core only inside.
+"""`dgrad reproduce`: the paper's experiments, each a recipe in the folder `recipes`.
 
-A recipe is a TOML file: `title`, `needs` (a data set), `takes` (how long), `[sweep]`, which `dgrad.experiments.grid.expand` reads, `figure` (which one
-is set beside the paper's), `[paper]` (by the label of a combination: its figures there), and `[plot]`, whose `kind` is a function of `PLOTS` and
-whose `quick` replaces some of it with `--quick`.
+A recipe is a TOML file:
+- `title`, `needs` (a data set) and `takes` (how long).
+- `[sweep]`, which `dgrad.experiments.grid.expand` reads.
+- `figure`, the figure that is set beside the paper's, and `[paper]`, the paper's figures by the label of a combination.
+- `[plot]`, whose `kind` is a function of `PLOTS`, and whose `quick` replaces some of it with `--quick`.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgrad.errors import RunError, unknown_name
+from dgrad_cli.commands.lists import load_plugins
 from dgrad_cli.commands.sweep import figure_text, run_recipe, show_results, stop_if
 from dgrad_cli.display import print_json, print_table
+from dgrad_cli.options import FIELDS, Devices, DryRun, Jobs, Json, Quiet, Seeds, read_overrides, takes_settings
 from dgrad_cli.writing import as_text, check_directory
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from dgrad.experiments.results import Results
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-QUICK = {"epochs": 1, "seed": [0], "eval-samples": 1}
+QUICK: dict[str, Any] = {"epochs": 1, "seed": [0], "eval_samples": 1}
 """What `--quick` puts on top of a recipe."""
 FIGURES = {
     "test_bound": "test bound",
@@ -62,47 +66,35 @@ def recipes() -> dict[str, Recipe]:
     return {path.stem: Recipe.read(path) for path in sorted(FOLDER.glob("*.toml"), key=lambda path: path.stem)}
 
 
+@takes_settings(several=FIELDS, shown=dict.fromkeys(FIELDS, ""))
 def reproduce(
     name: Annotated[
         str | None, typer.Argument(help="Which one; without it they are listed.", show_default=False)
     ] = None,
+    *,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where runs, table, picture and results go; the same command again does what is missing. (default: runs/NAME)",
+            help="Where everything goes; the same command again does what is missing. (default: runs/NAME)",
             metavar="DIR",
             show_default=False,
         ),
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where data sets are on disk.", metavar="DIR", show_default=False)
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Another data set than the paper's.", metavar="NAME", show_default=False)
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="How many seeds. (default: the recipe's)", min=1, metavar="N", show_default=False)
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Of every run. (default: the recipe's)", min=1, metavar="N", show_default=False),
-    ] = None,
+    seeds: Seeds = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One epoch and one seed: whether it works, not what comes out.")
     ] = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Runs at a time. (default: as many as devices)", min=1, metavar="N", show_default=False),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="The devices that runs are given in turn.", metavar="DEVICE,DEVICE", show_default=False),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, and what is left to do.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    jobs: Jobs = None,
+    device: Devices = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    **given: Any,
 ) -> None:
-    """Repeat an experiment of the paper: its table beside ours, its plot or picture, and all figures as JSON."""
+    """Repeat an experiment of the paper: its table beside ours, its plot or picture, and all figures as JSON.
+
+    Settings go before the recipe's, one value or several, separated by commas.
+    """
     known = recipes()
     if name is None:
         _list(known, as_json=json)
@@ -110,18 +102,16 @@ def reproduce(
     if name not in known:
         raise unknown_name("experiment", name, known, "`dgrad reproduce` lists them.")
     recipe, out = known[name], out or Path("runs") / name
-    if dataset is not None:
+    if given.keys() & {"dataset", "binarize", "likelihood"}:
         recipe = replace(recipe, paper={})  # its figures are of other images
     if quick:
         recipe = replace(recipe, plot=recipe.plot | recipe.plot.get("quick", {}))
     check_directory(out)
-    given = {
-        "data-root": None if data_root is None else str(data_root),
-        "dataset": dataset,
-        "seed": None if seeds is None else list(range(seeds)),
-        "epochs": epochs,
-    }
-    overrides = (QUICK if quick else {}) | {key: value for key, value in given.items() if value is not None}
+    load_plugins(given.get("plugins"))
+    overrides = read_overrides(given, seeds)
+    if quick:
+        of_quick = {key: value for key, value in QUICK.items() if key != "epochs" or "steps" not in overrides}
+        overrides = of_quick | overrides
     experiments, results, received = run_recipe(
         recipe.sweep, out, overrides, jobs=jobs, device=device, dry_run=dry_run, quiet=quiet
     )
@@ -136,7 +126,8 @@ def reproduce(
         print(f"{recipe.title}: {', '.join(sorted(path.name for path in out.glob(f'{name}*')))} in {out}")
     if failed := [row for row in results.runs if row["state"] == "failed"]:
         raise RunError(
-            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: {failed[0]['problem']}"
+            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: "
+            f"{failed[0]['problem']}"
         )
 
 
@@ -154,7 +145,8 @@ def _list(known: Mapping[str, Recipe], *, as_json: bool) -> None:
         ([each.name, each.title, each.needs, each.takes] for each in known.values()),
     )
     print(
-        "\ndgrad reproduce NAME --data-root DIR; --quick tries it in minutes. Lorberbom, Gane, Jaakkola, Hazan, NeurIPS 2019."
+        "\ndgrad reproduce NAME --data-root DIR; --quick tries it in minutes. "
+        "Lorberbom, Gane, Jaakkola, Hazan, NeurIPS 2019."
     )
 
 

@@ -1,23 +1,21 @@
-"""`dgrad sweep`: every combination of estimators, latents, seeds and values. May import typer and rich; torch and the core only inside."""
+"""`dgrad sweep`: every combination of settings. Torch and the core are imported inside the command alone."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from inspect import Parameter, signature
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from dgrad.config import TrainConfig, option, read_toml
+from dgrad.config import read_toml
 from dgrad.errors import InputError, RunError
 from dgrad.experiments.launchers import Job, run_here, run_submitted, submitit_executor
-from dgrad_cli import options as settings
 from dgrad_cli.commands.lists import load_plugins
 from dgrad_cli.display import duration, print_json, print_table
+from dgrad_cli.options import FIELDS, Devices, DryRun, Jobs, Json, Quiet, Seeds, read_overrides, takes_settings
 from dgrad_cli.writing import as_text, check_directory
 
 if TYPE_CHECKING:
@@ -26,33 +24,9 @@ if TYPE_CHECKING:
 
 CLUSTERS = {"slurm": "slurm", "submitit-local": "local"}
 """Launchers by submitit, and what it calls them."""
-LISTS = ("hidden", "attributes")
-"""Settings whose value has commas itself: the command line takes one, a recipe takes several."""
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes `**settings` an option for each setting of a run, whose values are separated by commas."""
-    helps = {
-        info.default.split("/")[0]: info.help  # typer keeps the first name of an option within Annotated there
-        for annotation in vars(settings).values()
-        for info in getattr(annotation, "__metadata__", ())
-    }
-    own = [
-        each for each in signature(command, eval_str=True).parameters.values() if each.kind is not Parameter.VAR_KEYWORD
-    ]
-    more = {each.name for each in fields(TrainConfig)} - {each.name for each in own} - {"set", "plugins"}
-    ours = []
-    for name in (each.name for each in fields(TrainConfig) if each.name in more):
-        names = [option(name), *([f"{option(name)}s"] if name in ("estimator", "latent") else [])]
-        values = "VALUE" if name in LISTS else "true" if name == "augment" else "VALUE,VALUE"
-        info = typer.Option(*names, help=helps[option(name)], metavar=values, show_default=False)
-        ours.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, info]))
-    command.__signature__ = signature(command, eval_str=True).replace(parameters=own + ours)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in own + ours}
-    return command
-
-
-@takes_settings
+@takes_settings(several=FIELDS)
 def sweep(
     *,
     out: Annotated[
@@ -64,40 +38,19 @@ def sweep(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="A TOML file of settings, each with a value or a list of values; see docs/sweeping.md. Options go before it.",
+            help="A TOML file of settings, each with a value or a list (docs/sweeping.md). Options go before it.",
             metavar="FILE.toml",
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(help="Runs of each combination, with the seeds 0, 1 ... (default: 1)", min=1, show_default=False),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A hyper-parameter of all estimators, NAME=VALUE,VALUE, or of one, ESTIMATOR.NAME=VALUE,VALUE; repeatable.",
-            metavar="NAME=VALUE,VALUE",
-            show_default=False,
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Runs at a time. (default: as many as devices)", metavar="N", min=1, show_default=False),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="The devices that runs are given in turn. (default: every GPU, else the CPU)",
-            metavar="DEVICE,DEVICE",
-            show_default=False,
-        ),
-    ] = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    device: Devices = None,
     launcher: Annotated[
         str,
         typer.Option(
-            help="local: processes on this machine. slurm: a job each (extra: slurm). submitit-local: to try that without Slurm."
+            help="local (processes here), slurm (a job each; extra: slurm), submitit-local (to try that).",
+            metavar="NAME",
         ),
     ] = "local",
     slurm: Annotated[
@@ -108,21 +61,20 @@ def sweep(
             show_default=False,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, and what is left to do.")] = False,
-    plugin: settings.PluginOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-    **given: str | None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    **given: Any,
 ) -> None:
-    """Train every combination of estimators, latents, seeds and values, several at a time; what is finished is not trained again.
+    """Train every combination of settings, several at a time; what is finished is not trained again.
 
-    Any setting takes several values. Each combination is an ordinary run in a directory of its own. The best are chosen by validation;
-    test images choose nothing.
+    Any setting takes several values, separated by commas. Each combination is an ordinary run in a directory of its
+    own. The best are chosen by validation; test images choose nothing.
     """
     check_directory(out)
-    load_plugins(plugin)
+    load_plugins(given.get("plugins"))
     recipe = {} if config is None else read_toml(config)
-    overrides = read_overrides(given, set_ or (), seeds) | ({} if plugin is None else {"plugins": plugin})
+    overrides = read_overrides(given, seeds)
     experiments, results, received = run_recipe(
         recipe,
         out,
@@ -142,44 +94,9 @@ def sweep(
     failed = [row for row in results.runs if row["state"] == "failed"]
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: {failed[0]['problem']}; see "
-            f"{out / 'logs'}"
+            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: "
+            f"{failed[0]['problem']}; see {out / 'logs'}"
         )
-
-
-def read_overrides(given: Mapping[str, str | None], set_: Sequence[str], seeds: int | None) -> dict[str, Any]:
-    """What the options ask for, as in a recipe.
-
-    >>> read_overrides({"lr": "0.1,0.2", "hidden": "400,200"}, ["direct.epsilon=1"], 2)
-    {'lr': ['0.1', '0.2'], 'hidden': '400,200', 'set': {'direct.epsilon': ['1']}, 'seed': [0, 1]}
-    """
-    overrides: dict[str, Any] = {
-        name: text if name in LISTS else _listed(option(name), text) for name, text in given.items() if text is not None
-    }
-    hyperparameters = {}
-    for text in set_:
-        name, separator, values = text.partition("=")
-        if not (name.strip() and separator):
-            raise InputError(
-                f"--set expects NAME=VALUE or ESTIMATOR.NAME=VALUE, for example epsilon=0.1,1; got {text!r}"
-            )
-        if name.strip() in hyperparameters:
-            raise InputError(f"--set {name} is given twice; list its values in one: {name}=1,2")
-        hyperparameters[name.strip()] = _listed(f"--set {name}", values)
-    if hyperparameters:
-        overrides["set"] = hyperparameters
-    if seeds is not None:
-        if "seed" in overrides:
-            raise InputError("--seed and --seeds exclude each other; give one of them")
-        overrides["seed"] = list(range(seeds))
-    return overrides
-
-
-def _listed(what: str, text: str) -> list[str]:
-    values = [value.strip() for value in text.split(",")]
-    if not all(values):
-        raise InputError(f"{what} expects a value, or several separated by commas; got {text!r}")
-    return values
 
 
 def run_recipe(
@@ -194,8 +111,9 @@ def run_recipe(
     dry_run: bool = False,
     quiet: bool = False,
 ) -> tuple[list[Experiment], Results, int | None]:
-    """Train what is missing of a recipe's runs (`dgrad.experiments.grid.expand`); with `dry_run` nothing is trained, written or
-    read of the data.
+    """Train what is missing of a recipe's runs (`dgrad.experiments.grid.expand`).
+
+    With `dry_run` nothing is trained or written, and no data is read.
 
     Returns:
         The runs, what came of them, which is also in `out/results.json`, and the signal that stopped it, or None.
@@ -353,8 +271,8 @@ def show_results(results: Results, out: Path, *, dry_run: bool = False) -> None:
     )
     units = sorted({one.unit for one in trained if one.unit})
     print(
-        f"\nBounds in {' or '.join(units) or 'nats'}, the lower the better; mean ± standard deviation over seeds. *: the best by validation "
-        "of those with the same latent, data and labels."
+        f"\nBounds in {' or '.join(units) or 'nats'}, the lower the better; mean ± standard deviation over seeds. "
+        "*: the best by validation of those with the same latent, data and labels."
     )
     for state in ("left out", "failed"):
         name = "label" if state == "left out" else "run"

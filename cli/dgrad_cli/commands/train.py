@@ -1,62 +1,20 @@
-"""`dgrad train`. May import typer and rich; torch and the core's training only inside the command."""
+"""`dgrad train`. Torch and the core's training are imported inside the command alone."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgrad.config import TrainConfig, configure, read_toml
+from dgrad.config import TrainConfig, option
 from dgrad.errors import InputError, RunError
 from dgrad.training.processes import ProcessGroup
 from dgrad_cli.display import Watcher, duration, figures, print_json, print_table
-from dgrad_cli.options import (
-    AdversarialRadiusOption,
-    AdversarialWeightOption,
-    AttributesOption,
-    AugmentOption,
-    BalanceWeightOption,
-    BatchSizeOption,
-    BinarizeOption,
-    ChooseByOption,
-    CompileOption,
-    DataRootOption,
-    DatasetOption,
-    DeviceOption,
-    DropoutOption,
-    EpochsOption,
-    EstimatorOption,
-    EvalEveryOption,
-    EvalRefineStepsOption,
-    EvalSamplesOption,
-    GaussianOption,
-    HiddenOption,
-    IndependenceWeightOption,
-    InputDropoutOption,
-    KLOption,
-    KLWeightOption,
-    LabelledBatchOption,
-    LabelLossOption,
-    LabelsOption,
-    LabelWeightOption,
-    LatentOption,
-    LikelihoodOption,
-    ModelOption,
-    PluginOption,
-    PretrainStepsOption,
-    PropagateLabelsOption,
-    RateOption,
-    RefineStepsOption,
-    SeedOption,
-    SetOption,
-    StepsOption,
-    SweepPrecisionOption,
-    WeightDecayOption,
-)
+from dgrad_cli.options import Json, Quiet, read_run, takes_settings
 
 if TYPE_CHECKING:
     from dgrad.training.run_directory import Run
@@ -64,132 +22,40 @@ if TYPE_CHECKING:
     from dgrad.training.trainer import Trainer
 
 
+def _option(help: str, metavar: str, **more: Any) -> Any:
+    return typer.Option(help=help, metavar=metavar, show_default=False, **more)
+
+
+@takes_settings()
 def train(
-    estimator: EstimatorOption = None,
-    set_: SetOption = None,
-    latent: LatentOption = None,
-    dataset: DatasetOption = None,
-    data_root: DataRootOption = None,
-    binarize: BinarizeOption = None,
-    model: ModelOption = None,
-    hidden: HiddenOption = None,
-    gaussian: GaussianOption = None,
-    dropout: DropoutOption = None,
-    input_dropout: InputDropoutOption = None,
-    likelihood: LikelihoodOption = None,
-    kl: KLOption = None,
-    kl_weight: KLWeightOption = None,
-    labels: LabelsOption = None,
-    attributes: AttributesOption = None,
-    labelled_batch: LabelledBatchOption = None,
-    pretrain_steps: PretrainStepsOption = None,
-    label_loss: LabelLossOption = None,
-    label_weight: LabelWeightOption = None,
-    balance_weight: BalanceWeightOption = None,
-    independence_weight: IndependenceWeightOption = None,
-    adversarial_weight: AdversarialWeightOption = None,
-    adversarial_radius: AdversarialRadiusOption = None,
-    propagate_labels: PropagateLabelsOption = None,
-    augment: AugmentOption = None,
-    epochs: EpochsOption = None,
-    steps: StepsOption = None,
-    batch_size: BatchSizeOption = None,
-    lr: RateOption = None,
-    weight_decay: WeightDecayOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    compile: CompileOption = None,
-    sweep_precision: SweepPrecisionOption = None,
-    eval_every: EvalEveryOption = None,
-    choose_by: ChooseByOption = None,
-    eval_samples: EvalSamplesOption = None,
-    refine_steps: RefineStepsOption = None,
-    eval_refine_steps: EvalRefineStepsOption = None,
-    plugin: PluginOption = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="A TOML file of settings; options go before it.", metavar="FILE.toml", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The run's directory (default: runs/DATASET-LATENT-ESTIMATOR, with a number where that is taken).",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue this run from its last checkpoint.", metavar="RUN", show_default=False)
-    ] = None,
+    *,
+    config: Annotated[Path | None, _option("A TOML file of settings, which options go before.", "FILE.toml")] = None,
+    out: Annotated[Path | None, _option("The run's directory. (default: runs/DATASET-LATENT-ESTIMATOR)", "DIR")] = None,
+    resume: Annotated[Path | None, _option("Continue this run from its last checkpoint.", "RUN")] = None,
     seeds_in_parallel: Annotated[
-        int | None,
-        typer.Option(
-            help="Train that many seeds at once, from --seed on: the runs DIR/seed0, DIR/seed1 and so on.",
-            metavar="N",
-            min=1,
-            show_default=False,
-        ),
+        int | None, _option("Train so many seeds at once, as DIR/seed0, DIR/seed1 ...", "N", min=1)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run at --out.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON; progress goes to the standard error.")
-    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    **given: Any,
 ) -> None:
-    """Train a discrete variational auto-encoder, evaluate it on test images, and keep everything in a run directory."""
-    given: dict[str, Any] = {
-        "estimator": estimator, "set": None if set_ is None else dict(map(name_and_value, set_)), "latent": latent, "dataset": dataset,
-        "data-root": data_root, "binarize": binarize, "model": model, "hidden": hidden, "gaussian": gaussian, "dropout": dropout, "input-dropout": input_dropout,
-        "likelihood": likelihood, "kl": kl, "kl-weight": kl_weight, "labels": labels, "attributes": attributes, "labelled-batch": labelled_batch, "pretrain-steps": pretrain_steps,
-        "label-loss": label_loss, "label-weight": label_weight, "balance-weight": balance_weight, "independence-weight": independence_weight, "adversarial-weight": adversarial_weight, "adversarial-radius": adversarial_radius, "propagate-labels": propagate_labels, "augment": augment, "epochs": epochs, "steps": steps, "batch-size": batch_size, "lr": lr,
-        "weight-decay": weight_decay, "seed": seed, "device": device, "compile": compile, "sweep-precision": sweep_precision, "eval-every": eval_every, "choose-by": choose_by, "eval-samples": eval_samples,
-        "refine-steps": refine_steps, "eval-refine-steps": eval_refine_steps,
-        "plugin": plugin,
-    }  # fmt: skip
-    settings = {name: value for name, value in given.items() if value is not None}
-    world = ProcessGroup.from_environment()
+    """Train a discrete variational auto-encoder, evaluate it on test images, and keep everything in a run directory.
+
+    SCHEDULE is a number, or linear, geometric, cosine or exponential such as cosine:0.01:0.
+    """
+    group = ProcessGroup.from_environment()
     watcher = Watcher(quiet=quiet, to_stderr=json)
     if resume is not None:
-        _resume(
-            resume,
-            settings,
-            watcher,
-            world,
-            conflicting={
-                "--config": config,
-                "--out": out,
-                "--seeds-in-parallel": seeds_in_parallel,
-                "--overwrite": overwrite,
-            },
-            as_json=json,
-        )
+        own = {"config": config, "out": out, "seeds_in_parallel": seeds_in_parallel, "overwrite": overwrite}
+        conflicting = [*given, *(name for name, value in own.items() if value)]
+        _resume(resume, given, watcher, group, conflicting=conflicting, as_json=json)
         return
-    if epochs is not None and steps is not None:
-        raise InputError(f"--epochs {epochs} and --steps {steps} exclude each other; give one of them")
-    base = configure(read_toml(config)) if config is not None else TrainConfig()
-    if epochs is not None:
-        settings["steps"] = None
-    if "set" in settings and settings.get("estimator", base.estimator) == base.estimator:
-        settings["set"] = {**base.set, **settings["set"]}
-    elif "estimator" in settings and settings["estimator"] != base.estimator:
-        settings.setdefault("set", {})  # another estimator's hyper-parameters mean nothing to this one
-    chosen = configure(settings, base)
+    chosen = read_run(given, config)
     if seeds_in_parallel is not None:
-        _train_seeds(chosen, seeds_in_parallel, out, watcher, world, overwrite=overwrite, as_json=json)
+        _train_seeds(chosen, seeds_in_parallel, out, watcher, group, overwrite=overwrite, as_json=json)
     else:
-        _train(chosen, out, watcher, world, overwrite=overwrite, as_json=json)
-
-
-def name_and_value(text: str) -> tuple[str, str]:
-    """The two sides of `NAME=VALUE`.
-
-    Raises:
-        InputError: it is not of that form.
-    """
-    name, separator, value = text.partition("=")
-    if not (name and separator and value):
-        raise InputError(f"--set expects NAME=VALUE, for example epsilon=0.5; got {text!r}")
-    return name.strip().replace("-", "_"), value.strip()
+        _train(chosen, out, watcher, group, overwrite=overwrite, as_json=json)
 
 
 def _train(
@@ -221,16 +87,14 @@ def _resume(
     watcher: Watcher,
     group: ProcessGroup,
     *,
-    conflicting: dict[str, Any],
+    conflicting: Sequence[str],
     as_json: bool,
 ) -> None:
     from dgrad.pictures.of_a_run import draw_missing_pictures
     from dgrad.training.run_directory import SEEDS_FILE, Run
     from dgrad.training.trainer import resume
 
-    refused = [f"--{name}" for name in settings if name != "device"] + [
-        name for name, value in conflicting.items() if value
-    ]
+    refused = [option(name) for name in conflicting if name != "device"]
     if refused:
         raise InputError(
             f"--resume continues a run as it was configured; leave out {', '.join(refused)}, or start a new run"
@@ -287,7 +151,7 @@ def _stopping_on_signals(
 ) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end what runs inside after the current step, its state saved; a second Ctrl-C ends it at once.
 
-    One of several processes hears a signal more than once, from the terminal and from torchrun, which itself ends what does not stop.
+    One of several processes hears a signal twice, from the terminal and from torchrun. Torchrun ends the rest.
 
     Raises:
         Interrupted: as what runs inside raised it, with an exit code that says which signal it was.
@@ -383,6 +247,8 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
     if as_json:
         print_json({"run": str(path), **summary})
         return
+    from dgrad.training.run_directory import Run
+
     seeds = summary["seeds"]
     if not seeds:
         return
@@ -398,12 +264,13 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
     bound = summary["test_bound"]
     if bound is not None and bound["standard_deviation"] is not None:
         print(
-            f"test bound  {bound['mean']:.2f} ± {bound['standard_deviation']:.2f} {any_['unit']}, mean and standard deviation of "
-            f"{len(seeds)} seeds, {bound['least']:.2f} to {bound['greatest']:.2f}"
+            f"test bound  {bound['mean']:.2f} ± {bound['standard_deviation']:.2f} {any_['unit']}, mean and standard "
+            f"deviation of {len(seeds)} seeds, {bound['least']:.2f} to {bound['greatest']:.2f}"
         )
     seconds = max(each["seconds"] for each in seeds.values())
     print(f"training    {any_['steps']} steps of each in {duration(seconds)} on {any_['device']}")
     first = next(iter(seeds))
+    print(f"objective   KL {Run(path / f'seed{first}').config.kl}")
     print(f"runs        {path}: {', '.join(f'seed{seed}' for seed in seeds)}, summary.json")
     print(f"next        dgrad evaluate {path / f'seed{first}'} --importance-samples 1000")
 
@@ -417,6 +284,7 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
         print_json({"run": str(path), **summary})
         return
     from dgrad.pictures.of_a_run import RUN_PICTURES
+    from dgrad.training.run_directory import Run
 
     best, final, unit = summary["best"], summary["final"], summary["unit"]
     print(f"test bound  {figures(best, 'test', unit)}, weights of epoch {best['epoch']:g}, the best by validation")
@@ -426,6 +294,7 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
         print(f"at the end  {figures(final, 'test', unit)}, epoch {final['epoch']:g}")
     processes = f", {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
     print(f"training    {summary['steps']} steps in {duration(summary['seconds'])} on {summary['device']}{processes}")
+    print(f"objective   KL {Run(path).config.kl}")
     print(f"run         {path}: {', '.join(RUN_PICTURES)}, summary.json")
     print(f"next        dgrad evaluate {path} --importance-samples 1000")
     print(f"            dgrad export {path} --out model")
