@@ -69,7 +69,7 @@ def check_refinable(layer: LatentLayer) -> None:
     Raises:
         InputError: the layer is no stack of independent variables.
     """
-    if not layer.independent_rows:
+    if not layer.one_hot_rows:
         raise InputError(
             f"q is refined where the code is a stack of independent variables, such as 20x10; got {layer}: take 0 refine steps"
         )
@@ -78,4 +78,4 @@ def check_refinable(layer: LatentLayer) -> None:
 def _best_rows(layer: LatentLayer, logits: Tensor, objective: Objective, generator: Generator | None) -> Tensor:
     """Log-probabilities that are the best of each row, the others being as they are in a code drawn from q; `[B, n, k]`."""
     code = layer.sample(logits, generator=generator)  # [1, B, n, k]
-    return (-objective.sweep(code, objective(code)).squeeze(0)).log_softmax(-1)
+    return (-objective.sweep(code).squeeze(0)).log_softmax(-1)

@@ -43,7 +43,7 @@ def plan(config: TrainConfig, variants: Sequence[Variant], seeds: int, out: Path
     entries = []
     for seed in range(seeds):
         for variant in variants:
-            limitation = registry.estimator(variant.estimator, **variant.set).traits.limitation(layer)
+            limitation = registry.estimator(variant.estimator, **variant.set).traits.why_unsupported(layer)
             own = replace(common, estimator=variant.estimator, set=dict(variant.set), seed=seed)
             entries.append(Experiment(variant.label, own, out / f"{variant.file_name}-seed{seed}", limitation))
     check(entries)

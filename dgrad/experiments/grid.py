@@ -64,7 +64,7 @@ def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | 
                 f"the name of {path} has more than {LONGEST_NAME} bytes; vary less at once, or name its runs"
             )
         path = there.get(json.dumps(deciding(config)), path)
-        experiments.append(Experiment(label, config, path, traits.limitation(registry.latent(config.latent))))
+        experiments.append(Experiment(label, config, path, traits.why_unsupported(registry.latent(config.latent))))
     return experiments
 
 

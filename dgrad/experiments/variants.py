@@ -81,7 +81,7 @@ def read_variants(estimators: str, values: Iterable[str] = ()) -> list[Variant]:
             raise unknown_name("estimator in --set", estimator, grid, "Name it in --estimators too.")
         if key in grid[estimator]:
             raise InputError(f"--set {estimator}.{key} is given twice; list its values in one: {estimator}.{key}=1,2")
-        grid[estimator][key] = sorted(dict.fromkeys(listed), key=number)
+        grid[estimator][key] = sorted(dict.fromkeys(listed), key=float_or_inf)
     variants = []
     for name in names:
         swept = tuple(key for key, listed in grid[name].items() if len(listed) > 1)
@@ -106,10 +106,10 @@ def _read(text: str) -> tuple[str, str, list[str]]:
     return estimator, key.replace("-", "_"), values
 
 
-def number(text: str) -> float:
+def float_or_inf(text: str) -> float:
     """The number that a text is; infinity where it is none.
 
-    >>> number("0.5"), number("geometric:1:0.02")
+    >>> float_or_inf("0.5"), float_or_inf("geometric:1:0.02")
     (0.5, inf)
     """
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dgrad.experiments.variants import number
+from dgrad.experiments.variants import float_or_inf
 from dgrad.files.atomic import replacing
 
 if TYPE_CHECKING:
@@ -144,12 +144,12 @@ def _lines(rows: list[Row]) -> dict[str, list[Row]]:
 
 def _axis(row: Row) -> str | None:
     """The first of the hyper-parameters with several values that can stand on a logarithmic axis."""
-    return next((name for name in row.swept if 0 < number(row.set[name]) < math.inf), None)
+    return next((name for name in row.swept if 0 < float_or_inf(row.set[name]) < math.inf), None)
 
 
 def _x(row: Row) -> float | None:
     name = _axis(row)
-    return None if name is None else number(row.set[name])
+    return None if name is None else float_or_inf(row.set[name])
 
 
 LINE_STYLES = ("-", "--", ":")

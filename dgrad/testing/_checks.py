@@ -173,22 +173,26 @@ class _OneHotAsOnGPU(TorchFunctionMode):
 
 @_check
 def evaluations(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """The objective is evaluated as often as the trait says, with gradient and without."""
-    evaluated = 0
-
-    def loss(codes: Tensor) -> Tensor:
-        nonlocal evaluated
-        evaluated += codes.shape[0]
-        return small_objectives(layer)["smooth"](codes)
-
+    """The objective is evaluated as often as the trait says: in float32, float64, bfloat16, and without gradient."""
     stated = estimator.traits.evaluations(layer)
-    logits = small_logits(layer, batch=4).requires_grad_()
-    estimator(layer, logits, loss)
-    assert evaluated == stated, f"{evaluated} evaluations for each example; the trait says {stated}"
-    evaluated = 0
-    with torch.no_grad():
-        estimator(layer, logits, loss)
-    assert evaluated == stated, f"{evaluated} evaluations for each example under no_grad; the trait says {stated}"
+    for dtype, gradient in (
+        (torch.float64, True),
+        (torch.float64, False),
+        (torch.float32, True),
+        (torch.bfloat16, True),
+    ):
+        evaluated = 0
+
+        def loss(codes: Tensor) -> Tensor:
+            nonlocal evaluated
+            evaluated += codes.shape[0]
+            return small_objectives(layer)["smooth"](codes)
+
+        logits = small_logits(layer, batch=4).to(dtype).requires_grad_()
+        with torch.set_grad_enabled(gradient):
+            estimator(layer, logits, loss)
+        where = f"in {dtype}" if gradient else "under no_grad"
+        assert evaluated == stated, f"{evaluated} evaluations for each example {where}; the trait says {stated}"
 
 
 @_check
@@ -316,7 +320,7 @@ def baseline_has_not_seen_its_sample(estimator: GradientEstimator, layer: Latent
     """
     if not (estimator.traits.unbiased and estimator.state_dict().keys() - dict(estimator.named_parameters()).keys()):
         raise NotApplicable("it is biased, or carries nothing from step to step but what an optimizer changes")
-    if layer.shape != (1, 2) or not layer.independent_rows:
+    if layer.shape != (1, 2) or not layer.one_hot_rows:
         raise NotApplicable("the check is made for one binary variable")
     logits = torch.zeros(1, *layer.shape, dtype=torch.float64, requires_grad=True)
 
@@ -341,7 +345,7 @@ def limit(estimator: GradientEstimator, layer: LatentLayer) -> None:
     stated = estimator.traits.limit
     if stated is None:
         raise NotApplicable("it is unbiased" if estimator.traits.unbiased else "it is biased and states no limit")
-    if stated.rows_only and not layer.independent_rows:
+    if stated.rows_only and not layer.one_hot_rows:
         raise NotApplicable("it states a limit for independent rows alone")
     _needs_small_support(layer)
     names = {"linear": ["linear"], "quadratic": ["linear", "smooth"], "any": ["linear", "smooth", "cross-entropy"]}

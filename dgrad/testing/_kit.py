@@ -179,7 +179,7 @@ def run_check(
 def _layers(estimator: GradientEstimator, layer: LatentLayer | None) -> list[LatentLayer]:
     traits = estimator.traits
     if layer is not None:
-        limitation = traits.limitation(layer)
+        limitation = traits.why_unsupported(layer)
         if limitation is not None:
             raise InputError(limitation)
         return [layer]

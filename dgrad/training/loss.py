@@ -27,9 +27,9 @@ from dgrad.vae.posterior import Posterior
 
 
 @contextmanager
-def held(network: nn.Module, hold: bool) -> Iterator[None]:
-    """A network whose parameters get no gradient from what is evaluated inside; if `hold` is false, the network as it is."""
-    parameters = [parameter for parameter in network.parameters() if hold and parameter.requires_grad]
+def frozen(network: nn.Module, freeze: bool) -> Iterator[None]:
+    """A network whose parameters get no gradient from what is evaluated inside; if `freeze` is false, the network as it is."""
+    parameters = [parameter for parameter in network.parameters() if freeze and parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -109,7 +109,7 @@ class TrainingLoss(nn.Module):
         if self.code_losses:
             for code_loss in registry.code_losses(batch, config):
                 objective = objective + as_objective(code_loss)
-        with held(self.model.decoder, config.refine_steps > 0):
+        with frozen(self.model.decoder, config.refine_steps > 0):
             estimate = self.estimator(layer, logits, objective, generator=self.noise)
         loss = estimate.loss.mean()
         if config.kl == "outside" and self.kl_trained:

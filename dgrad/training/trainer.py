@@ -84,7 +84,7 @@ class Trainer:
         self.estimator = registry.estimator(config.estimator, **config.set)
         layer = registry.latent(config.latent)
         traits = self.estimator.traits
-        limitation = traits.limitation(layer)
+        limitation = traits.why_unsupported(layer)
         if limitation is not None:
             raise InputError(limitation)
         self.config = config = resolve(replace(config, kl=config.kl or ("inside" if traits.kl_inside else "outside")))

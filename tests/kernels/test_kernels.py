@@ -134,8 +134,9 @@ def test_the_compiled_loss_and_its_gradient_are_torchs(
     images[images < 0.5] = 0
     codes = F.one_hot(torch.randint(k, (2, 5, n), generator=generator), k).float()
     kernel = cpu.BernoulliLinear(weight, bias, images, (n, k))
-    loss = kernel.loss(codes)
-    assert loss is not None
+    at = kernel.at(codes)
+    assert at is not None
+    loss = at.loss
     truth = by_torch(*(tensor.double() for tensor in (weight, bias, codes, images)))
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=1e-4)
     share = torch.randn(2, 5, generator=generator)
@@ -144,7 +145,7 @@ def test_the_compiled_loss_and_its_gradient_are_torchs(
     for gradient, true in zip(gradients, truths, strict=True):
         torch.testing.assert_close(gradient, true, rtol=1e-5, atol=1e-5)
 
-    table = kernel.sweep(codes, loss)
+    table = at.sweep()
     if scale == 0.3:
         assert table is not None
         wide = [tensor.detach().double() for tensor in (weight, bias, codes, images)]
@@ -178,15 +179,13 @@ def test_what_the_kernel_does_not_serve_goes_through_torch(compiler: None) -> No
     torch.testing.assert_close(slope, expected)
     codes = hard.detach()
     torch.testing.assert_close(objective.sweep(codes), plain.sweep(codes))
-    for _ in range(2):  # a loss that the kernel has just seen, and one that it has not
-        torch.testing.assert_close(
-            objective.sweep(codes, plain(codes).detach()), plain.sweep(codes, plain(codes).detach())
-        )
-        objective(codes)
+    at = objective.at(codes)
+    objective(codes.roll(1, -1))  # what the kernel sees in between changes nothing
+    torch.testing.assert_close(at.sweep(), plain.at(codes).sweep())
     with torch.no_grad():
         model.decoder.first.weight *= 1e4  # type: ignore[operator, union-attr]
     large = model.reconstruction(images)
-    torch.testing.assert_close(large.sweep(codes, large(codes)), plain.sweep(codes, plain(codes)), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(large.at(codes).sweep(), plain.at(codes).sweep(), rtol=1e-5, atol=1e-2)
 
 
 def test_a_loss_that_is_not_a_number_stays_one(compiler: None) -> None:
@@ -196,9 +195,9 @@ def test_a_loss_that_is_not_a_number_stays_one(compiler: None) -> None:
         broken = place.clone()
         broken.view(-1)[0] = value
         arguments = (broken, bias) if place is weight else (weight, broken)
-        loss = cpu.BernoulliLinear(*arguments, torch.zeros(1, 20), (2, 3)).loss(codes)
-        assert loss is not None
-        assert not loss.isfinite().any()
+        at = cpu.BernoulliLinear(*arguments, torch.zeros(1, 20), (2, 3)).at(codes)
+        assert at is not None
+        assert not at.loss.isfinite().any()
 
 
 def test_weights_that_are_not_numbers_are_left_to_torch(compiler: None) -> None:

@@ -91,7 +91,7 @@ def export_run(
     _check_free(target, out, overwrite=overwrite)
     run = Run.open(run_path)
     model, state = run.load_model(weights)
-    if sampling and not model.layer.independent_rows:
+    if sampling and not model.layer.one_hot_rows:
         raise InputError(
             f"--sampling draws codes of independent variables; latent {model.layer} has others: export it without --sampling"
         )
@@ -110,7 +110,7 @@ def export_run(
     places = LAYOUTS[layout]
     graphs = {places["encoder"]: encoder, places["decoder"]: decoder}
     entries = {file: _entry(graph) for file, graph in graphs.items()}
-    values = layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None
+    values = layer.shape[-1] if layer.one_hot_rows and integers == layer.shape[:-1] else None
     others = {REFERENCE: make_reference(encoder, decoder, values)}
     if layout == "triton":
         others |= {

@@ -1,14 +1,13 @@
-"""Adaptive implicit maximum likelihood estimation. May import torch and dgrad."""
+"""Adaptive implicit maximum likelihood estimation."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, loss_and_slope, replace_gradient
+from dgrad.core.estimator_tools import check_count, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad.errors import InputError
@@ -70,18 +69,14 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
             codes = layer.argmax(potentials)
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+        at = objective.at(codes, differentiable=True)
         with torch.no_grad():
+            slope = at.slope()  # [S, B, *code]
             size = _norm(slope)  # [S, B, 1 ...]
             # lambda h = beta |phi + G| h / |h|
             reach = self.strength * _norm(potentials)
@@ -92,7 +87,7 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
             # After its use, so that an example's gradient depends on no other example of this step.
             share = changed.any(-1).float().mean()
             self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
-"""The augment-REINFORCE-merge estimator. May import torch and dgrad."""
+"""The augment-REINFORCE-merge estimator."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from dgrad.core.estimator_tools import needs_binary_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, binary_direction, log_odds
 
@@ -38,16 +37,11 @@ class AugmentReinforceMerge(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Yin & Zhou 2019",
-            limitation=needs_binary_rows("arm"),
+            why_unsupported=needs_binary_rows("arm"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         uniform, bits = antithetic_bits(log_odds(logits), generator=generator)  # [B, n], [2, B, n]
         codes = binary_codes(bits, logits.dtype)  # [2, B, n, 2]

@@ -1,15 +1,14 @@
-"""ARMS: several antithetic samples. May import torch and dgrad."""
+"""ARMS: several antithetic samples."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_count, needs_binary_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.random import gumbel
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
@@ -50,16 +49,11 @@ class AntitheticSamples(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Dimitriev & Zhou 2021",
-            limitation=needs_binary_rows("arms"),
+            why_unsupported=needs_binary_rows("arms"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         phi = log_odds(logits)  # [B, n]
         # d = E / sum E with E ~ Exp(1), that is -log E Gumbel

@@ -1,14 +1,13 @@
-"""The augment-REINFORCE-swap-merge estimator. May import torch and dgrad."""
+"""The augment-REINFORCE-swap-merge estimator."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import needs_one_hot_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.random import gumbel
 from dgrad.kernels.numerics import softmax
@@ -45,16 +44,11 @@ class AugmentReinforceSwapMerge(GradientEstimator):
             differentiable_objective=False,
             evaluations=_evaluations,
             reference="Yin et al. 2019",
-            limitation=needs_independent_rows("arsm"),
+            why_unsupported=needs_one_hot_rows("arsm"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         batch, _, k = logits.shape
         phi = logits.detach()

@@ -1,4 +1,4 @@
-"""What estimators predict a loss with before they see it: a moving average, and a small network. May import torch and dgrad."""
+"""What estimators predict a loss with before they see it: a moving average, and a small network."""
 
 from __future__ import annotations
 

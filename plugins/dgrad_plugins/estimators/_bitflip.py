@@ -1,15 +1,14 @@
-"""The exact difference along one random variable. May import torch and dgrad."""
+"""The exact difference along one random variable."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from dgrad.core.estimator_tools import needs_binary_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
 
@@ -41,16 +40,11 @@ class BitFlip(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Titsias & Lázaro-Gredilla 2015",
-            limitation=needs_binary_rows("bitflip-1"),
+            why_unsupported=needs_binary_rows("bitflip-1"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         phi = log_odds(logits)  # [B, n]
         batch, n = phi.shape

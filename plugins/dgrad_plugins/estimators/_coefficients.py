@@ -1,4 +1,4 @@
-"""Coefficients of control variates, fitted on earlier steps: what several estimators adapt. May import torch only."""
+"""Coefficients of control variates, fitted on earlier steps: what several estimators adapt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Direct optimization through argmax. May import torch and dgrad."""
+"""Direct optimization through argmax."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_choice, check_count, loss_and_slope, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad.errors import InputError
@@ -75,41 +75,36 @@ class Direct(GradientEstimator):
                 perturbs=True,
                 # Where a small eps changes the code, two values tie and either may be the code: central then adds the slopes of both
                 # ends, the trapezoidal rule; one-sided, an end counts only where its own slope points away from it.
-                limit=Limit("quadratic" if self.difference == "central" else "linear", {"epsilon": 0.005}),
+                limit=ExactLimit("quadratic" if self.difference == "central" else "linear", {"epsilon": 0.005}),
             )
         return Traits(
             unbiased=False,
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="Lorberbom et al. 2019",
-            limitation=self.sweep_share.limitation("direct"),
+            why_unsupported=self.sweep_share.why_unsupported("direct"),
             kl_inside=True,
             perturbs=True,
-            limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
+            limit=ExactLimit("any", {"epsilon": 0.01}, rows_only=True),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, n, k]
             codes = layer.argmax(potentials)
+        at = objective.at(codes, differentiable=self.sweep == "linear")
+        factor: float | Tensor = 1.0
         if self.sweep == "linear":
             # f(z) + h_i . (onehot(j) - z_i), less what is the same for every j of a row and moves no argmax
-            loss, table = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
-            factor: float | Tensor = 1.0
+            table = at.slope()  # [S, B, *code]
         else:
-            loss = objective(codes)  # [S, B]
             table, factor = self.sweep_share.table(
-                objective, layer, codes, loss.detach(), lambda: _likely_to_change(potentials, self.epsilon), generator
+                at, layer, lambda: _likely_to_change(potentials, self.epsilon), generator
             )  # [S, B, *code], [S, B, n, 1]
         direction = factor * difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
 def _likely_to_change(

@@ -1,18 +1,17 @@
-"""Direct optimization on the joint space. May import torch and dgrad."""
+"""Direct optimization on the joint space."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.random import gumbel
 from dgrad.core.schedules import Schedule
-from dgrad.errors import rough
+from dgrad.errors import approx_int
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._exact import LARGEST_SUPPORT
 
@@ -52,18 +51,13 @@ class DirectJoint(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: layer.support_size + self.samples,
             reference="Lorberbom et al. 2019",
-            limitation=_limitation,
+            why_unsupported=_why_unsupported,
             kl_inside=True,
-            limit=Limit("any", {"epsilon": 0.01}),
+            limit=ExactLimit("any", {"epsilon": 0.01}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             support = layer.enumerate(like=logits)  # [K, *code]
@@ -78,10 +72,10 @@ class DirectJoint(GradientEstimator):
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
 
 
-def _limitation(layer: LatentLayer) -> str | None:
+def _why_unsupported(layer: LatentLayer) -> str | None:
     if layer.support_size <= LARGEST_SUPPORT:
         return None
     return (
-        f"direct-joint evaluates every code and latent {layer} has {rough(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
+        f"direct-joint evaluates every code and latent {layer} has {approx_int(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
         "(6x4, 12x2): take a smaller latent, or direct, its product-space approximation"
     )

@@ -1,4 +1,4 @@
-"""Direct optimization along the objective's first-order expansion. May import torch and dgrad."""
+"""Direct optimization along the objective's first-order expansion."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Direct optimization with each row's own noise integrated out. May import torch and dgrad."""
+"""Direct optimization with each row's own noise integrated out."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
@@ -59,29 +58,22 @@ class DirectRaoBlackwell(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="this project",
-            limitation=self.sweep_share.limitation("direct-rb"),
+            why_unsupported=self.sweep_share.why_unsupported("direct-rb"),
             kl_inside=True,
-            limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
+            limit=ExactLimit("any", {"epsilon": 0.01}, rows_only=True),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
-        loss = objective(codes)  # [S, B]
+        at = objective.at(codes)
         table, factor = self.sweep_share.table(
-            objective,
+            at,
             layer,
-            codes,
-            loss.detach(),
             lambda: (1 - layer.mean(logits).square().sum(-1)).expand(codes.shape[:-1]),
             generator,
             uniform=self.epsilon.clamp(UNIFORM, 1),
         )  # [S, B, *code], [S, B, n, 1]
         direction = factor * difference(layer.mean, logits, table, self.epsilon, self.difference)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)

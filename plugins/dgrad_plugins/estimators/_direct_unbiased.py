@@ -1,4 +1,4 @@
-"""Direct optimization's difference as a control variate with a known mean. May import torch and dgrad."""
+"""Direct optimization's difference as a control variate with a known mean."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, replace_gradient
+from dgrad.core.estimator_tools import check_count, replace_gradient, weighted
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 
@@ -55,12 +55,7 @@ class DirectUnbiased(GradientEstimator):
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
@@ -72,7 +67,7 @@ class DirectUnbiased(GradientEstimator):
         # J(p) c: the gradient of E_q[c . z]
         (of_surrogate,) = torch.autograd.grad(p, phi, surrogate.view_as(p))
         # (f - b - c . s) s + J(p) c
-        direction = residual.T.reshape(loss.shape + (1,) * (p.ndim - 1)) * score + of_surrogate
+        direction = weighted(score, residual.T) + of_surrogate
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
 
     def _leave_one_out_ridge(

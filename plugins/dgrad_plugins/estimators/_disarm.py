@@ -1,14 +1,13 @@
-"""The antithetic estimator DisARM, also known as U2G. May import torch and dgrad."""
+"""The antithetic estimator DisARM, also known as U2G."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from dgrad.core.estimator_tools import needs_binary_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, binary_direction, log_odds
 
@@ -39,16 +38,11 @@ class DisARM(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Dong et al. 2020",
-            limitation=needs_binary_rows("disarm"),
+            why_unsupported=needs_binary_rows("disarm"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         phi = log_odds(logits)  # [B, n]
         _, bits = antithetic_bits(phi, generator=generator)  # [2, B, n]

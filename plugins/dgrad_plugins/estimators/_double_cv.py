@@ -1,14 +1,13 @@
-"""Leave-one-out with a second control variate from the objective's slope. May import torch and dgrad."""
+"""Leave-one-out with a second control variate from the objective's slope."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, loss_and_slope, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._coefficients import Coefficients
 
@@ -46,32 +45,28 @@ class DoubleControlVariates(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Titsias & Shi 2022",
-            limitation=needs_independent_rows("double-cv"),
+            why_unsupported=needs_one_hot_rows("double-cv"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, n, k]
+        at = objective.at(codes, differentiable=True)
         with torch.no_grad():
+            slope = at.slope()  # [S, B, n, k]
             p = layer.mean(logits)  # [B, n, k]
             score = codes - p
             others = (slope.sum(0) - slope) / (self.samples - 1)  # h_(-m)
             linear = (others * score).flatten(2).sum(-1)  # [S, B]
             mean = slope.mean(0)
             # The estimate without alpha, and what is multiplied by it: leave-one-out on h_(-m) . s_m, less J(p) mean h
-            plain = leave_one_out(loss, score)  # [S, B, n, k]
+            plain = leave_one_out(at.loss, score)  # [S, B, n, k]
             variate = leave_one_out(linear, score) - p * (mean - (p * mean).sum(-1, keepdim=True))
             (alpha,) = self.alpha.current()
             direction = plain + alpha.to(variate.dtype) * variate
             self.alpha.learn(plain.mean(0), [variate.mean(0)])
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
 def leave_one_out(values: Tensor, score: Tensor) -> Tensor:

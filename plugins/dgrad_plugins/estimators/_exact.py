@@ -1,14 +1,13 @@
-"""The exact gradient by enumeration. May import torch and dgrad."""
+"""The exact gradient by enumeration."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
-from dgrad.errors import rough
+from dgrad.errors import approx_int
 
 LARGEST_SUPPORT = 4096
 
@@ -38,16 +37,11 @@ class Exact(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: layer.support_size,
             reference="enumeration",
-            limitation=_limitation,
+            why_unsupported=_why_unsupported,
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         support = layer.enumerate(like=logits)  # [K, *code]
         codes = support.unsqueeze(1)  # [K, 1, *code]
@@ -56,10 +50,10 @@ class Exact(GradientEstimator):
         return Estimate(loss=loss, codes=codes.expand(-1, *logits.shape))
 
 
-def _limitation(layer: LatentLayer) -> str | None:
+def _why_unsupported(layer: LatentLayer) -> str | None:
     if layer.support_size <= LARGEST_SUPPORT:
         return None
     return (
-        f"exact evaluates every code and latent {layer} has {rough(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
+        f"exact evaluates every code and latent {layer} has {approx_int(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
         "(6x4, 12x2): take a smaller latent or an estimator that samples"
     )

@@ -1,14 +1,13 @@
-"""Gapped straight-through. May import torch and dgrad."""
+"""Gapped straight-through."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_count, needs_independent_rows
+from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule, schedule
 from dgrad.errors import InputError
@@ -61,16 +60,11 @@ class GappedStraightThrough(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Fan et al. 2022",
-            limitation=needs_independent_rows("gapped-st"),
+            why_unsupported=needs_one_hot_rows("gapped-st"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():

@@ -1,14 +1,13 @@
-"""Implicit maximum likelihood estimation. May import torch and dgrad."""
+"""Implicit maximum likelihood estimation."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, loss_and_slope, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import check_count, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._differences import difference
@@ -52,20 +51,15 @@ class ImplicitMaximumLikelihood(GradientEstimator):
             reference="Niepert et al. 2021; Minervini et al. 2023",
             kl_inside=True,
             perturbs=True,
-            limit=Limit("quadratic", {"strength": 0.005}),
+            limit=ExactLimit("quadratic", {"strength": 0.005}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
             codes = layer.argmax(potentials)
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
-        direction = difference(layer.argmax, potentials, slope, self.strength, "central")
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        at = objective.at(codes, differentiable=True)
+        direction = difference(layer.argmax, potentials, at.slope(), self.strength, "central")
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)

@@ -1,14 +1,13 @@
-"""Local expectation gradients. May import torch and dgrad."""
+"""Local expectation gradients."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from dgrad.core.estimator_tools import check_count, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._sweep_share import SweepShare
 
@@ -44,29 +43,19 @@ class LocalExpectation(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="Titsias & Lázaro-Gredilla 2015",
-            limitation=needs_independent_rows("leg"),
+            why_unsupported=needs_one_hot_rows("leg"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
-        loss = objective(codes)  # [S, B]
+        at = objective.at(codes)
         with torch.no_grad():
             p = layer.mean(logits)  # [B, n, k]
             table, factor = self.sweep_share.table(
-                objective,
-                layer,
-                codes,
-                loss,
-                lambda: (1 - p.square().sum(-1)).expand(codes.shape[:-1]),
-                generator,
+                at, layer, lambda: (1 - p.square().sum(-1)).expand(codes.shape[:-1]), generator
             )  # [S, B, n, k], [S, B, n, 1]
             # p_ij (T_ij - sum_m p_im T_im)
             direction = factor * p * (table - (p * table).sum(-1, keepdim=True))
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)

@@ -1,14 +1,13 @@
-"""The straight-through Gumbel-softmax, Rao-Blackwellised. May import torch and dgrad."""
+"""The straight-through Gumbel-softmax, Rao-Blackwellised."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_count, needs_independent_rows
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad.kernels.numerics import log_softmax
@@ -49,17 +48,12 @@ class RaoStraightThroughGumbelSoftmax(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Paulus et al. 2021",
-            limitation=needs_independent_rows("rao-st-gumbel-softmax"),
-            limit=Limit("quadratic", {"temperature": 0.005}),
+            why_unsupported=needs_one_hot_rows("rao-st-gumbel-softmax"),
+            limit=ExactLimit("quadratic", {"temperature": 0.005}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():

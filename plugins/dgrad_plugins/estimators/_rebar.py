@@ -1,14 +1,13 @@
-"""REBAR. May import torch and dgrad."""
+"""REBAR."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dgrad.core.estimator_tools import check_count, needs_independent_rows
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_variate
@@ -62,16 +61,11 @@ class Rebar(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: 3 * self.samples,
             reference="Tucker et al. 2017",
-            limitation=needs_independent_rows("rebar"),
+            why_unsupported=needs_one_hot_rows("rebar"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         def surrogate(potentials: Tensor) -> Tensor:
             temperature, eta = torch.stack([self.temperature, self.eta]) * self.log_factors.exp()

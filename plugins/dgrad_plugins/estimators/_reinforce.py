@@ -1,14 +1,20 @@
-"""REINFORCE, the score-function estimator, with its baselines. May import torch and dgrad."""
+"""REINFORCE, the score-function estimator, with its baselines."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_choice, check_count, layer_missing, replace_gradient
+from dgrad.core.estimator_tools import (
+    add_gradient,
+    check_choice,
+    check_count,
+    layer_missing,
+    replace_gradient,
+    weighted,
+)
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
 
@@ -65,20 +71,14 @@ class Reinforce(GradientEstimator):
             self.network = ScalarNetwork(layer.shape, self.hidden)
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         baseline = self._predict(logits.detach())  # [B] or a number
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         with torch.no_grad():
-            score = (codes - layer.mean(logits)).flatten(2)  # [S, B, n*k]
             # (f(z) - b) grad log q(z)
-            direction = ((loss - baseline).unsqueeze(-1) * score).view_as(codes)
+            direction = weighted(codes - layer.mean(logits), loss - baseline)
         estimate = replace_gradient(loss, logits, direction)
         if self.baseline == "input-dependent":
             # the baseline's own loss, (f(z) - b)^2

@@ -1,14 +1,13 @@
-"""ReinMax, a straight-through estimator of second order. May import torch and dgrad."""
+"""ReinMax, a straight-through estimator of second order."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_count, needs_independent_rows
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 
@@ -47,17 +46,12 @@ class ReinMax(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Liu et al. 2023",
-            limitation=needs_independent_rows("reinmax"),
-            limit=Limit("quadratic", {"temperature": 1.0}),
+            why_unsupported=needs_one_hot_rows("reinmax"),
+            limit=ExactLimit("quadratic", {"temperature": 1.0}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():

@@ -1,14 +1,13 @@
-"""RELAX. May import torch and dgrad."""
+"""RELAX."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dgrad.core.estimator_tools import check_count, layer_missing, needs_independent_rows
+from dgrad.core.estimator_tools import check_count, layer_missing, needs_one_hot_rows
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
@@ -64,19 +63,14 @@ class Relax(GradientEstimator):
             differentiable_objective=self.with_loss,
             evaluations=lambda layer: (3 if self.with_loss else 1) * self.samples,
             reference="Grathwohl et al. 2018",
-            limitation=needs_independent_rows("relax"),
+            why_unsupported=needs_one_hot_rows("relax"),
         )
 
     def set_layer(self, layer: LatentLayer) -> None:
         self.network = ScalarNetwork(layer.shape, self.hidden)
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         if self.network is None:
             raise layer_missing("relax")

@@ -1,4 +1,4 @@
-"""REINFORCE with a control variate that sees the relaxed code: what REBAR and RELAX share. May import torch and dgrad."""
+"""REINFORCE with a control variate that sees the relaxed code: what REBAR and RELAX share."""
 
 from __future__ import annotations
 

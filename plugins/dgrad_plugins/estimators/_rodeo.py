@@ -1,14 +1,13 @@
-"""Leave-one-out with control variates from a discrete Stein operator. May import torch and dgrad."""
+"""Leave-one-out with control variates from a discrete Stein operator."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, loss_and_slope, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._coefficients import Coefficients
 from dgrad_plugins.estimators._double_cv import leave_one_out
@@ -54,30 +53,25 @@ class Rodeo(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Shi et al. 2022",
-            limitation=needs_independent_rows("rodeo"),
+            why_unsupported=needs_one_hot_rows("rodeo"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, n, k]
+        at = objective.at(codes, differentiable=True)
         with torch.no_grad():
             p = layer.mean(logits)  # [B, n, k]
             score = codes - p
-            plain = leave_one_out(loss, score)  # [S, B, n, k]
-            variates = [leave_one_out(stein, score) + local for stein, local in _surrogates(p, codes, slope)]
+            plain = leave_one_out(at.loss, score)  # [S, B, n, k]
+            variates = [leave_one_out(stein, score) + local for stein, local in _surrogates(p, codes, at.slope())]
             coefficients = self.coefficients.current()
             direction = plain
             for coefficient, variate in zip(coefficients, variates, strict=True):
                 direction = direction + coefficient.to(variate.dtype) * variate
             self.coefficients.learn(plain.mean(0), [variate.mean(0) for variate in variates])
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
 def _surrogates(p: Tensor, codes: Tensor, slope: Tensor) -> list[tuple[Tensor, Tensor]]:

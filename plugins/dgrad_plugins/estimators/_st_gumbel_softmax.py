@@ -1,13 +1,12 @@
-"""The straight-through Gumbel-softmax. May import torch and dgrad."""
+"""The straight-through Gumbel-softmax."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_count
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 
@@ -47,16 +46,11 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Jang et al. 2016",
             perturbs=True,
-            limit=Limit("quadratic", {"temperature": 0.005}),
+            limit=ExactLimit("quadratic", {"temperature": 0.005}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         codes = layer.argmax(potentials.detach())

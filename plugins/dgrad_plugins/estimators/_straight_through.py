@@ -1,13 +1,12 @@
-"""The straight-through estimator. May import torch and dgrad."""
+"""The straight-through estimator."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import add_gradient, check_count
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Constant, Schedule
 
@@ -52,16 +51,11 @@ class StraightThrough(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Bengio et al. 2013; Shah et al. 2024",
             unbiased_value=self.schedules["forward_temperature"] == Constant(1.0),
-            limit=Limit("linear", {"temperature": 1.0}),
+            limit=ExactLimit("linear", {"temperature": 1.0}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits / self.forward_temperature, self.samples, generator=generator)  # [S, B, *code]
         # The Jacobian of E[z] at phi / tau: J(softmax(phi / tau)) / tau

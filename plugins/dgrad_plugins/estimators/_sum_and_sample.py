@@ -1,14 +1,13 @@
-"""Sum and sample: the most probable codes summed, the rest sampled. May import torch and dgrad."""
+"""Sum and sample: the most probable codes summed, the rest sampled."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from dgrad.core.estimator_tools import check_choice, check_count, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_choice, check_count, needs_one_hot_rows, replace_gradient, weighted
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._beam import codes_without_replacement, top_codes
 
@@ -50,7 +49,7 @@ class SumAndSample(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self._explicit(layer) + 1,
             reference="Liu et al. 2019",
-            limitation=needs_independent_rows("sum-and-sample"),
+            why_unsupported=needs_one_hot_rows("sum-and-sample"),
         )
 
     def _explicit(self, layer: LatentLayer) -> int:
@@ -58,12 +57,7 @@ class SumAndSample(GradientEstimator):
         return min(self.explicit, layer.support_size - 1)
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             log_p = logits.double().log_softmax(-1)
@@ -83,6 +77,6 @@ class SumAndSample(GradientEstimator):
             if self.baseline == "explicit-mean":
                 share = log_explicit.softmax(0).to(logits.dtype)  # p_s / P_C
                 advantage = loss - (share * loss[:-1]).sum(0)
-            direction = (weights * advantage)[..., None, None] * (codes - layer.mean(logits))
+            direction = weighted(codes - layer.mean(logits), weights * advantage)
         # sum_{s in C} p_s f_s + (1 - P_C) f_z
         return Estimate(loss=replace_gradient(weights * loss, logits, direction).sum(0), codes=codes)

@@ -1,16 +1,15 @@
-"""The unordered-set estimator: samples without replacement. May import torch and dgrad."""
+"""The unordered-set estimator: samples without replacement."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient, weighted
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.errors import InputError
 from dgrad_plugins.estimators._beam import codes_without_replacement
@@ -54,27 +53,22 @@ class UnorderedSet(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: min(self.samples, layer.support_size),
             reference="Kool et al. 2020",
-            limitation=needs_independent_rows("unordered-set"),
+            why_unsupported=needs_one_hot_rows("unordered-set"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             log_p = logits.double().log_softmax(-1)
             log_probs, values = codes_without_replacement(log_p, self.samples, generator=generator)  # [m, B], [m, B, n]
-            weights, pairs = (each.to(logits.dtype) for each in set_weights(log_probs))  # [m, B], [m, m, B]
+            weights, pairs = (table.to(logits.dtype) for table in set_weights(log_probs))  # [m, B], [m, m, B]
             codes = layer.codes(values, logits.dtype)  # [m, B, n, k]
         loss = objective(codes)  # [m, B]
         with torch.no_grad():
             # p_s R_s [f_s - sum_s' p_s' R_ss' f_s'] (z_s - p)
             advantage = weights * (loss - (pairs * loss).sum(1))  # [m, B]
-            direction = advantage[..., None, None] * (codes - layer.mean(logits))
+            direction = weighted(codes - layer.mean(logits), advantage)
         # sum_s p_s R_s f_s
         return Estimate(loss=replace_gradient(weights * loss, logits, direction).sum(0), codes=codes)
 

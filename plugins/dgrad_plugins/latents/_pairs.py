@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Moves
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError
 
@@ -75,12 +75,12 @@ class Pairs(LatentLayer):
         return 2**self.bits
 
     @property
-    def independent_rows(self) -> bool:
+    def one_hot_rows(self) -> bool:
         return False
 
     @property
-    def changes(self) -> int:
-        return self.bits
+    def moves(self) -> Moves:
+        return BitFlips(self)
 
     @property
     def decoded_shape(self) -> tuple[int, ...]:
@@ -148,17 +148,6 @@ class Pairs(LatentLayer):
         slope = weights[..., : self.bits] + (self._matrix(weights, both=True) @ bits.unsqueeze(-1)).squeeze(-1)
         return F.pad((1 - 2 * bits) * slope, (0, math.comb(self.bits, 2)))
 
-    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
-        bits = codes[..., : self.bits]
-        flips = torch.eye(self.bits, dtype=codes.dtype, device=codes.device)[:, None, None]  # [n, 1, 1, n]
-        return self._with_products(bits + flips * (1 - 2 * bits))
-
-    def change_potentials(
-        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
-    ) -> Float[Tensor, "samples batch *code"]:
-        # what a bit that is 1 loses by becoming 0 is what it gains by being 1
-        return F.pad((1 - 2 * codes[..., : self.bits]) * changes.movedim(0, -1), (0, math.comb(self.bits, 2)))
-
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
         return self._code_of(torch.arange(self.support_size, device=like.device), like.dtype)
 
@@ -166,7 +155,7 @@ class Pairs(LatentLayer):
         return codes[..., : self.bits].long()
 
     def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
-        return self._with_products(indices.to(dtype))
+        return self.with_products(indices.to(dtype))
 
     def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
         return PairsDistribution(self, logits)
@@ -232,13 +221,14 @@ class Pairs(LatentLayer):
         matrix[..., i, j] = potentials[..., self.bits :]
         return matrix + matrix.mT if both else matrix
 
-    def _with_products(self, bits: Tensor) -> Tensor:
+    def with_products(self, bits: Tensor) -> Tensor:
+        """The code of some bits."""
         i, j = self._pairs(bits.device)
         return torch.cat([bits, bits[..., i] * bits[..., j]], -1)
 
     def _code_of(self, number: Tensor, dtype: torch.dtype) -> Tensor:
         """The code of a setting by its number, whose first bit is the greatest."""
-        return self._with_products(_bits_of(number, self.bits).to(dtype))
+        return self.with_products(_bits_of(number, self.bits).to(dtype))
 
 
 def _logsumexp(weights: Tensor) -> Tensor:
@@ -254,6 +244,25 @@ def _settings(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _bits_of(number: Tensor, bits: int) -> Tensor:
     place = 2 ** torch.arange(bits - 1, -1, -1, device=number.device)
     return number.unsqueeze(-1).div(place, rounding_mode="floor") % 2  # ONNX has no shift
+
+
+class BitFlips(Moves):
+    """A code is changed by flipping one of its bits, which takes the products along."""
+
+    def __init__(self, layer: Pairs) -> None:
+        self.layer = layer
+        self.count = layer.bits
+
+    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
+        bits = codes[..., : self.count]
+        flips = torch.eye(self.count, dtype=codes.dtype, device=codes.device)[:, None, None]  # [n, 1, 1, n]
+        return self.layer.with_products(bits + flips * (1 - 2 * bits))
+
+    def potentials(
+        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
+    ) -> Float[Tensor, "samples batch *code"]:
+        # what a bit that is 1 loses by becoming 0 is what it gains by being 1
+        return F.pad((1 - 2 * codes[..., : self.count]) * changes.movedim(0, -1), (0, math.comb(self.count, 2)))
 
 
 class PairsDistribution(Distribution):
