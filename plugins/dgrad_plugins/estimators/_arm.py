@@ -13,15 +13,17 @@ from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, bina
 
 
 class AugmentReinforceMerge(GradientEstimator):
-    """ARM: the loss at two antithetic codes, times the uniform numbers that both were made of.
+    """ARM: the loss at two antithetic codes, times the uniform numbers behind both.
 
-    `[f(1{u > sig(-phi)}) - f(1{u < sig(phi)})] (u - 1/2)`, u uniform, `phi` the log-odds of each variable; all variables at once.
+    `[f(1{u > sig(-phi)}) - f(1{u < sig(phi)})] (u - 1/2)` for all variables at once. u is uniform, `phi` the log-odds.
 
-    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[2, B, n, 2]`; both codes are samples of `q`, and the loss is their mean.
+    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[2, B, n, 2]`. Both codes are samples of `q`. The loss is their mean.
 
-    Unbiased, binary variables only; 2 evaluations, any objective. `disarm` is its mean over what u leaves open: never worse.
+    Bias: none. Binary variables only. `disarm` is its mean over what u leaves open: never worse.
 
-    Source: Yin & Zhou 2019, ARM: augment-REINFORCE-merge gradient for stochastic binary networks.
+    Cost: 2 evaluations of any objective.
+
+    Reference: Yin & Zhou 2019, ARM: augment-REINFORCE-merge gradient for stochastic binary networks.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("3x2"), torch.zeros(4, 3, 2, requires_grad=True)

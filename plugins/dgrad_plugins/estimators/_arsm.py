@@ -17,18 +17,21 @@ CODES_PER_CALL = 16384
 
 
 class AugmentReinforceSwapMerge(GradientEstimator):
-    """ARSM: the noise of every two values swapped, in all variables at once, and the losses of the codes compared.
+    """ARSM: the noise of every two values swapped, in all variables at once.
 
-    `g_c = sum_j [f(z^(c<->j)) - mean_m f(z^(m<->j))] (1/k - pi_j)`, pi ~ Dirichlet(1) for each variable, and
-    `z^(c<->j) = argmin_m pi_m exp(-phi_m)` with pi_c and pi_j exchanged.
+    `g_c = sum_j [f(z^(c<->j)) - mean_m f(z^(m<->j))] (1/k - pi_j)`, with pi ~ Dirichlet(1) for each variable.
+    `z^(c<->j)` is `argmin_m pi_m exp(-phi_m)` with pi_c and pi_j exchanged.
 
-    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[1, B, n, k]`; loss and code are those without a swap, an exact sample of `q`.
+    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[1, B, n, k]`. Loss and code are those without a swap: a sample of
+    `q`.
 
-    Unbiased; k(k-1)/2 + 1 evaluations whatever the number of variables, any objective. Swaps that change no code are evaluated
-    again, so that the count is constant and nothing waits for the device. Often behind `rloo` with as many evaluations.
+    Bias: none. Often behind `rloo` with as many evaluations.
 
-    Source: Yin, Yue & Zhou 2019, ARSM: augment-REINFORCE-swap-merge estimator for gradient backpropagation through categorical
-    variables.
+    Cost: k(k-1)/2 + 1 evaluations of any objective, whatever the number of variables. Swaps that change no code are
+    evaluated too: the count is constant and nothing waits for the device.
+
+    Reference: Yin, Yue & Zhou 2019, ARSM: augment-REINFORCE-swap-merge estimator for gradient backpropagation through
+    categorical variables.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)

@@ -14,16 +14,19 @@ from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log
 
 
 class BitFlip(GradientEstimator):
-    """One variable of each example, chosen at random, is set to 1 and to 0, the others sampled: `leg` along one variable.
+    """`leg` along one variable: a bit drawn at random is set to 1 and to 0.
 
-    `n p_i (1 - p_i) [f(z, bit i = 1) - f(z, bit i = 0)]` for the log-odds of variable i, uniform over the n, and 0 for the others.
+    `n p_i (1 - p_i) [f(z, bit i = 1) - f(z, bit i = 0)]` for the log-odds of variable i, and 0 for the others. i is
+    uniform over the n variables.
 
-    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[1, B, n, 2]`. The loss is `p_i f(bit i = 1) + (1 - p_i) f(bit i = 0)`.
+    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[1, B, n, 2]`. The loss is `p_i f(bit i = 1) + (1 - p_i) f(bit i =
+    0)`.
 
-    Unbiased, binary variables only; 2 evaluations however many variables, any objective. With one variable it is exact; the
-    variance grows with their number.
+    Bias: none. The variance grows with the number of variables. With one it is exact. Binary variables only.
 
-    Source: the local expectation of Titsias & Lázaro-Gredilla 2015, subsampled; `bitflip-1` in Titsias & Shi 2022.
+    Cost: 2 evaluations of any objective, however many variables.
+
+    Reference: the local expectation of Titsias & Lázaro-Gredilla 2015, subsampled; `bitflip-1` in Titsias & Shi 2022.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

@@ -19,27 +19,34 @@ SWEEPS = ("exact", "linear")
 
 
 class Direct(GradientEstimator):
-    """Direct optimization through argmax: the difference of two argmaxes, with and without epsilon times the loss.
+    """Direct optimization: the argmax with and without epsilon times the loss.
 
-    backward (default): `[z(phi + G) - z(phi + G - eps T)] / eps`; forward (the paper's eq. 10): `[z(phi + G + eps T) - z(phi + G)] / eps`;
-    central: their mean. `G` is Gumbel noise, `z` the argmax, `T` the sweep: the loss with one coordinate changed. With one
-    variable this is the paper's Theorem 1; with several, its product-space approximation (section 5.2), whose limit as eps falls is
-    exact too. A structured layer that says how one variable is changed (`pairs:15`) is solved with `T` on the potentials of single
-    variables, and with the noise of that layer. `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`).
-    `sweep_share` below 1 evaluates a share of the rows alone, drawn where the argmax is likely to change, and keeps the gradient's mean.
+    - backward (default): `[z(phi + G) - z(phi + G - eps T)] / eps`
+    - forward (the paper's eq. 10): `[z(phi + G + eps T) - z(phi + G)] / eps`
+    - central: their mean
+
+    `G` is Gumbel noise, `z` the argmax, `T` the sweep: the loss with one coordinate changed. With one variable this is
+    the paper's Theorem 1. With several it is the product-space approximation (section 5.2), whose limit as eps falls is
+    exact too. A structured layer with `moves`, such as `pairs:15`, has `T` on the potentials of single variables, and
+    its own noise.
+
+    `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`). `sweep_share`
+    below 1 sweeps a share of the rows, drawn where the argmax is likely to change. The gradient keeps its mean.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Biased: O(eps), central O(eps^2) once eps times the spread of T is small. On trained weights backward is much the least
-    biased for eps >= 0.1. Variance ~ 1/eps: the gradient is zero where the argmaxes agree. S (m(k-1) + 1) evaluations, m of n rows;
-    with the linear sweep S and one backward pass.
+    Bias: O(eps), central O(eps^2), once eps times the spread of T is small. On trained weights backward is much the
+    least biased for eps >= 0.1. The variance is ~ 1/eps: the gradient is zero where the argmaxes agree.
 
-    Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867); backward is the sign of the authors' code.
+    Cost: S (m(k-1) + 1) evaluations, m of n rows. With the linear sweep S and one backward pass.
+
+    Reference: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867). Backward is the sign of the authors' code.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("3x4"), torch.zeros(2, 3, 4, requires_grad=True)
     >>> estimator = dgrad.estimator("direct", epsilon=0.5)
-    >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1), generator=torch.Generator().manual_seed(0))
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1), generator=generator)
     >>> estimate.loss.shape, estimate.codes.shape
     (torch.Size([2]), torch.Size([1, 2, 3, 4]))
     """
@@ -73,8 +80,8 @@ class Direct(GradientEstimator):
                 reference="Lorberbom et al. 2019",
                 kl_inside=True,
                 perturbs=True,
-                # Where a small eps changes the code, two values tie and either may be the code: central then adds the slopes of both
-                # ends, the trapezoidal rule; one-sided, an end counts only where its own slope points away from it.
+                # Where a small eps changes the code, two values tie. Central adds the slopes of both ends, the
+                # trapezoidal rule. One-sided, an end counts only where its own slope points away from it.
                 limit=ExactLimit("quadratic" if self.difference == "central" else "linear", {"epsilon": 0.005}),
             )
         return Traits(
@@ -110,6 +117,6 @@ class Direct(GradientEstimator):
 def _likely_to_change(
     potentials: Float[Tensor, "samples batch n k"], epsilon: Tensor
 ) -> Float[Tensor, "samples batch n"]:
-    """A weight for each row: 1 where two values tie, less the more a change of the loss times epsilon would have to move."""
+    """A weight for each row: 1 where two values tie, less the more epsilon times the loss has to move."""
     largest, second = potentials.topk(2, -1).values.unbind(-1)
     return epsilon / (epsilon + largest - second)

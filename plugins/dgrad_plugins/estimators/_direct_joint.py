@@ -17,17 +17,19 @@ from dgrad_plugins.estimators._exact import LARGEST_SUPPORT
 
 
 class DirectJoint(GradientEstimator):
-    """Theorem 1 on the joint space: one Gumbel for every code of the support, no product-space approximation.
+    """Theorem 1 on the joint space: one Gumbel for every code of the support.
 
-    backward: `[z* - z_eps] / eps`, `z* = argmax_z log q(z) + G(z)`, `z_eps = argmax_z log q(z) + G(z) - eps f(z)`; forward and
-    central as for `direct`. With one variable the two are the same estimator, draw for draw.
+    backward: `[z* - z_eps] / eps`, `z* = argmax_z log q(z) + G(z)`, `z_eps = argmax_z log q(z) + G(z) - eps f(z)`.
+    Forward and central as for `direct`. With one variable the two are the same estimator, draw for draw.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Biased: O(eps), central O(eps^2). The loss is evaluated on all K codes once and on the S drawn ones again, this time
-    with gradient: K + S evaluations; refused above a support of 4096 codes.
+    Bias: O(eps), central O(eps^2).
 
-    Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867), Theorem 1.
+    Cost: K + S evaluations. All K codes are evaluated once, and the S drawn ones again with gradient. Refused above a
+    support of 4096 codes.
+
+    Reference: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867), Theorem 1.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -76,6 +78,7 @@ def _why_unsupported(layer: LatentLayer) -> str | None:
     if layer.support_size <= LARGEST_SUPPORT:
         return None
     return (
-        f"direct-joint evaluates every code and latent {layer} has {approx_int(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
+        f"direct-joint evaluates every code and latent {layer} has {approx_int(layer.support_size)}; "
+        f"expected at most {LARGEST_SUPPORT} "
         "(6x4, 12x2): take a smaller latent, or direct, its product-space approximation"
     )

@@ -14,24 +14,27 @@ from dgrad_plugins.estimators._sweep_share import UNIFORM, SweepShare
 
 
 class DirectRaoBlackwell(GradientEstimator):
-    """Rao-Blackwellised direct optimization: the Gumbel noise of each row integrated out in closed form.
+    """Direct optimization with each row's own Gumbel noise integrated out.
 
-    backward (default), for row i: `[softmax(phi_i) - softmax(phi_i - eps T_i)] / eps`; forward and central as for `direct`. `T_i`, the
-    loss with row i changed, does not depend on row i's own sample, so that the mean over its noise is a softmax.
+    backward (default), for row i: `[softmax(phi_i) - softmax(phi_i - eps T_i)] / eps`. Forward and central as for
+    `direct`. `T_i`, the loss with row i changed, does not depend on row i's own sample: the mean over its noise is a
+    softmax.
 
-    For a structured layer that says how one variable is changed (`pairs:15`) it is `[E_q[z] - E_q'[z]] / eps`, `q'` with the logits
-    `phi - eps T`: with `T` held, the mean of direct optimization with a Gumbel for every setting, which draws from `q` as perturb-and-MAP does not. Exact as eps
-    falls for a loss that is linear in the variables; else `T`, which depends on the code, leaves a bias.
+    A structured layer with `moves`, such as `pairs:15`, has `[E_q[z] - E_q'[z]] / eps`, `q'` with the logits `phi - eps
+    T`. Given `T`, this is the mean of direct optimization with a Gumbel for every setting, which draws from `q`. As eps
+    falls it becomes exact for a loss that is linear in the variables. Otherwise `T` depends on the code and leaves a
+    bias.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Biased: for rows O(eps), central O(eps^2), the same bias as `direct`; its variance is much lower and does not grow as epsilon
-    falls. S (m(k-1) + 1) evaluations, where `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided, and keeps the mean.
+    Bias: for rows O(eps), central O(eps^2), the same as `direct`. The variance is much lower and does not grow as
+    epsilon falls. With the KL inside the objective and a uniform prior, backward is a gradient of a divergence from row
+    i's posterior, given the other rows, to its q: the Rényi divergence of order 1 - epsilon, over 1 - epsilon; the KL
+    at epsilon 1.
 
-    With the KL inside the objective and a uniform prior (backward): the gradient of the Rényi divergence of order 1 - epsilon from row
-    i's posterior given the other rows to its q, over 1 - epsilon; of `KL(posterior || q)` at epsilon 1.
+    Cost: S (m(k-1) + 1) evaluations. `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided.
 
-    Source: not in the paper; Rao-Blackwellisation of Lorberbom et al. 2019. Its limit as epsilon falls is `leg`.
+    Reference: this project; Rao-Blackwellisation of Lorberbom et al. 2019. Its limit as epsilon falls is `leg`.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

@@ -13,18 +13,21 @@ from dgrad_plugins.estimators._coefficients import Coefficients
 
 
 class DoubleControlVariates(GradientEstimator):
-    """Leave-one-out on the loss plus a linear function of the code, whose own gradient is known and taken off again.
+    """Leave-one-out with a linear function of the code as a second control variate.
 
-    `sum_m (F_m - mean F) s_m / (S - 1) - alpha J(p) mean h`, with `F_m = f_m + alpha h_(-m) . s_m`, `s_m = z_m - p`, `h` the
-    objective's slope in the code, `h_(-m)` its mean over the other samples, and `J(p) = diag(p) - p p^T` for each row.
-    alpha is the one that would have been best in the earlier steps; it starts at -1, which takes off all that is linear.
+    `sum_m (F_m - mean F) s_m / (S - 1) - alpha J(p) mean h`, with `F_m = f_m + alpha h_(-m) . s_m` and `s_m = z_m - p`.
+    `h` is the objective's slope in the code, `h_(-m)` its mean over the other samples, `J(p) = diag(p) - p p^T` for
+    each row. alpha is the coefficient that would have been best in the earlier steps. It starts at -1, which takes off
+    all that is linear.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased, because alpha has not seen the draw; S >= 2 evaluations and one backward pass through a differentiable objective. A
-    linear objective's gradient is exact with alpha at -1. The paper has binary variables; the formula holds for any number of values.
+    Bias: none, because alpha has not seen the draw. A linear objective's gradient is exact with alpha at -1.
 
-    Source: Titsias & Shi 2022, Double control variates for gradient estimation in discrete latent variable models.
+    Cost: S >= 2 evaluations and one backward pass through a differentiable objective.
+
+    Reference: Titsias & Shi 2022, Double control variates for gradient estimation in discrete latent variable models.
+    There for binary variables; the formula holds for any number of values.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

@@ -19,9 +19,11 @@ class Exact(GradientEstimator):
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[K, B, *code]` with K the size of the support.
 
-    No bias, no variance, K evaluations (`k^n` for n variables of k values); refused above a support of 4096 codes.
+    Bias: none, and no variance.
 
-    Source: the definition of the expectation; the ground truth of every test.
+    Cost: K evaluations, `k^n` for n variables of k values. Refused above a support of 4096 codes.
+
+    Reference: the definition of the expectation; the ground truth of every test.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -54,6 +56,7 @@ def _why_unsupported(layer: LatentLayer) -> str | None:
     if layer.support_size <= LARGEST_SUPPORT:
         return None
     return (
-        f"exact evaluates every code and latent {layer} has {approx_int(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
+        f"exact evaluates every code and latent {layer} has {approx_int(layer.support_size)}; "
+        f"expected at most {LARGEST_SUPPORT} "
         "(6x4, 12x2): take a smaller latent or an estimator that samples"
     )

@@ -14,18 +14,20 @@ from dgrad_plugins.estimators._differences import difference
 
 
 class ImplicitMaximumLikelihood(GradientEstimator):
-    """I-MLE: the difference of two perturbed MAP states, the logits moved up and down along the objective's gradient.
+    """I-MLE: the difference of two perturbed MAP states, along the objective's slope.
 
-    `[z(phi + lambda h + G) - z(phi - lambda h + G)] / (2 lambda)`, with `h` the gradient of `f` at the code `z(phi + G)`, lambda the
-    strength and the same noise `G` throughout.
+    `[z(phi + lambda h + G) - z(phi - lambda h + G)] / (2 lambda)`, with `h` the gradient of `f` at the code `z(phi +
+    G)`, lambda the strength and the same noise `G` throughout.
 
-    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; any latent layer, its MAP solver being all that is asked of it.
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`. Any latent layer with a MAP solver.
 
-    Biased; as the strength falls it becomes exact for quadratic objectives. Variance ~ 1/lambda: the gradient is zero where the two states
-    agree. The strength has the scale of the logits over the loss: `aimle` adapts it. S evaluations, one backward pass and 3 S MAP solves.
+    Bias: as the strength falls it becomes exact for quadratic objectives. The variance is ~ 1/lambda: the gradient is
+    zero where the two states agree. The strength has the scale of the logits over the loss: `aimle` adapts it.
 
-    Source: Niepert, Minervini & Franceschi 2021, Implicit MLE (arXiv 2106.01798); two-sided: Minervini et al. 2023. The one-sided original
-    is `direct-linear`, whose central difference this is.
+    Cost: S evaluations, one backward pass and 3 S MAP solves.
+
+    Reference: Niepert, Minervini & Franceschi 2021, Implicit MLE (arXiv 2106.01798); two-sided: Minervini et al. 2023.
+    The one-sided original is `direct-linear`, whose central difference this is.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

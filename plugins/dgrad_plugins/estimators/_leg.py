@@ -13,16 +13,18 @@ from dgrad_plugins.estimators._sweep_share import SweepShare
 
 
 class LocalExpectation(GradientEstimator):
-    """Local expectation gradients: for each row the exact expectation over its values, the other rows sampled.
+    """Local expectation gradients: each row exact over its values, others sampled.
 
-    `p_ij (T_ij - sum_m p_im T_im)`, with `p = softmax(phi)` and `T` the sweep: the limit of `direct-rb` as epsilon goes to 0.
+    `p_ij (T_ij - sum_m p_im T_im)`, with `p = softmax(phi)` and `T` the sweep: the limit of `direct-rb` as epsilon goes
+    to 0.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased; low variance; S (m(k-1) + 1) evaluations, where `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided. With one
-    variable it is exact.
+    Bias: none, and low variance. With one variable it is exact.
 
-    Source: Titsias & Lázaro-Gredilla 2015, Local expectation gradients for black box variational inference.
+    Cost: S (m(k-1) + 1) evaluations. `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided.
+
+    Reference: Titsias & Lázaro-Gredilla 2015, Local expectation gradients for black box variational inference.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

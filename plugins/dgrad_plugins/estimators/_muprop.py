@@ -12,16 +12,19 @@ from dgrad.core.objectives import Objective
 
 
 class MuProp(GradientEstimator):
-    """MuProp: REINFORCE on what a first-order expansion around the mean leaves over, plus the expansion's exact gradient.
+    """MuProp: REINFORCE on the rest of an expansion around the mean.
 
-    `(f(z) - f(p) - f'(p).(z - p)) (z - p) + J(p) f'(p)`, with `p = E_q[z]` and `J(p)` its Jacobian in the logits.
+    `(f(z) - f(p) - f'(p).(z - p)) (z - p) + J(p) f'(p)`, with `p = E_q[z]` and `J(p)` its Jacobian in the logits. The
+    second term is the exact gradient of the expansion.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Unbiased; the variance is what the curvature of `f` makes, none for a linear `f`. S + 1 evaluations and one backward pass
-    through the objective, at the mean: off the corners of the simplex.
+    Bias: none. The variance comes from the curvature of `f`: none for a linear `f`.
 
-    Source: Gu, Levine, Sutskever & Mnih 2016, MuProp: unbiased backpropagation for stochastic neural networks (arXiv 1511.05176).
+    Cost: S + 1 evaluations and one backward pass through the objective, at the mean: off the corners of the simplex.
+
+    Reference: Gu, Levine, Sutskever & Mnih 2016, MuProp: unbiased backpropagation for stochastic neural networks (arXiv
+    1511.05176).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

@@ -16,18 +16,19 @@ from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_va
 class Rebar(GradientEstimator):
     """REBAR: REINFORCE with the loss at relaxed codes as its control variate.
 
-    `(f(z) - eta c(zt)) (z - p) + eta d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta`, `zt` drawn as `zeta`
-    given `z`, and `c(u) = f(softmax(u / tau))`, all rows relaxed at once. `eta` and the temperature `tau` are learned by lowering
-    the squared norm of the gradient: two factors, which start at 1 and multiply the values (or schedules) given. With
-    `learn=False` the given values stand. `eta = 0` is REINFORCE without a baseline.
+    `(f(z) - eta c(zt)) (z - p) + eta d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta`, and `zt`
+    drawn as `zeta` given `z`. `c(u) = f(softmax(u / tau))`, all rows relaxed at once. `eta` and the temperature `tau`
+    learn by lowering the squared norm of the gradient: two factors, which start at 1, multiply the values or schedules
+    given. With `learn=False` the given values stand. `eta = 0` is REINFORCE without a baseline.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased at any `eta` and `tau`; low variance where the loss at relaxed codes is like the loss. 3 S evaluations and a backward
-    pass through the objective, differentiated once more to learn `tau`.
+    Bias: none, at any `eta` and `tau`. Low variance where the loss at relaxed codes is like the loss.
 
-    Source: Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017, REBAR: low-variance, unbiased gradient estimates for discrete
-    latent variable models (arXiv 1703.07370).
+    Cost: 3 S evaluations and a backward pass through the objective, differentiated once more to learn `tau`.
+
+    Reference: Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017, REBAR: low-variance, unbiased gradient estimates
+    for discrete latent variable models (arXiv 1703.07370).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)

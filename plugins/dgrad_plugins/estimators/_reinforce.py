@@ -22,20 +22,21 @@ BASELINES = ("none", "moving-average", "input-dependent")
 
 
 class Reinforce(GradientEstimator):
-    """REINFORCE: the loss times the gradient of `log q`, less a baseline that has not seen the sample.
+    """REINFORCE: the loss times the gradient of `log q`, less a baseline.
 
-    `(f(z) - b) (z - E_q[z])`; `b` is 0, or the moving average of the losses of earlier steps (decay 0.99, corrected for its
-    start), or that average plus a network of the logits, which stand for the input (NVIL). The network has one hidden layer of
-    `hidden` units and learns by squared error. NVIL also divides by a moving standard deviation; that rescales the gradient
-    from step to step, so that it is no longer the gradient, and is left out.
+    `(f(z) - b) (z - E_q[z])`. The baseline has not seen the sample. It is 0, or the moving average of the losses of
+    earlier steps (decay 0.99, corrected for its start), or that average plus a network of the logits, which stand for
+    the input (NVIL). The network has one hidden layer of `hidden` units and learns by squared error. NVIL also divides
+    by a moving standard deviation: left out, because the result is no longer the gradient.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Unbiased; high variance. S evaluations, any objective. The moving average is a buffer and the network has parameters: both
-    travel in the state dict.
+    Bias: none. High variance. The average is a buffer and the network has parameters: both are in the state dict.
 
-    Source: Williams 1992; Glynn 1990; the network: Mnih & Gregor 2014, Neural variational inference and learning in belief
-    networks (arXiv 1402.0030).
+    Cost: S evaluations of any objective.
+
+    Reference: Williams 1992; Glynn 1990; the network: Mnih & Gregor 2014, Neural variational inference and learning in
+    belief networks (arXiv 1402.0030).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)

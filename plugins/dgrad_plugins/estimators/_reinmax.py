@@ -15,15 +15,17 @@ from dgrad.core.schedules import Schedule
 class ReinMax(GradientEstimator):
     """ReinMax: straight-through made exact to second order by Heun's method.
 
-    `[2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] h`, with `p = softmax(phi)`, `h` the gradient of `f` at the code, `tau` the
-    temperature and `J(q) = diag(q) - q q^T`.
+    `[2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] h`. `p = softmax(phi)`, `h` is the gradient of `f` at the code,
+    `tau` the temperature and `J(q) = diag(q) - q q^T`.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Biased; at temperature 1 it is exact for quadratic objectives. The source advises temperatures of 1 and a little more. S evaluations
-    and one backward pass.
+    Bias: exact for quadratic objectives at temperature 1. The source advises temperatures of 1 and a little more.
 
-    Source: Liu, Dong, Liu, Yu & Gao 2023, Bridging discrete and backpropagation: straight-through and beyond (arXiv 2304.08612).
+    Cost: S evaluations and one backward pass.
+
+    Reference: Liu, Dong, Liu, Yu & Gao 2023, Bridging discrete and backpropagation: straight-through and beyond (arXiv
+    2304.08612).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

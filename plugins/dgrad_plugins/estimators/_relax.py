@@ -17,17 +17,20 @@ from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_va
 class Relax(GradientEstimator):
     """RELAX: REINFORCE with a learned control variate that sees the relaxed code.
 
-    `(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta` and `zt` drawn as `zeta` given
-    `z`. `c(u) = b + r(softmax(u / tau))`: a network `r` with one hidden layer and the moving average `b` of earlier losses; or,
-    `with_loss=True`, `c(u) = f(softmax(u / tau)) + r(softmax(u / tau))`: REBAR and what it misses. Network and `tau` (as a factor
-    on the temperature given) learn by lowering the squared norm of the gradient. The network starts at 0.
+    `(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta` and `zt` drawn as
+    `zeta` given `z`. `c(u) = b + r(softmax(u / tau))`: a network `r` with one hidden layer and the moving average `b`
+    of earlier losses. `with_loss=True` has `c(u) = f(softmax(u / tau)) + r(softmax(u / tau))`: REBAR and what it
+    misses. Network and `tau`, as a factor on the temperature given, learn by lowering the squared norm of the gradient.
+    The network starts at 0.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased whatever the network. S evaluations, any objective; with the loss 3 S, and an objective that can be differentiated twice.
+    Bias: none, whatever the network.
 
-    Source: Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, Backpropagation through the void: optimizing control variates for
-    black-box gradient estimation (arXiv 1711.00123).
+    Cost: S evaluations of any objective. With the loss 3 S, of an objective that can be differentiated twice.
+
+    Reference: Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, Backpropagation through the void: optimizing control
+    variates for black-box gradient estimation (arXiv 1711.00123).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -78,7 +81,7 @@ class Relax(GradientEstimator):
 
         def surrogate(potentials: Tensor) -> Tensor:
             relaxed = layer.relax(potentials, self.temperature * self.log_factor.exp())
-            # A loss of hundreds of nats is out of a new network's reach: the average, or the loss itself, carries its level.
+            # A loss of hundreds of nats is out of a new network's reach: the average, or the loss, carries its level.
             level = objective(relaxed) if self.with_loss else read_average(self.average, self.weight)
             return level + network(relaxed)
 

@@ -18,9 +18,11 @@ class LeaveOneOut(GradientEstimator):
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Unbiased; less variance than REINFORCE with a moving average. S >= 2 evaluations, any objective, no state.
+    Bias: none. Less variance than REINFORCE with a moving average. No state.
 
-    Source: Kool, van Hoof & Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
+    Cost: S >= 2 evaluations of any objective.
+
+    Reference: Kool, van Hoof & Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)

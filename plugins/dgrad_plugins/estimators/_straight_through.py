@@ -12,18 +12,21 @@ from dgrad.core.schedules import Constant, Schedule
 
 
 class StraightThrough(GradientEstimator):
-    """Straight-through: a hard code forward, the Jacobian of the code's mean backward.
+    """Straight-through: a hard code forward, the Jacobian of its mean backward.
 
-    `J(softmax(phi / tau)) h / tau`, with `h` the gradient of `f` at the code, `tau` the temperature and `J(q) = diag(q) - q q^T`.
+    `J(softmax(phi / tau)) h / tau`. `h` is the gradient of `f` at the code, `tau` the temperature, `J(q) = diag(q) - q
+    q^T`.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Biased: `f` is replaced by its first-order expansion, so that at temperature 1 it is exact for linear objectives alone; low variance.
-    S evaluations and one backward pass. Codes drawn at a forward temperature other than 1 (decoupled straight-through) are not samples
-    of `q`: the loss's value is then biased too.
+    Bias: `f` is replaced by its first-order expansion: at temperature 1 it is exact for linear objectives alone. Low
+    variance. Codes drawn at a forward temperature other than 1 (decoupled straight-through) are not samples of `q`:
+    then the loss's value is biased too.
 
-    Source: Bengio, Léonard & Courville 2013 (arXiv 1308.3432); two temperatures: Shah et al. 2024, Improving discrete optimisation
-    via decoupled straight-through Gumbel-softmax.
+    Cost: S evaluations and one backward pass.
+
+    Reference: Bengio, Léonard & Courville 2013 (arXiv 1308.3432); two temperatures: Shah et al. 2024, Improving
+    discrete optimisation via decoupled straight-through Gumbel-softmax.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

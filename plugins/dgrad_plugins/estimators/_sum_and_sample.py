@@ -15,20 +15,21 @@ BASELINES = ("none", "explicit-mean")
 
 
 class SumAndSample(GradientEstimator):
-    """Sum and sample: the expectation over the most probable codes in full, over all others by one sample of them.
+    """Sum and sample: the most probable codes summed, the rest sampled.
 
-    `sum_{s in C} p_s (f_s - b) grad log p_s + (1 - P_C) (f_z - b) grad log p_z`: `C` the `explicit` most probable codes of the
-    joint space, `P_C` their probability, `z` drawn from q without them. `b` is the mean of `f` over `C`, weighted by
-    probability, which depends on no draw; `baseline="none"` is the paper's estimator, `b = 0`. A support that the evaluations
-    can cover is summed in full.
+    `sum_{s in C} p_s (f_s - b) grad log p_s + (1 - P_C) (f_z - b) grad log p_z`. `C` are the `explicit` most probable
+    codes of the joint space, `P_C` is their probability, and `z` is drawn from q without them. `b` is the mean of `f`
+    over `C`, weighted by probability, which depends on no draw. `baseline="none"` is the paper's estimator, `b = 0`. A
+    support that the evaluations can cover is summed in full.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[C + 1, B, n, k]`: the explicit ones and `z`, not equally weighted.
 
-    Unbiased; little variance where few codes have most of the probability, that of REINFORCE where none has. `explicit + 1`
-    evaluations, any objective.
+    Bias: none. Little variance where few codes have most of the probability, that of REINFORCE where none has.
 
-    Source: Liu, Regier, Tripuraneni, Jordan & McAuliffe 2019, Rao-Blackwellized stochastic gradients for discrete distributions
-    (arXiv 1810.04777).
+    Cost: `explicit + 1` evaluations of any objective.
+
+    Reference: Liu, Regier, Tripuraneni, Jordan & McAuliffe 2019, Rao-Blackwellized stochastic gradients for discrete
+    distributions (arXiv 1810.04777).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)

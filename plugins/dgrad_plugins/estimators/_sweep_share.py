@@ -24,9 +24,9 @@ ROUNDS = 4
 class SweepShare:
     """The share of a code's rows that is swept, and how a gradient keeps its mean nevertheless.
 
-    Rows are drawn anew for every code, those of a larger weight more often. The gradient is multiplied by `factor`: 0 for
-    rows that were not drawn, one over the chance of being drawn for the others (Horvitz & Thompson 1952). It must be 0 for a
-    row whose values all have the same loss.
+    Rows are drawn anew for every code, those of a larger weight more often. The gradient is multiplied by `factor`: 0
+    for rows that were not drawn, one over the chance of being drawn for the others (Horvitz & Thompson 1952). It must
+    be 0 for a row whose values all have the same loss.
 
     Args:
         share: above 0, at most 1; the nearest whole number of rows, at least one, is swept.
@@ -84,9 +84,9 @@ def draw_rows(
 ) -> tuple[Int[Tensor, "samples batch count"], Float[Tensor, "samples batch n"]]:
     """Draw `count` of n rows for each code, with a factor for each row whose mean is 1.
 
-    The factor is one over a row's chance, and 0 where it was not drawn. Chances are proportional to the weights, but for the
-    uniform part, and at most 1. The draw is systematic (Madow 1949): rows lie side by side, each as long as its chance, and
-    every whole step from a random start hits one.
+    The factor is one over a row's chance, and 0 where it was not drawn. Chances are proportional to the weights, but
+    for the uniform part, and at most 1. The draw is systematic (Madow 1949): rows lie side by side, each as long as its
+    chance, and every whole step from a random start hits one.
     """
     n = weights.shape[-1]
     tiny = torch.finfo(weights.dtype).tiny

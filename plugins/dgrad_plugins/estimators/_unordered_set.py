@@ -19,19 +19,21 @@ LARGEST_SET = 8
 
 
 class UnorderedSet(GradientEstimator):
-    """The unordered-set estimator: leave-one-out with samples without replacement, averaged over the order of the draws.
+    """The unordered-set estimator: leave-one-out with samples without replacement.
 
-    `sum_{s in S} p_s R_s [f_s - sum_{s' in S} p_s' R_ss' f_s'] grad log p_s`. `S` are m codes of the joint space drawn without
-    replacement; `R_s = p(S | s drawn first) / p(S)` and `R_ss' = p(S | s, s' drawn first) / p(S | s drawn first)`, `R_ss = 1`:
-    `p_s R_s` is the probability that `s` came first, given `S`.
+    `sum_{s in S} p_s R_s [f_s - sum_{s' in S} p_s' R_ss' f_s'] grad log p_s`, averaged over the order of the draws. `S`
+    are m codes of the joint space drawn without replacement. `R_s = p(S | s drawn first) / p(S)`, `R_ss' = p(S | s, s'
+    drawn first) / p(S | s drawn first)` and `R_ss = 1`: `p_s R_s` is the probability that `s` came first, given `S`.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[m, B, n, k]`, which are all different and not equally weighted.
 
-    Unbiased; less variance than leave-one-out with as many evaluations, which may draw a code twice. m evaluations (m <= 8), any
-    objective, no state. With as many samples as there are codes it is exact.
+    Bias: none. Less variance than leave-one-out with as many evaluations, which may draw a code twice. No state. With
+    as many samples as there are codes it is exact.
 
-    Source: Kool, van Hoof & Welling 2020, Estimating gradients for discrete random variables by sampling without replacement
-    (arXiv 2002.06043).
+    Cost: m evaluations of any objective, m <= 8.
+
+    Reference: Kool, van Hoof & Welling 2020, Estimating gradients for discrete random variables by sampling without
+    replacement (arXiv 2002.06043).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -74,10 +76,11 @@ class UnorderedSet(GradientEstimator):
 
 
 def set_weights(log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """`p_s R_s` `[m, B]` and `p_s' R_ss'` `[m (s), m (s'), B]` of the codes of a set, from their log-probabilities `[m, B]`.
+    """`p_s R_s` `[m, B]` and `p_s' R_ss'` `[m (s), m (s'), B]` of a set, from its `log p` `[m, B]`.
 
-    With `W(A)` the probability of drawing the rest of `S` next when the codes of `A` are gone, `R_s = W({s}) / W({})` and
-    `R_ss' = W({s, s'}) / W({s})`. All subsets `A` are computed at once, each a number whose bits say which codes it has.
+    With `W(A)` the probability of drawing the rest of `S` next when the codes of `A` are gone, `R_s = W({s}) / W({})`
+    and `R_ss' = W({s, s'}) / W({s})`. All subsets `A` are computed at once, each a number whose bits say which codes it
+    has.
     """
     m = len(log_p)
     singles = 1 << torch.arange(m, device=log_p.device)  # [m]
