@@ -17,7 +17,7 @@ ENUMERABLE = 2**16
 
 @dataclass(frozen=True)
 class Bits(dgrad.LatentLayer):
-    """`count` independent bits: codes are `[n]`, zeros and ones. The family of nx2 with one logit for a bit instead of two."""
+    """`count` independent bits: codes are `[n]`, zeros and ones. The family of nx2, with one logit for a bit."""
 
     count: int
 
@@ -75,7 +75,8 @@ class Bits(dgrad.LatentLayer):
     def enumerate(self, like: Tensor) -> Tensor:
         if self.support_size > ENUMERABLE:
             raise dgrad.InputError(
-                f"latent {self} has {approx_int(self.support_size)} codes, too many to list; at most {ENUMERABLE} are: bits:16"
+                f"latent {self} has {approx_int(self.support_size)} codes, too many to list; "
+                f"at most {ENUMERABLE} are: bits:16"
             )
         numbers = torch.arange(self.support_size, device=like.device)
         return self.codes(numbers.unsqueeze(-1) >> torch.arange(self.count, device=like.device) & 1, like.dtype)

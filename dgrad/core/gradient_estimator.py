@@ -1,7 +1,8 @@
 """The contract of a gradient estimator.
 
-An estimator turns `(layer, logits, objective)` into an `Estimate`: a loss for each example. Its value estimates `E_q[f(z)]`.
-Its gradient, for the encoder's logits and for everything inside the objective, *is* the estimator's gradient.
+An estimator turns `(layer, logits, objective)` into an `Estimate`: a loss for each example. Its value estimates
+`E_q[f(z)]`. Its gradient, for the encoder's logits and for everything inside the objective, *is* the estimator's
+gradient.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class ExactLimit:
     """Where a biased estimator's mean gradient becomes exact.
 
     Attributes:
-        exact_for: the objectives for which it does: `linear` in the code, `quadratic`, or `any`. For an estimator that needs
-            a differentiable objective, `any` means any smooth one.
+        exact_for: the objectives for which it does: `linear` in the code, `quadratic`, or `any`. For an estimator that
+            needs a differentiable objective, `any` means any smooth one.
         at: values of its hyper-parameters at which it is within 3 % of the limit, on problems of the kit's size.
         rows_only: whether it does so for one-hot rows alone, and keeps a bias on structured layers.
     """
@@ -66,9 +67,10 @@ class Traits:
         why_unsupported: why it cannot work with a given layer, or None where it can.
         independent_examples: whether an example's gradient depends on nothing but that example.
         kl_inside: whether it trains better with the KL inside its objective than beside it.
-        unbiased_value: whether the mean of its loss's value is `E_q[f(z)]`. It is not where relaxed codes are evaluated.
-        perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`. These are draws of q
-            where a code's parts are independent, not on structured layers.
+        unbiased_value: whether the mean of its loss's value is `E_q[f(z)]`. It is not where relaxed codes are
+            evaluated.
+        perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`. These are draws
+            of q where a code's parts are independent, not on structured layers.
         limit: where the bias of a biased one vanishes; None where it vanishes nowhere that can be stated.
     """
 
@@ -95,8 +97,8 @@ class Traits:
 class GradientEstimator(nn.Module, ABC):
     """An estimator of the gradient of `E_{z ~ q(z | logits)}[f(z)]`.
 
-    Hyper-parameters are numbers or schedules (`hyperparameter`). What an estimator learns or averages are its own parameters
-    and buffers: they travel in its state dict.
+    Hyper-parameters are numbers or schedules (`hyperparameter`). What an estimator learns or averages are its own
+    parameters and buffers: they travel in its state dict.
     """
 
     def __init__(self) -> None:
@@ -117,7 +119,7 @@ class GradientEstimator(nn.Module, ABC):
         *,
         generator: Generator | None = None,
     ) -> Estimate:
-        """The estimate, for logits in float32 or wider of a layer that the traits support. Called through the instance."""
+        """The estimate, for logits in float32 or wider and a layer that the traits support. Call the instance."""
 
     def forward(
         self,

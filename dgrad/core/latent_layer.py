@@ -1,8 +1,8 @@
 """The contract of a latent layer: a family of distributions over discrete codes.
 
-The axis contract of the whole project stands here, once. A *code* has the shape of the logits of one example: `layer.shape`.
-Categorical variables have `n x k` one-hot rows, categories last. The batch `B` stands in front. Sampled codes have the
-samples `S` in front of the batch:
+The axis contract of the whole project stands here, once. A *code* has the shape of the logits of one example:
+`layer.shape`. Categorical variables have `n x k` one-hot rows, categories last. The batch `B` stands in front. Sampled
+codes have the samples `S` in front of the batch:
 
     logits  [B, *shape]        one distribution for each example
     codes   [S, B, *shape]     samples, hard: zeros and ones, in the logits' dtype
@@ -43,8 +43,8 @@ class Moves(ABC):
 class LatentLayer(ABC):
     """A family of distributions over codes, log-linear in the code: `log q(z) = <logits, z> - log Z`.
 
-    A layer has no parameters: the logits come from an encoder. Its prior is uniform over the support. All information is
-    in nats.
+    A layer has no parameters: the logits come from an encoder. Its prior is uniform over the support. All information
+    is in nats.
     """
 
     @property

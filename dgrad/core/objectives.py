@@ -1,7 +1,7 @@
 """Objectives: the loss of each example as a function of its code, and its sweep.
 
-The sweep is the loss with one coordinate of the code changed, for every coordinate. An objective is built anew for every
-batch, around that batch's data. It knows no model and no estimator.
+The sweep is the loss with one coordinate of the code changed, for every coordinate. An objective is built anew for
+every batch, around that batch's data. It knows no model and no estimator.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ CodeLoss = Callable[[Tensor], Tensor]
 class Objective(ABC):
     """The loss of each example as a function of the code: `[S, B, *code] -> [S, B]`.
 
-    An objective of your own defines `__call__`. Every changed code is then evaluated by a call. An objective with a faster
-    sweep also overrides `evaluate`, to return an `Evaluation` of its own.
+    An objective of your own defines `__call__`. Every changed code is then evaluated by a call. An objective with a
+    faster sweep also overrides `evaluate`, to return an `Evaluation` of its own.
 
-    Objectives add up (`reconstruction + kl`) and scale (`0.5 * kl`). A sum sweeps each part in that part's own best way.
+    Objectives add up (`reconstruction + kl`) and scale (`0.5 * kl`). A sum sweeps each part in that part's own best
+    way.
     """
 
     codes_per_call = 16384
@@ -63,7 +64,8 @@ class Objective(ABC):
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         """The loss of each of `batch` examples at each of these codes, differentiable as a call is.
 
-        The codes are the same for all examples. Where nothing but the code enters a decoder, it runs once for each code.
+        The codes are the same for all examples. Where nothing but the code enters a decoder, it runs once for each
+        code.
         """
         return self(codes.unsqueeze(1).expand(-1, batch, *codes.shape[1:]))
 
@@ -77,7 +79,8 @@ class Objective(ABC):
 class Evaluation:
     """Codes that were evaluated: their loss, and how it changes. Made by `objective.at(codes)`.
 
-    A subclass keeps what its loss and its sweep have in common, and overrides `sweep`. No gradient flows through a sweep.
+    A subclass keeps what its loss and its sweep have in common, and overrides `sweep`. No gradient flows through a
+    sweep.
 
     Attributes:
         objective: the objective that was evaluated.
@@ -189,7 +192,8 @@ class FunctionObjective(Objective):
         if loss.shape != codes.shape[:2]:
             raise InputError(
                 f"the objective returned shape {list(loss.shape)} for codes of shape {list(codes.shape)}; expected one "
-                f"loss for each code, [samples, batch] = {list(codes.shape[:2])}: sum over everything but the first two axes"
+                f"loss for each code, [samples, batch] = {list(codes.shape[:2])}: sum over everything but the first "
+                "two axes"
             )
         return loss
 
@@ -197,8 +201,8 @@ class FunctionObjective(Objective):
 class KLObjective(Objective):
     """`log q(z) - log p(z)` of the code: the KL inside the objective, where an estimator sees the whole bound.
 
-    `log q` carries no gradient to the logits: the mean of `grad log q` is 0. With reparameterised codes this saves variance
-    (Roeder et al. 2017). The sweep is closed-form, because `log q` is linear in the code.
+    `log q` carries no gradient to the logits: the mean of `grad log q` is 0. With reparameterised codes this saves
+    variance (Roeder et al. 2017). The sweep is closed-form, because `log q` is linear in the code.
     """
 
     def __init__(self, layer: LatentLayer, logits: Float[Tensor, "batch *code"]) -> None:
@@ -232,8 +236,8 @@ class _KLEvaluation(Evaluation):
 class SweepCache(Objective):
     """An objective whose sweeps are kept, so that estimators that draw the same codes share one table.
 
-    `direct`, `direct-rb` and `leg` draw the same codes from the same noise, whatever their epsilon and difference. Looking a
-    table up waits for the device: it is not for training steps.
+    `direct`, `direct-rb` and `leg` draw the same codes from the same noise, whatever their epsilon and difference.
+    Looking a table up waits for the device: it is not for training steps.
 
     Args:
         objective: the objective that is swept.

@@ -1,7 +1,8 @@
-"""A linear Bernoulli decoder in C++ (its loss, gradient and sweep) and the losses of any decoder, compiled on the user's machine when first wanted. May import torch and dgrad.errors.
+"""A linear Bernoulli decoder in C++ (loss, gradient and sweep), and the losses of any decoder.
 
-The library has a plain C interface and is called through ctypes: no headers of torch or Python are read, so that it compiles in a
-second or two. It is kept in the user's cache folder under a name made of its source, its flags and the machine's processor.
+The library is compiled on the user's machine when first wanted. It has a plain C interface and is called through
+ctypes. It reads no headers of torch or Python, so it compiles in a second or two. It stays in the user's cache folder
+under a name made of its source, its flags and the machine's processor.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MOST_TOGETHER = 8
 
 
 def available() -> bool:
-    """Whether the kernels can be had here, compiling them where they are not in the cache; where they cannot, one warning says why."""
+    """Whether the kernels can be had here. They are compiled if the cache lacks them; one warning says why not."""
     return _library() is not None
 
 
@@ -229,8 +230,8 @@ def _library() -> ctypes.CDLL | None:
         output = getattr(error, "stderr", None) or str(error)
         reason = output.strip().splitlines()[0] if output.strip() else type(error).__name__
         warnings.warn(
-            f"the fast sweep could not be compiled with {compiler[0]!r} ({reason}): training goes on with torch alone, more slowly; "
-            "install a C++ compiler, set CXX, or say --compile off",
+            f"the fast sweep could not be compiled with {compiler[0]!r} ({reason}): training goes on with torch alone, "
+            "more slowly; install a C++ compiler, set CXX, or say --compile off",
             CompilerWarning,
             stacklevel=2,
         )
@@ -261,7 +262,7 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint(compiler: list[str]) -> str:
-    """Of everything that decides what the library is; a cache folder may be shared by machines with other processors."""
+    """A name for all that decides the library. Machines with other processors may share a cache folder."""
     processor = [platform.machine(), platform.processor()]
     features = Path("/proc/cpuinfo")
     if features.exists():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
 import dgrad
-from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective, SweepCache, in_dtype
+from dgrad.core.objectives import FunctionObjective, KLObjective, Objective, SweepCache, in_dtype
 from dgrad.testing import small_logits, small_objectives
 from dgrad.training.labels import LabelObjective, ObservedObjective
 from dgrad.vae.likelihoods import likelihood
@@ -75,7 +77,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 @pytest.mark.filterwarnings("default:the fast sweep could not be compiled")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_evaluation_is_that_of_the_codes_as_they_were(name: str) -> None:
-    """Loss, sweep, sweep of some rows and potentials stay when the caller's codes change in place, and when others are evaluated."""
+    """They stay when the caller changes the codes in place, and when others are evaluated."""
     objective, codes = OBJECTIVES[name](), _codes()
     rows = torch.tensor([0, 2]).expand(2, BATCH, 2)
     expected = objective.at(codes.clone())
@@ -151,31 +153,18 @@ def test_a_layer_without_moves_has_no_potentials() -> None:
         Counted().at(_codes()).potentials(Rows(4, 3))
 
 
-class Linear(dgrad.Objective):
-    """An objective with a sweep of its own, as a stranger writes it."""
-
-    def __init__(self, cost: Tensor) -> None:
-        self.cost = cost  # [n, k]
-
-    def __call__(self, codes: Tensor) -> Tensor:
-        return (codes * self.cost).sum((-2, -1))
-
-    def evaluate(self, codes: Tensor) -> dgrad.Evaluation:
-        return LinearEvaluation(self, codes, self(codes))
-
-
-class LinearEvaluation(Evaluation):
-    objective: Linear
-
-    def sweep(self) -> Tensor:
-        cost = self.objective.cost
-        return self.loss[..., None, None] + cost - (cost * self.codes).sum(-1, keepdim=True)
-
-
 def test_an_objective_of_ones_own_overrides_its_sweep_alone() -> None:
-    objective, codes = Linear(torch.randn(4, 3, generator=Generator().manual_seed(0))), _codes()
-    plain = FunctionObjective(objective)
-    rows = torch.tensor([1, 3]).expand(2, BATCH, 2)
+    """The example's sweep is that of changed codes, one by one: alone, in a sum, of some rows, and through an estimator."""
+    distance = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "objective.py"))["Distance"]
+    generator = Generator().manual_seed(0)
+    objective = distance(torch.randn(4, 3, 6, generator=generator), torch.randn(BATCH, 6, generator=generator))
+    plain, codes, rows = FunctionObjective(objective), _codes(), torch.tensor([1, 3]).expand(2, BATCH, 2)
     for ours, theirs in ((objective, plain), (0.5 * objective + objective, 0.5 * plain + plain)):
         torch.testing.assert_close(ours.sweep(codes), theirs.sweep(codes))
         torch.testing.assert_close(ours.at(codes).sweep_rows(rows), theirs.at(codes).sweep_rows(rows))
+    gradients = []
+    for each in (objective, plain):
+        logits = torch.zeros(BATCH, 4, 3, requires_grad=True)
+        estimate = dgrad.estimator("direct-rb")(LAYER, logits, each, generator=Generator().manual_seed(1))
+        gradients += torch.autograd.grad(estimate.loss.sum(), logits)
+    torch.testing.assert_close(*gradients)

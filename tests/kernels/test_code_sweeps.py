@@ -228,7 +228,7 @@ def _rows_problem(kind: str) -> tuple[DiscreteVAE, Tensor, Tensor, Tensor | None
 def test_the_sweep_of_some_rows_is_the_sweep_there_and_the_loss_elsewhere(
     kind: str, few_codes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, in a sum, scaled, in another precision, with rows held at their labels and with shared tables; a row may come twice."""
+    """Alone, in a sum, scaled, in another precision, with known labels and with a cache; a row may come twice."""
     monkeypatch.setattr(reconstruction_module, "support_is_smaller", lambda codes, rows=None: few_codes)
     model, codes, images, gaussian = _rows_problem(kind)
     layer = model.layer
@@ -258,7 +258,10 @@ def test_the_sweep_of_some_rows_is_the_sweep_there_and_the_loss_elsewhere(
     [("linear", True), ("linear, squared error", False), ("mlp", False), ("mixture", False), ("own", False)],
 )
 def test_where_nothing_is_gained_by_leaving_rows_out(kind: str, at_once: bool) -> None:
-    """With a linear Bernoulli decoder, and with no more codes than changes: 81 codes here, 14 * 2 changes of one row and 14 * 6 of three."""
+    """With a linear Bernoulli decoder, and with no more codes than changes.
+
+    There are 81 codes here, 14 * 2 changes of one row and 14 * 6 of three.
+    """
     model, codes, images, gaussian = _rows_problem(kind)
     reconstruction = model.reconstruction(images, gaussian)
     kl = KLObjective(model.layer, torch.zeros(7, 4, 3, dtype=torch.float64))
@@ -289,7 +292,7 @@ def test_the_sweep_of_some_rows_evaluates_no_others(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["bernoulli", "squared-error"])
 def test_the_loss_everywhere_is_that_of_each_example_with_its_gradient(name: str) -> None:
-    """Of a decoder that runs once for each code, alone, in a sum, scaled and in another precision; against one call for every example."""
+    """A decoder runs once for each code, alone, in a sum, scaled and in another precision."""
     layer = dgrad.latent("2x3")
     torch.manual_seed(0)
     model = mlp_vae(layer, (1, 4, 5), likelihood(name), (7,)).double()

@@ -76,7 +76,10 @@ def compiled_change(logits: Tensor, rows: Tensor, own: Tensor) -> Tensor | None:
 
 @pytest.mark.parametrize(
     ("n", "k", "pixels", "examples"),
-    [(20, 10, 784, 3), (20, 2, 784, 5), (1, 40, 784, 5), (3, 3, 37, 1), (2, 4, 1, 7), (2, 5, 200, 4), (2, 6, 64, 2), (1, 7, 784, 2), (1, 9, 130, 3), (4, 8, 17, 3), (1, 17, 300, 2)],
+    [
+        *[(20, 10, 784, 3), (20, 2, 784, 5), (1, 40, 784, 5), (3, 3, 37, 1), (2, 4, 1, 7), (2, 5, 200, 4)],
+        *[(2, 6, 64, 2), (1, 7, 784, 2), (1, 9, 130, 3), (4, 8, 17, 3), (1, 17, 300, 2)],
+    ],
 )  # fmt: skip
 @pytest.mark.parametrize(("scale", "shift"), [(0.3, 1.0), (1.0, 3.0), (5.0, 1e4)], ids=["usual", "large", "extreme"])
 def test_the_compiled_change_is_that_of_enumeration(
@@ -275,7 +278,10 @@ def test_the_command_says_in_one_line_that_there_is_no_compiler(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("mode", "steps", "compiled"),
-    [("auto", STEPS_WORTH_COMPILING - 1, False), ("auto", STEPS_WORTH_COMPILING, True), ("on", 1, True), ("off", 10**6, False)],
+    [
+        *[("auto", STEPS_WORTH_COMPILING - 1, False), ("auto", STEPS_WORTH_COMPILING, True)],
+        *[("on", 1, True), ("off", 10**6, False)],
+    ],
 )  # fmt: skip
 def test_auto_compiles_for_long_runs_alone(mode: str, steps: int, compiled: bool) -> None:
     trainer = Trainer(TrainConfig(estimator="leg", latent="2x2", compile=mode, steps=steps))

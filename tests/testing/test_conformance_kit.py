@@ -1,4 +1,4 @@
-"""The conformance kit is tested with mutants: estimators with one fault each, which the check that names the fault must catch."""
+"""The conformance kit against mutants: each has one fault, which the check that names it must catch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The categorical latent layer: n independent variables of k values. May import torch and dgrad."""
+"""The categorical latent layer: n independent variables of k values."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ class Categorical(LatentLayer):
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
         if self.support_size > ENUMERABLE:
             raise InputError(
-                f"latent {self} has {approx_int(self.support_size)} codes, too many to list; at most {ENUMERABLE} are, for example 4x10"
+                f"latent {self} has {approx_int(self.support_size)} codes, too many to list; "
+                f"at most {ENUMERABLE} are, for example 4x10"
             )
         values = torch.arange(self.values, device=like.device)
         return self.codes(torch.cartesian_prod(*[values] * self.variables).view(-1, self.variables), like.dtype)

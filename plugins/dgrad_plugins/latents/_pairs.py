@@ -1,4 +1,4 @@
-"""The pairwise latent layer: n bits with a potential for each and for every pair. May import torch and dgrad."""
+"""The pairwise latent layer: n bits with a potential for each and for every pair."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ SETTINGS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Pairs(LatentLayer):
-    """`bits` binary variables with a potential for each and for every pair, `<l, z> = sum_i l_i b_i + sum_(i<j) l_ij b_i b_j`.
+    """`bits` binary variables with a potential for each and for every pair.
 
-    A code is `[n + n(n-1)/2]`: the bits, then their products in the order (0,1), (0,2) ... (n-2,n-1). A decoder sees the bits alone. MAP, log Z,
-    marginals and draws are exact, by weighing all settings: those of one half of the bits against those of the other, in a few matrix
-    products for a whole batch. (The authors of Lorberbom et al. 2019 solve the MAP with CPLEX, or with max-flow where all `l_ij >= 0`,
-    an image at a time.)
+    `<l, z> = sum_i l_i b_i + sum_(i<j) l_ij b_i b_j`. A code is `[n + n(n-1)/2]`: the bits, then their products in the
+    order (0,1), (0,2) ... (n-2,n-1). A decoder sees the bits alone. MAP, log Z, marginals and draws are exact, by
+    weighing all settings: those of one half of the bits against those of the other, in a few matrix products for a
+    whole batch. The authors of Lorberbom et al. 2019 solve the MAP an image at a time, with CPLEX, or with max-flow
+    where all `l_ij >= 0`.
 
-    `noise` is that of the paper, logistic noise on the bits and none on the pairs: with potentials of pairs `argmax(l + noise)` is
-    perturb-and-MAP, no draw of `q`. `sample` draws from `q` itself.
+    `noise` is that of the paper: logistic noise on the bits and none on the pairs. With potentials of pairs
+    `argmax(l + noise)` is perturb-and-MAP, no draw of `q`. `sample` draws from `q` itself.
 
     >>> import torch
     >>> layer = Pairs(3)
@@ -49,7 +50,8 @@ class Pairs(LatentLayer):
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MOST_BITS:
             raise InputError(
-                f"latent {self} has {self.bits} bits; expected 1 to {MOST_BITS}, of which every setting is weighed, for example pairs:15"
+                f"latent {self} has {self.bits} bits; expected 1 to {MOST_BITS}, of which every setting is weighed, "
+                "for example pairs:15"
             )
 
     @classmethod
@@ -179,7 +181,7 @@ class Pairs(LatentLayer):
     # All settings: rows for those of the first half of the bits, columns for those of the second
 
     def _in_parts(self, evaluate: Callable[[Tensor], Tensor], potentials: Tensor) -> Tensor:
-        """`evaluate`, `[..., code] -> [..., *any]`, of potentials with as many leading axes; on a CPU of some at a time."""
+        """`evaluate`, `[..., code] -> [..., *any]`, of potentials; on a CPU of some at a time."""
         at_once = max(1, SETTINGS_AT_ONCE >> self.bits)
         if potentials.device.type != "cpu" or torch.compiler.is_compiling() or potentials.shape[:-1].numel() <= at_once:
             return evaluate(potentials)
@@ -232,7 +234,10 @@ class Pairs(LatentLayer):
 
 
 def _logsumexp(weights: Tensor) -> Tensor:
-    """Over the last axis. Here most exponentials underflow, at which torch's `exp` is ten times as slow as its softmax on some processors."""
+    """Over the last axis, by a softmax.
+
+    Most exponentials underflow here. On some processors torch's `exp` is then ten times as slow as its softmax.
+    """
     return weights[..., 0] - weights.log_softmax(-1)[..., 0]
 
 
