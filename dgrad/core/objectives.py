@@ -79,8 +79,8 @@ class Objective(ABC):
 class Evaluation:
     """Codes that were evaluated: their loss, and how it changes. Made by `objective.at(codes)`.
 
-    A subclass keeps what its loss and its sweep have in common, and overrides `sweep`. No gradient flows through a
-    sweep.
+    A subclass keeps what its loss and its sweep have in common, and overrides `sweep`, or `changed` where only the changed
+    codes are cheaper. No gradient flows through a sweep.
 
     Attributes:
         objective: the objective that was evaluated.
@@ -101,7 +101,7 @@ class Evaluation:
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         """The loss with row i of the code replaced by `onehot(j)`, for every (i, j)."""
         samples, batch, n, _ = self.codes.shape
-        return self._changed(torch.arange(n, device=self.codes.device).expand(samples, batch, n))
+        return self.changed(torch.arange(n, device=self.codes.device).expand(samples, batch, n))
 
     @torch.no_grad()
     def sweep_rows(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
@@ -110,7 +110,7 @@ class Evaluation:
         Args:
             rows: a row that comes twice is swept once.
         """
-        return self._masked(rows) if self.full_sweep_is_free(rows.shape[-1]) else self._changed(rows)
+        return self._masked(rows) if self.full_sweep_is_free(rows.shape[-1]) else self.changed(rows)
 
     @torch.no_grad()
     def _masked(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
@@ -150,8 +150,8 @@ class Evaluation:
         return slope
 
     @torch.no_grad()
-    def _changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
-        """The sweep of some rows by evaluating every changed code."""
+    def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
+        """The sweep of some rows by evaluating every changed code: behind `sweep` and `sweep_rows` by default."""
         codes = self.codes
         samples, batch, n, k = codes.shape
         own = codes.argmax(-1).gather(-1, rows)  # [S, B, m]

@@ -34,12 +34,12 @@ BYTES_PER_CALL_ELSEWHERE = 2**26
 @torch.no_grad()
 def difference_sweep(
     codes: Float[Tensor, "samples batch n k"],
+    rows: Int[Tensor, "samples batch m"],
     weight: Float[Tensor, "*each width n*k"],
     hidden: Float[Tensor, "samples batch width"],
     rest_loss: Callable[[Tensor], Tensor],
     loss: Float[Tensor, "samples batch"],
     *,
-    rows: Int[Tensor, "samples batch m"] | None = None,
     numbers_per_code: int | None = None,
     bytes_per_call: int | None = None,
 ) -> Float[Tensor, "samples batch n k"]:
@@ -47,18 +47,17 @@ def difference_sweep(
 
     Args:
         codes: one-hot rows.
+        rows: the rows that are changed; all others hold the loss of the code.
         weight: of the first layer; `[B, width, n*k]` where each example has one of its own.
         hidden: the first layer's outputs for `codes`.
         rest_loss: the loss as a function of the first layer's outputs, `[R, B, width] -> [R, B]` for any R.
         loss: the loss of `codes`.
-        rows: which are changed, None for all; what stands in others is the loss of the code.
         numbers_per_code: how many outputs all layers have for one code; None where there is only the first.
         bytes_per_call: a budget for these outputs in one call of `rest_loss`; None for what suits the device. A call
             gets at least one change of each example.
     """
     samples, batch, n, k = codes.shape
     own = codes.argmax(-1)  # [S, B, n]
-    rows = torch.arange(n, device=own.device).expand_as(own) if rows is None else rows  # [S, B, m]
     own = own.gather(-1, rows).unsqueeze(-1)  # [S, B, m, 1]
     others = (own + torch.arange(1, k, device=own.device)) % k  # [S, B, m, k-1]
     row_start = k * rows.unsqueeze(-1)  # [S, B, m, 1]

@@ -41,7 +41,7 @@ class CheckResult:
     seconds: float
 
     @property
-    def fine(self) -> bool:
+    def ok(self) -> bool:
         """Whether it leaves nothing to mend."""
         return self.status in ("passed", "skipped", "expected failure")
 
@@ -83,9 +83,7 @@ def check_estimator(
     >>> import dgrad
     >>> check_estimator(dgrad.estimator("exact"), dgrad.latent("1x2"))
     """
-    failures = [
-        result for result in run_checks(estimator, layer, expected_failures=expected_failures) if not result.fine
-    ]
+    failures = [result for result in run_checks(estimator, layer, expected_failures=expected_failures) if not result.ok]
     if failures:
         lines = "\n".join(f"  {result.name}: {result.status}: {result.detail}" for result in failures)
         raise ConformanceError(f"{type(estimator).__name__} fails {len(failures)} of {len(CHECKS)} checks:\n{lines}")
@@ -142,7 +140,7 @@ class Case:
         result = run_check(self.check, estimator, _layers(estimator, self.layer))
         if result.status == "skipped":
             pytest.skip(result.detail)
-        if not result.fine:
+        if not result.ok:
             raise ConformanceError(f"{result.name}: {result.detail}")
 
 

@@ -128,31 +128,19 @@ class ReconstructionEvaluation(Evaluation):
             return bernoulli_linear_sweep(self.codes, weight, self.hidden, of.pixels, self.loss, compiled=of.compiled)
         if of.gaussian is None and support_is_smaller(self.codes):
             return support_sweep(self.codes, of.losses_of_values, numbers_per_code=of.numbers_per_code)
-        return self._sweep_changes(None)
-
-    @torch.no_grad()
-    def sweep_rows(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
-        return self._masked(rows) if self.full_sweep_is_free(rows.shape[-1]) else self._sweep_changes(rows)
+        return super().sweep()
 
     def full_sweep_is_free(self, rows: int) -> bool:
         of = self.objective
         return of.linear_bernoulli or (of.gaussian is None and support_is_smaller(self.codes, rows))
 
-    def _sweep_changes(self, rows: Tensor | None) -> Tensor:
-        """The sweep of these rows, or of all, by evaluating every changed code."""
+    @torch.no_grad()
+    def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         of = self.objective
         if self.hidden is None:
-            changed = Evaluation(FunctionObjective(of.loss_of_changed), self.codes, self.loss)
-            return changed.sweep() if rows is None else changed.sweep_rows(rows)
-        return difference_sweep(
-            self.codes,
-            of.code_weight(),
-            self.hidden,
-            of.changed_loss,
-            self.loss,
-            rows=rows,
-            numbers_per_code=of.numbers_per_code,
-        )
+            return Evaluation(FunctionObjective(of.loss_of_changed), self.codes, self.loss).changed(rows)
+        arguments = (self.codes, rows, of.code_weight(), self.hidden, of.changed_loss, self.loss)
+        return difference_sweep(*arguments, numbers_per_code=of.numbers_per_code)
 
 
 class CompiledReconstruction(Reconstruction):

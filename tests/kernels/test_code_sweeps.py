@@ -178,6 +178,7 @@ def test_the_difference_sweep_keeps_to_its_budget(budget: int) -> None:
         changes_of_call.clear()
         sweep = sweeps.difference_sweep(
             codes,
+            torch.arange(codes.shape[2]).expand(codes.shape[:3]),
             decoder.first.weight,
             hidden,
             rest_loss,

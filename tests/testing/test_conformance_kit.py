@@ -341,7 +341,7 @@ def test_expected_failures_are_strict_xfails(
         raise
 
 
-def test_results_are_read_as_fine_or_not() -> None:
-    fine = {status: CheckResult("x", status, "", 0.0).fine for status in ("passed", "failed", "unexpected pass")}
-    assert fine == {"passed": True, "failed": False, "unexpected pass": False}
+def test_results_are_read_as_ok_or_not() -> None:
+    ok = {status: CheckResult("x", status, "", 0.0).ok for status in ("passed", "failed", "unexpected pass")}
+    assert ok == {"passed": True, "failed": False, "unexpected pass": False}
     assert len(CHECKS) == len({check.__name__ for check in CHECKS})

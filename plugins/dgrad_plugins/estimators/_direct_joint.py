@@ -11,9 +11,8 @@ from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.random import gumbel
 from dgrad.core.schedules import Schedule
-from dgrad.errors import approx_int
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
-from dgrad_plugins.estimators._exact import LARGEST_SUPPORT
+from dgrad_plugins.estimators._exact import needs_small_support
 
 
 class DirectJoint(GradientEstimator):
@@ -53,7 +52,7 @@ class DirectJoint(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: layer.support_size + self.samples,
             reference="Lorberbom et al. 2019",
-            why_unsupported=_why_unsupported,
+            why_unsupported=needs_small_support("direct-joint", ", or direct, its product-space approximation"),
             kl_inside=True,
             limit=ExactLimit("any", {"epsilon": 0.01}),
         )
@@ -72,13 +71,3 @@ class DirectJoint(GradientEstimator):
             )  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
-
-
-def _why_unsupported(layer: LatentLayer) -> str | None:
-    if layer.support_size <= LARGEST_SUPPORT:
-        return None
-    return (
-        f"direct-joint evaluates every code and latent {layer} has {approx_int(layer.support_size)}; "
-        f"expected at most {LARGEST_SUPPORT} "
-        "(6x4, 12x2): take a smaller latent, or direct, its product-space approximation"
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Generator
 
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
@@ -39,7 +41,7 @@ class Exact(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: layer.support_size,
             reference="enumeration",
-            why_unsupported=_why_unsupported,
+            why_unsupported=needs_small_support("exact", " or an estimator that samples"),
         )
 
     def estimate(
@@ -52,11 +54,15 @@ class Exact(GradientEstimator):
         return Estimate(loss=loss, codes=codes.expand(-1, *logits.shape))
 
 
-def _why_unsupported(layer: LatentLayer) -> str | None:
-    if layer.support_size <= LARGEST_SUPPORT:
-        return None
-    return (
-        f"exact evaluates every code and latent {layer} has {approx_int(layer.support_size)}; "
-        f"expected at most {LARGEST_SUPPORT} "
-        "(6x4, 12x2): take a smaller latent or an estimator that samples"
-    )
+def needs_small_support(name: str, remedy: str) -> Callable[[LatentLayer], str | None]:
+    """Why an estimator that evaluates every code does not support a layer."""
+
+    def why_unsupported(layer: LatentLayer) -> str | None:
+        if layer.support_size <= LARGEST_SUPPORT:
+            return None
+        return (
+            f"{name} evaluates every code and latent {layer} has {approx_int(layer.support_size)}; "
+            f"expected at most {LARGEST_SUPPORT} (6x4, 12x2): take a smaller latent{remedy}"
+        )
+
+    return why_unsupported
