@@ -1,4 +1,4 @@
-"""An encoder's result: the logits of the code and, in a mixed model, Gaussian variables."""
+"""What an encoder says of images: the logits of the code and, in a mixed model, Gaussian variables beside it. May import torch only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent Gaussian variables under a standard normal prior: mean and log-variance, `[B, c]`."""
+    """Independent Gaussian variables for each example, under a standard normal prior: mean and log-variance, both `[B, c]`."""
 
     mean: Float[Tensor, "batch c"]
     log_variance: Float[Tensor, "batch c"]
 
     def sample(self, *, generator: Generator | None = None) -> Float[Tensor, "batch c"]:
-        """One draw for each example, differentiable in mean and log-variance (Kingma & Welling 2014)."""
+        """One draw for each example, differentiable in mean and log-variance (the reparameterisation of Kingma & Welling 2014)."""
         noise = torch.randn(self.mean.shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
         return self.mean + (self.log_variance / 2).exp() * noise
 
