@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
-from dgrad.core.estimator_tools import loss_and_slope, sweep_evaluations
+from dgrad.core.estimator_tools import sweep_evaluations
 from dgrad.data import unit
 from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
@@ -60,9 +60,9 @@ class Tried:
         """Perturbed logits, scores, losses, and the mean slope of the other samples; `[d, S, B, ...]`."""
         potentials = self.logits + self.layer.noise(self.logits, AT_ONCE * SAMPLES)
         codes = self.layer.argmax(potentials)
-        loss, slope = loss_and_slope(self.objective, codes)
+        at = self.objective.at(codes, differentiable=True)
         potentials, codes, loss, slope = (
-            each.unflatten(0, (AT_ONCE, SAMPLES)) for each in (potentials, codes, loss.detach(), slope)
+            tensor.unflatten(0, (AT_ONCE, SAMPLES)) for tensor in (potentials, codes, at.loss.detach(), at.slope())
         )
         others = (slope.sum(1, keepdim=True) - slope) / (SAMPLES - 1)
         return potentials, codes - self.p, loss, others

@@ -81,8 +81,8 @@ def sweep_of(point: Point, device: torch.device) -> Callable[[], Tensor]:
         model.decoder.first.weight.data = widely_spread(model.decoder.first.weight)
     objective = model.reconstruction(images)
     with torch.no_grad():
-        loss = objective(codes)
-    return lambda: objective.sweep(codes, loss)
+        at = objective.at(codes)
+    return at.sweep
 
 
 def memory_of(point: Point, device: torch.device) -> int:

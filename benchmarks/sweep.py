@@ -116,6 +116,7 @@ def forms(latent: str, batch: int, device: torch.device) -> dict[str, Callable[[
         logits = first(codes.flatten(2))
         loss = model.likelihood.loss(logits, pixels)
     weight = first.weight.detach()
+    rows = torch.arange(codes.shape[2], device=device).expand(codes.shape[:3])
 
     def linear(weight: Tensor, *, compiled: bool) -> Callable[[], Tensor]:
         return lambda: bernoulli_linear_sweep(codes, weight, logits, pixels, loss, compiled=compiled)
@@ -127,7 +128,7 @@ def forms(latent: str, batch: int, device: torch.device) -> dict[str, Callable[[
     result: dict[str, Callable[[], Tensor]] = {
         "naive": naive,
         "difference": lambda: difference_sweep(
-            codes, weight, logits, lambda outputs: model.likelihood.loss(outputs, pixels), loss
+            codes, rows, weight, logits, lambda outputs: model.likelihood.loss(outputs, pixels), loss
         ),
     }
     if device.type == "cpu":

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgrad.core.estimator_tools import add_gradient, replace_gradient
-    from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-    from dgrad.core.latent_layer import LatentLayer
-    from dgrad.core.objectives import FunctionObjective, KLObjective, Objective
+    from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Limit, Traits
+    from dgrad.core.latent_layer import LatentLayer, Moves
+    from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
     from dgrad.errors import DgradError, InputError, RunError
@@ -30,10 +30,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
     "core.estimator_tools": ["add_gradient", "replace_gradient"],
-    "core.gradient_estimator": ["Estimate", "GradientEstimator", "Limit", "Traits"],
+    "core.gradient_estimator": ["Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
     "hookspecs": ["hookimpl", "recordable"],
-    "core.latent_layer": ["LatentLayer"],
-    "core.objectives": ["FunctionObjective", "KLObjective", "Objective"],
+    "core.latent_layer": ["LatentLayer", "Moves"],
+    "core.objectives": ["Evaluation", "FunctionObjective", "KLObjective", "Objective"],
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
@@ -43,12 +43,15 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "DgradError",
     "Estimate",
+    "Evaluation",
+    "ExactLimit",
     "FunctionObjective",
     "GradientEstimator",
     "InputError",
     "KLObjective",
     "LatentLayer",
     "Limit",
+    "Moves",
     "Objective",
     "RunError",
     "Schedule",

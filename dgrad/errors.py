@@ -53,10 +53,10 @@ def unknown_name(kind: str, got: str, known: Iterable[str], remedy: str = "") ->
     return InputError(f"{message}. {remedy}" if remedy else message)
 
 
-def rough(number: int) -> str:
+def approx_int(number: int) -> str:
     """A whole number of any size, to three digits, for messages.
 
-    >>> rough(64), rough(10**20), rough(2**5000)
+    >>> approx_int(64), approx_int(10**20), approx_int(2**5000)
     ('64', '1e+20', '1e+1505')
     """
     return f"{number:.3g}" if number < 10**300 else f"1e+{int(math.log10(number))}"

@@ -3,6 +3,7 @@
 import torch
 
 import dgrad
+from dgrad.core.estimator_tools import weighted
 
 
 class Mine(dgrad.GradientEstimator):
@@ -32,8 +33,7 @@ class Mine(dgrad.GradientEstimator):
         codes = layer.sample(logits, generator=generator)  # [1, B, *code]
         loss = objective(codes)  # [1, B]
         with torch.no_grad():
-            score = (codes - layer.mean(logits)).flatten(2)  # [1, B, n*k]
-            direction = ((loss - self.baseline).unsqueeze(-1) * score).view_as(codes)
+            direction = weighted(codes - layer.mean(logits), loss - self.baseline)
         return dgrad.Estimate(loss=dgrad.replace_gradient(loss, logits, direction).mean(0), codes=codes)
 
 

@@ -10,14 +10,14 @@ from torch import Generator, Tensor
 from torch.distributions import Bernoulli, Distribution, Independent
 
 import dgrad
-from dgrad.errors import rough
+from dgrad.errors import approx_int
 
 ENUMERABLE = 2**16
 
 
 @dataclass(frozen=True)
 class Bits(dgrad.LatentLayer):
-    """`count` independent bits: codes are `[n]`, zeros and ones. The family of nx2 with one logit for a bit instead of two."""
+    """`count` independent bits: codes are `[n]`, zeros and ones. The family of nx2, with one logit for a bit."""
 
     count: int
 
@@ -40,7 +40,7 @@ class Bits(dgrad.LatentLayer):
         return 2**self.count
 
     @property
-    def independent_rows(self) -> bool:
+    def one_hot_rows(self) -> bool:
         return False  # the bits are independent, but no bit is a one-hot row
 
     def noise(self, logits: Tensor, samples: int = 1, *, generator: Generator | None = None) -> Tensor:
@@ -75,7 +75,8 @@ class Bits(dgrad.LatentLayer):
     def enumerate(self, like: Tensor) -> Tensor:
         if self.support_size > ENUMERABLE:
             raise dgrad.InputError(
-                f"latent {self} has {rough(self.support_size)} codes, too many to list; at most {ENUMERABLE} are: bits:16"
+                f"latent {self} has {approx_int(self.support_size)} codes, too many to list; "
+                f"at most {ENUMERABLE} are: bits:16"
             )
         numbers = torch.arange(self.support_size, device=like.device)
         return self.codes(numbers.unsqueeze(-1) >> torch.arange(self.count, device=like.device) & 1, like.dtype)

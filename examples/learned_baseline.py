@@ -5,11 +5,14 @@ import math
 import torch
 
 import dgrad
-from dgrad.core.estimator_tools import layer_missing
+from dgrad.core.estimator_tools import layer_missing, weighted
 
 
 class LearnedBaseline(dgrad.GradientEstimator):
-    """REINFORCE with a baseline that is a linear function of the logits, fitted to the loss: `(f(z) - b(logits)) (z - E_q[z])`."""
+    """REINFORCE with a linear function of the logits as its baseline: `(f(z) - b(logits)) (z - E_q[z])`.
+
+    The baseline is fitted to the loss.
+    """
 
     baseline: torch.nn.Linear
 
@@ -38,15 +41,13 @@ class LearnedBaseline(dgrad.GradientEstimator):
             raise layer_missing("learned-baseline")
         codes = layer.sample(logits, generator=generator)  # [1, B, *code]
         loss = objective(codes)  # [1, B]
-        inputs = (
-            logits.detach().flatten(1).to(self.baseline.weight.dtype)
-        )  # detached: the encoder is not trained by the fit
+        # Detached: the fit does not train the encoder.
+        inputs = logits.detach().flatten(1).to(self.baseline.weight.dtype)
         baseline = self.baseline(inputs).squeeze(-1).to(loss.dtype)  # [B]
         advantage = loss.detach() - baseline  # [1, B]
-        score = (codes - layer.mean(logits)).detach().flatten(2)  # [1, B, n*k]
-        direction = (advantage.detach().unsqueeze(-1) * score).view_as(codes)
+        direction = weighted(codes - layer.mean(logits).detach(), advantage.detach())
         estimate = dgrad.replace_gradient(loss, logits, direction)
-        # The gradient of (f - b)^2 / 2 joins the loss and its value does not: the same backward pass trains the baseline.
+        # The gradient of (f - b)^2 / 2 joins the loss, and its value does not: the backward pass trains the baseline.
         estimate = dgrad.add_gradient(estimate, advantage.square() / 2)
         return dgrad.Estimate(loss=estimate.mean(0), codes=codes)
 

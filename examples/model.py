@@ -12,7 +12,7 @@ from dgrad.vae.networks import Decoder
 
 
 class ConvEncoder(nn.Module):
-    """Images `[B, C, H, W]` to logits `[B, *layer.shape]`: two convolutions that halve the image, then one linear layer."""
+    """Images `[B, C, H, W]` to logits `[B, *layer.shape]`: two convolutions, then one linear layer."""
 
     def __init__(self, layer: LatentLayer, image_shape: tuple[int, int, int], wide: tuple[int, int]) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class Upwards(nn.Module):
 class ConvDecoder(Decoder):
     """Codes `[..., *layer.shape]` to outputs `[..., C*H*W]`.
 
-    A `Decoder`, because its first layer is linear in the code: the sweep of `direct` and `leg` then changes a coordinate behind
-    that layer. Any other module serves too, and is swept by evaluating every changed code from the beginning.
+    It is a `Decoder`, because its first layer is linear in the code. The sweep of `direct` and `leg` changes a coordinate
+    behind that layer. Any other module serves too: its sweep evaluates every changed code from the beginning.
     """
 
     def __init__(self, layer: LatentLayer, image_shape: tuple[int, int, int], wide: tuple[int, int]) -> None:
@@ -74,7 +74,8 @@ def conv_vae(
         )
     if image_shape[1] % 4 or image_shape[2] % 4:
         raise dgrad.InputError(
-            f"the small-conv model needs sides that are multiples of 4; got images of shape {list(image_shape)}: use --model mlp"
+            f"the small-conv model needs sides that are multiples of 4; got images of shape {list(image_shape)}: "
+            "use --model mlp"
         )
     encoder = ConvEncoder(layer, image_shape, wide)
     return DiscreteVAE(layer, image_shape, likelihood, encoder, ConvDecoder(layer, image_shape, wide))

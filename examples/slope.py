@@ -3,7 +3,6 @@
 import torch
 
 import dgrad
-from dgrad.core.estimator_tools import loss_and_slope
 
 
 class Slope(dgrad.GradientEstimator):
@@ -19,7 +18,7 @@ class Slope(dgrad.GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: 1,
             reference="Bengio et al. 2013",
-            limit=dgrad.Limit(exact_for="linear"),
+            limit=dgrad.ExactLimit(exact_for="linear"),
         )
 
     def estimate(
@@ -31,10 +30,10 @@ class Slope(dgrad.GradientEstimator):
         generator: torch.Generator | None = None,
     ) -> dgrad.Estimate:
         codes = layer.sample(logits, generator=generator)  # [1, B, *code]
-        # The slope has no gradient of its own: what the decoder learns is the gradient of the loss, and nothing else.
-        loss, slope = loss_and_slope(objective, codes)  # [1, B], [1, B, *code]
-        surrogate = (slope * layer.mean(logits)).flatten(2).sum(-1)  # [1, B]
-        return dgrad.Estimate(loss=dgrad.add_gradient(loss, surrogate).mean(0), codes=codes)
+        at = objective.at(codes, differentiable=True)
+        # The slope has no gradient of its own: the decoder learns from the loss alone.
+        surrogate = (at.slope() * layer.mean(logits)).flatten(2).sum(-1)  # [1, B]
+        return dgrad.Estimate(loss=dgrad.add_gradient(at.loss, surrogate).mean(0), codes=codes)
 
 
 @dgrad.hookimpl

@@ -47,7 +47,7 @@ class AsOne(Categorical):
     """The same codes without the knowledge that their rows are independent."""
 
     @property
-    def independent_rows(self) -> bool:
+    def one_hot_rows(self) -> bool:
         return False
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import Objective
 from dgrad.errors import InputError
 
 
@@ -19,7 +17,7 @@ def replace_gradient(
     logits: Float[Tensor, "batch *code"],
     direction: Float[Tensor, "samples batch *code"],
 ) -> Float[Tensor, "samples batch"]:
-    """`loss`, unchanged in value and in its other gradients, with `direction` as its gradient for the logits."""
+    """`loss` with `direction` as its gradient for the logits; its value and its other gradients stay."""
     return add_gradient(loss, (direction.detach() * logits).flatten(2).sum(-1))
 
 
@@ -28,21 +26,18 @@ def add_gradient(loss: Float[Tensor, "*lead"], surrogate: Float[Tensor, "#*lead"
     return loss + (surrogate - surrogate.detach())
 
 
-def loss_and_slope(
-    objective: Objective, codes: Float[Tensor, "samples batch *code"]
-) -> tuple[Float[Tensor, "samples batch"], Float[Tensor, "samples batch *code"]]:
-    """The loss of the codes, with its gradient for the decoder still to come, and its gradient in the codes, without one."""
-    leaf = codes.detach().requires_grad_()
-    with torch.enable_grad():
-        loss = objective(leaf)
-        (slope,) = torch.autograd.grad(loss.sum(), leaf, retain_graph=True)
-    return (loss if torch.is_grad_enabled() else loss.detach()), slope
+def weighted(
+    vectors: Float[Tensor, "samples batch *code"], weights: Float[Tensor, "samples batch"]
+) -> Float[Tensor, "samples batch *code"]:
+    """Each code's vector times the weight of that code."""
+    return weights.reshape(weights.shape + (1,) * (vectors.ndim - 2)) * vectors
 
 
 def layer_missing(name: str) -> InputError:
     """The error of an estimator whose learned parts have not been made."""
     return InputError(
-        f"{name} learns something of the latent layer's size; expected estimator.set_layer(layer) before the optimizer is made"
+        f"{name} learns something of the latent layer's size; "
+        "expected estimator.set_layer(layer) before the optimizer is made"
     )
 
 
@@ -68,43 +63,47 @@ def check_count(name: str, got: int, *, least: int = 1) -> int:
     return got
 
 
-def needs_independent_rows(name: str) -> Callable[[LatentLayer], str | None]:
-    """The limitation of an estimator that changes one categorical row at a time."""
+def needs_one_hot_rows(name: str) -> Callable[[LatentLayer], str | None]:
+    """Why an estimator that changes one categorical row at a time does not support a layer."""
 
-    def limitation(layer: LatentLayer) -> str | None:
+    def why_unsupported(layer: LatentLayer) -> str | None:
+        if layer.one_hot_rows:
+            return None
+        return f"{name} needs a code of independent categorical rows, such as 20x10; got {layer}"
+
+    return why_unsupported
+
+
+def needs_moves(name: str) -> Callable[[LatentLayer], str | None]:
+    """Why an estimator that changes one variable at a time, whatever the structure, does not support a layer."""
+
+    def why_unsupported(layer: LatentLayer) -> str | None:
+        if layer.one_hot_rows or layer.moves is not None:
+            return None
         return (
-            None
-            if layer.independent_rows
-            else f"{name} needs a code of independent categorical rows, such as 20x10; got {layer}"
+            f"{name} changes one variable of a code at a time, as of 20x10 or pairs:15; "
+            f"{layer} does not say how: take rloo"
         )
 
-    return limitation
-
-
-def needs_changes(name: str) -> Callable[[LatentLayer], str | None]:
-    """The limitation of an estimator that changes one variable at a time, whatever the structure."""
-
-    def limitation(layer: LatentLayer) -> str | None:
-        return (
-            None
-            if layer.changes
-            else f"{name} changes one variable of a code at a time, as of 20x10 or pairs:15; {layer} does not say how: take rloo"
-        )
-
-    return limitation
+    return why_unsupported
 
 
 def needs_binary_rows(name: str) -> Callable[[LatentLayer], str | None]:
-    """The limitation of an estimator that is for binary variables."""
+    """Why an estimator for binary variables does not support a layer."""
 
-    def limitation(layer: LatentLayer) -> str | None:
-        if layer.independent_rows and layer.shape[-1] == 2:
+    def why_unsupported(layer: LatentLayer) -> str | None:
+        if layer.one_hot_rows and layer.shape[-1] == 2:
             return None
-        return f"{name} is for binary variables, such as 20x2; got {layer}: take a latent of two values, or rloo, arsm or leg"
+        return (
+            f"{name} is for binary variables, such as 20x2; got {layer}: "
+            "take a latent of two values, or rloo, arsm or leg"
+        )
 
-    return limitation
+    return why_unsupported
 
 
 def sweep_evaluations(layer: LatentLayer) -> int:
     """The evaluations of a sweep, the code itself included: `n(k-1) + 1` for categorical rows."""
-    return layer.changes + 1
+    if layer.one_hot_rows:
+        return layer.shape[0] * (layer.shape[1] - 1) + 1
+    return 1 if layer.moves is None else layer.moves.count + 1

@@ -1,7 +1,8 @@
-"""The contract of a gradient estimator, and the words that estimators are written in. May import torch; no model, no training.
+"""The contract of a gradient estimator.
 
-An estimator turns `(layer, logits, objective)` into an `Estimate`: a loss for each example whose value estimates `E_q[f(z)]` and
-whose gradient, for the encoder's logits and for everything inside the objective, *is* the estimator's gradient.
+An estimator turns `(layer, logits, objective)` into an `Estimate`: a loss for each example. Its value estimates
+`E_q[f(z)]`. Its gradient, for the encoder's logits and for everything inside the objective, *is* the estimator's
+gradient.
 """
 
 from __future__ import annotations
@@ -35,19 +36,23 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Limit:
+class ExactLimit:
     """Where a biased estimator's mean gradient becomes exact.
 
     Attributes:
-        exact_for: the objectives for which it does: `linear` in the code, `quadratic`, or `any` (for an estimator that needs a
-            differentiable objective: any smooth one).
-        at: values of its hyper-parameters at which it is within 3 % of the limit on problems of the size of the conformance kit's.
-        rows_only: whether it does so for independent rows alone, and keeps a bias on structured layers.
+        exact_for: the objectives for which it does: `linear` in the code, `quadratic`, or `any`. For an estimator that
+            needs a differentiable objective, `any` means any smooth one.
+        at: values of its hyper-parameters at which it is within 3 % of the limit, on problems of the kit's size.
+        rows_only: whether it does so for one-hot rows alone, and keeps a bias on structured layers.
     """
 
     exact_for: str
     at: Mapping[str, float] = field(default_factory=dict)
     rows_only: bool = False
+
+
+Limit = ExactLimit
+"""Its former name."""
 
 
 @dataclass(frozen=True)
@@ -58,41 +63,42 @@ class Traits:
         unbiased: whether the mean of its gradient is the gradient of `E_q[f(z)]`.
         differentiable_objective: whether it needs the objective's gradient in the codes.
         evaluations: how many evaluations of the objective one example costs with a given layer.
-        reference: where it comes from.
-        limitation: why it cannot work with a given layer, or None where it can.
+        reference: the paper.
+        why_unsupported: why it cannot work with a given layer, or None where it can.
         independent_examples: whether an example's gradient depends on nothing but that example.
         kl_inside: whether it trains better with the KL inside its objective than beside it.
-        unbiased_value: whether the mean of its loss's value is `E_q[f(z)]`; not so where the objective is evaluated at relaxed codes.
-        perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`: draws of q where rows are independent,
-            not on structured layers.
-        limit: for a biased one, where its bias vanishes; None where it vanishes nowhere that can be stated.
+        unbiased_value: whether the mean of its loss's value is `E_q[f(z)]`. It is not where relaxed codes are
+            evaluated.
+        perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`. These are draws
+            of q where a code's parts are independent, not on structured layers.
+        limit: where the bias of a biased one vanishes; None where it vanishes nowhere that can be stated.
     """
 
     unbiased: bool
     differentiable_objective: bool
     evaluations: Callable[[LatentLayer], int]
     reference: str
-    limitation: Callable[[LatentLayer], str | None] = lambda layer: None
+    why_unsupported: Callable[[LatentLayer], str | None] = lambda layer: None
     independent_examples: bool = True
     kl_inside: bool = False
     unbiased_value: bool = True
     perturbs: bool = False
-    limit: Limit | None = None
+    limit: ExactLimit | None = None
 
     def supports(self, layer: LatentLayer) -> bool:
         """Whether the estimator works with this layer."""
-        return self.limitation(layer) is None
+        return self.why_unsupported(layer) is None
 
     def value_is_unbiased(self, layer: LatentLayer) -> bool:
         """Whether the mean of the loss's value is `E_q[f(z)]` with this layer."""
-        return self.unbiased_value and (layer.independent_rows or not self.perturbs)
+        return self.unbiased_value and (layer.independent_parts or not self.perturbs)
 
 
 class GradientEstimator(nn.Module, ABC):
     """An estimator of the gradient of `E_{z ~ q(z | logits)}[f(z)]`.
 
-    Hyper-parameters are numbers or schedules (`hyperparameter`); what an estimator learns or averages are its own parameters
-    and buffers, which travel in its state dict.
+    Hyper-parameters are numbers or schedules (`hyperparameter`). What an estimator learns or averages are its own
+    parameters and buffers: they travel in its state dict.
     """
 
     def __init__(self) -> None:
@@ -113,7 +119,7 @@ class GradientEstimator(nn.Module, ABC):
         *,
         generator: Generator | None = None,
     ) -> Estimate:
-        """The estimate, for logits in float32 or wider of a layer that the traits support. Called through the instance."""
+        """The estimate, for logits in float32 or wider and a layer that the traits support. Call the instance."""
 
     def forward(
         self,
@@ -143,9 +149,9 @@ class GradientEstimator(nn.Module, ABC):
             raise InputError(
                 f"logits of shape {list(logits.shape)} do not fit the latent layer {layer}; expected [{expected}]"
             )
-        limitation = self.traits.limitation(layer)
-        if limitation is not None:
-            raise InputError(limitation)
+        why_unsupported = self.traits.why_unsupported(layer)
+        if why_unsupported is not None:
+            raise InputError(why_unsupported)
         objective = as_objective(objective)
         wide = logits
         if logits.dtype in (torch.float16, torch.bfloat16):
@@ -168,9 +174,9 @@ class GradientEstimator(nn.Module, ABC):
         self.register_buffer(name, torch.tensor(start(0), dtype=torch.float32), persistent=False)
 
     def set_layer(self, layer: LatentLayer) -> None:
-        """Make the learned parts whose size depends on the layer; before the optimizer is made, before a state dict is loaded.
+        """Make the learned parts whose size depends on the layer.
 
-        An estimator without such parts leaves this as it is: nothing happens, and calling it is not needed.
+        Call it before the optimizer is made and before a state dict is loaded. Without such parts nothing happens.
         """
 
     def set_run_length(self, steps: int) -> None:
@@ -199,8 +205,8 @@ def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
         )
     if estimate.loss.shape != logits.shape[:1]:
         raise InputError(
-            f"{name}.estimate returned a loss of shape {list(estimate.loss.shape)}; expected one number for each example, "
-            f"{list(logits.shape[:1])}: take the mean over the samples"
+            f"{name}.estimate returned a loss of shape {list(estimate.loss.shape)}; expected one number for each "
+            f"example, {list(logits.shape[:1])}: take the mean over the samples"
         )
     if estimate.codes.shape[1:] != logits.shape:
         raise InputError(

@@ -1,8 +1,8 @@
-"""The contract of a latent layer: a family of distributions over discrete codes. May import torch; no estimator, no model.
+"""The contract of a latent layer: a family of distributions over discrete codes.
 
-The axis contract of the whole project stands here, once. A *code* has the shape of the logits of one example (`layer.shape`,
-for categorical variables `n x k` one-hot rows, categories last). In front of it stand the batch `B` and, where codes are
-sampled, the samples `S`:
+The axis contract of the whole project stands here, once. A *code* has the shape of the logits of one example:
+`layer.shape`. Categorical variables have `n x k` one-hot rows, categories last. The batch `B` stands in front. Sampled
+codes have the samples `S` in front of the batch:
 
     logits  [B, *shape]        one distribution for each example
     codes   [S, B, *shape]     samples, hard: zeros and ones, in the logits' dtype
@@ -19,12 +19,32 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
+Logits = Float[Tensor, "batch *code"]
+"""One distribution for each example."""
+
+
+class Moves(ABC):
+    """How one variable of a code is changed by itself, in a layer without one-hot rows."""
+
+    count: int
+    """In how many ways a code can be changed."""
+
+    @abstractmethod
+    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
+        """Every code that differs from these in one variable."""
+
+    @abstractmethod
+    def potentials(
+        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
+    ) -> Float[Tensor, "samples batch *code"]:
+        """Potentials `T` by which the neighbours differ from the codes: `<T, z'> - <T, z> = changes`."""
+
 
 class LatentLayer(ABC):
-    """A family of distributions over codes that is log-linear in the code: `log q(z) = <logits, z> - log Z`.
+    """A family of distributions over codes, log-linear in the code: `log q(z) = <logits, z> - log Z`.
 
-    A layer has no parameters; the logits come from an encoder. Its prior is uniform over the support. All information is
-    in nats.
+    A layer has no parameters: the logits come from an encoder. Its prior is uniform over the support. All information
+    is in nats.
     """
 
     @property
@@ -39,8 +59,18 @@ class LatentLayer(ABC):
 
     @property
     @abstractmethod
-    def independent_rows(self) -> bool:
-        """Whether a code is a stack of independent one-hot rows, so that each row has a softmax of its own."""
+    def one_hot_rows(self) -> bool:
+        """Whether a code is a stack of independent one-hot rows, each with a softmax of its own."""
+
+    @property
+    def independent_parts(self) -> bool:
+        """Whether the variables of a code are independent, so that `argmax(logits + noise)` is a draw from `q`."""
+        return self.one_hot_rows
+
+    @property
+    def moves(self) -> Moves | None:
+        """How one variable of a code is changed by itself, or None. One-hot rows need none: objectives sweep them."""
+        return None
 
     @abstractmethod
     def __str__(self) -> str:
@@ -50,14 +80,14 @@ class LatentLayer(ABC):
     def noise(
         self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
     ) -> Float[Tensor, "samples batch *code"]:
-        """Noise such that `argmax(logits + noise)` samples the code (for categorical rows: i.i.d. Gumbel(0, 1), exactly).
+        """Noise such that `argmax(logits + noise)` samples the code: i.i.d. Gumbel(0, 1) for categorical rows.
 
-        A structured layer may have noise that makes it a perturb-and-MAP draw instead, and a `sample` of its own that draws from `q`.
+        On a structured layer the argmax may be a perturb-and-MAP draw. Its `sample` then draws from `q`.
         """
 
     @abstractmethod
     def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        """The most probable code for the given potentials (the MAP solver), in their dtype; any number of leading axes."""
+        """The most probable code (the MAP solver), in the potentials' dtype; any number of leading axes."""
 
     @abstractmethod
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
@@ -89,21 +119,6 @@ class LatentLayer(ABC):
 
         `weights` broadcast against the codes.
         """
-
-    @property
-    def changes(self) -> int:
-        """In how many ways one variable of a code can be changed by itself; 0 where a layer does not say how (see `neighbours`)."""
-        return self.shape[0] * (self.shape[1] - 1) if self.independent_rows else 0
-
-    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
-        """Every code that differs from these in one variable. Rows need none of it: objectives sweep them themselves."""
-        raise NotImplementedError(f"{self} does not say how one variable of a code is changed")
-
-    def change_potentials(
-        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
-    ) -> Float[Tensor, "samples batch *code"]:
-        """Potentials `T` by which the neighbours differ from the codes: `<T, z'> - <T, z> = changes`."""
-        raise NotImplementedError(f"{self} does not say how one variable of a code is changed")
 
     @property
     def decoded_shape(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Draws that layers, estimators and networks share. May import torch only."""
+"""Draws that layers, estimators and networks share."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ def seed_for(purpose: str, *numbers: int) -> int:
 def gumbel(
     like: Float[Tensor, "batch *rest"], samples: int = 1, *, generator: Generator | None = None
 ) -> Float[Tensor, "samples batch *rest"]:
-    """Independent Gumbel(0, 1) noise, `samples` times the shape of `like`, on its device, in float32 or wider; always finite."""
+    """Independent Gumbel(0, 1) noise, `samples` times the shape of `like`.
+
+    It is on the device of `like`, in float32 or wider, and always finite.
+    """
     dtype = torch.promote_types(like.dtype, torch.float32)
     uniform = torch.rand((samples, *like.shape), dtype=dtype, device=like.device, generator=generator)
-    # -log(-log U); a draw of exactly 0 would be an infinite potential. (`exponential_` takes almost three times as long on a CPU.)
+    # -log(-log U); a draw of exactly 0 would be infinite. `exponential_` takes almost three times as long on a CPU.
     return uniform.clamp_min_(torch.finfo(dtype).tiny).log_().neg_().log_().neg_()
 
 

@@ -1,4 +1,4 @@
-"""Refining q for one image at a time, from where the encoder left it. May import torch, latents and objectives."""
+"""Refining q for one image at a time, from where the encoder left it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dgrad.core.objectives import CodeLoss, Objective, as_objective
 from dgrad.errors import InputError
 
 FIRST_STEP = 0.4
-"""The size of the first step; step t, from 0, is 0.4 / sqrt(t + 1). Of ten ways to choose the sizes, tried on 1,000 validation images (MNIST, 20x10, with a
-model that was trained with refinement and one that was not), within 0.5 nats of the best with 2 to 50 steps."""
+"""The size of the first step. Step t, from 0, is 0.4 / sqrt(t + 1).
+
+Ten ways to choose the sizes were tried on 1,000 validation images of MNIST at 20x10, with a model that was trained with
+refinement and one that was not. With 2 to 50 steps this one was within 0.5 nats of the best."""
 
 
 @torch.no_grad()
@@ -24,28 +26,32 @@ def refine(
     *,
     generator: Generator | None = None,
 ) -> Float[Tensor, "batch *code"]:
-    """Logits of a q whose bound `E_q[f] + KL(q || uniform)` is lower, after `steps` stochastic natural-gradient steps from `logits`.
+    """Logits of a q with a lower bound `E_q[f] + KL(q || uniform)`.
 
-    Each step draws one code and sweeps it. Where the other rows are as drawn, `softmax(-T_i)` is the best distribution of row i, T being the
-    sweep; the natural gradient points from the logits to `-T` (mean-field variational inference), and all rows go a part of the way at once.
-    A single variable depends on no other: one whole step is exact, and more change nothing. Elsewhere no step is sure to help: from a q that is
-    undecided one code says little of where the others would be, and the first step or two may lose, on a rugged `f` for good.
+    They come from `steps` stochastic natural-gradient steps from `logits`. Each step draws one code and sweeps it.
+    Given the other rows, `softmax(-T_i)` is the best distribution of row i, where T is the sweep. The natural gradient
+    points from the logits to `-T` (mean-field variational inference). All rows go a part of the way at once.
 
-    Each step takes one evaluation and a sweep, n(k-1) more. No gradient flows through it.
+    A single variable depends on no other: one whole step is exact, and more change nothing. Elsewhere no step is sure
+    to help. From an undecided q one code says little of the others, and the first step or two may lose, on a rugged `f`
+    for good. No gradient flows through a step.
 
-    Source: Hoffman, Blei, Wang & Paisley 2013, Stochastic variational inference, for the steps; Kim, Wiseman, Miller, Sontag & Rush 2018,
-    Semi-amortized variational autoencoders, for starting from an encoder.
+    Cost: one evaluation and a sweep, n(k-1) more, for each step.
+
+    Reference: Hoffman, Blei, Wang & Paisley 2013, Stochastic variational inference, for the steps; Kim, Wiseman,
+    Miller, Sontag & Rush 2018, Semi-amortized variational autoencoders, for starting from an encoder.
 
     Args:
-        objective: `f`, such as `-log p(x | z)`, in nats; an objective, or a function of codes `[S, B, n, k]` to losses `[S, B]`.
+        objective: `f`, such as `-log p(x | z)`, in nats. A function of codes takes `[S, B, n, k]` and gives `[S, B]`.
 
     Raises:
         InputError: the layer is no stack of independent variables, or `steps` is negative.
 
     >>> import torch, dgrad
     >>> layer, loss_of_value = dgrad.latent("1x3"), torch.tensor([0.0, 1.0, 2.0])
-    >>> q = dgrad.refine(layer, torch.zeros(1, 1, 3), lambda codes: (codes * loss_of_value).sum((-1, -2)), 1).softmax(-1)
-    >>> torch.allclose(q, (-loss_of_value).softmax(-1))
+    >>> loss = lambda codes: (codes * loss_of_value).sum((-1, -2))
+    >>> logits = dgrad.refine(layer, torch.zeros(1, 1, 3), loss, 1)
+    >>> torch.allclose(logits.softmax(-1), (-loss_of_value).softmax(-1))
     True
     """
     if steps < 0:
@@ -69,13 +75,14 @@ def check_refinable(layer: LatentLayer) -> None:
     Raises:
         InputError: the layer is no stack of independent variables.
     """
-    if not layer.independent_rows:
+    if not layer.one_hot_rows:
         raise InputError(
-            f"q is refined where the code is a stack of independent variables, such as 20x10; got {layer}: take 0 refine steps"
+            f"q is refined where the code is a stack of independent variables, such as 20x10; got {layer}: "
+            "take 0 refine steps"
         )
 
 
 def _best_rows(layer: LatentLayer, logits: Tensor, objective: Objective, generator: Generator | None) -> Tensor:
-    """Log-probabilities that are the best of each row, the others being as they are in a code drawn from q; `[B, n, k]`."""
+    """The best log-probabilities of each row, `[B, n, k]`, given the others in a code drawn from q."""
     code = layer.sample(logits, generator=generator)  # [1, B, n, k]
-    return (-objective.sweep(code, objective(code)).squeeze(0)).log_softmax(-1)
+    return (-objective.sweep(code).squeeze(0)).log_softmax(-1)

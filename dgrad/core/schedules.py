@@ -1,10 +1,11 @@
-"""Schedules: how a hyper-parameter (epsilon, a temperature, the learning rate) moves over a run. May import no torch.
+"""Schedules: how a hyper-parameter (epsilon, a temperature, the learning rate) moves over a run.
 
-A schedule is a small frozen callable `step -> value` that parses from and prints as text, so that the command line, a TOML
-file and `config.json` all write it the same way: the kind, then its numbers, separated by colons.
+A schedule is a small frozen callable `step -> value` that parses from and prints as text, so that the command line, a
+TOML file and `config.json` all write it the same way: the kind, then its numbers, separated by colons.
 
     0.5                             constant
-    exponential:1:1e-5:1000:0.1     start, rate, interval, minimum: max(minimum, start * exp(-rate * step)), renewed every interval steps
+    exponential:1:1e-5:1000:0.1     start, rate, interval, minimum: max(minimum, start * exp(-rate * step)),
+                                    renewed every interval steps
     geometric:1:0.02                from start to end over the whole run, by equal factors
     linear:1:0.1                    from start to end over the whole run, by equal amounts
     cosine:0.01:0                   from start to end over the whole run, along half a cosine
@@ -64,9 +65,9 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """`max(minimum, start * exp(-rate * step))`, renewed every `interval` steps (Jang et al. 2016; the paper's annealing).
+    """`max(minimum, start * exp(-rate * step))`, renewed every `interval` steps.
 
-    The rate counts single steps: at rate 1e-5 it takes 230,000 steps to come from 1 to 0.1.
+    This is the annealing of Jang et al. 2016 and of the paper. The rate counts single steps: at rate 1e-5 it takes 230,000 steps to come from 1 to 0.1.
 
     >>> schedule = Exponential(1.0, 1e-5, 1000, 0.1)
     >>> schedule(999), round(schedule(1000), 4), schedule(10**6)
@@ -81,7 +82,8 @@ class Exponential(Schedule):
     def __post_init__(self) -> None:
         if self.rate < 0 or self.interval < 1 or self.interval != int(self.interval):
             raise InputError(
-                f"an exponential schedule needs a rate >= 0 and a whole interval >= 1; got rate {self.rate:g}, interval {self.interval:g}"
+                "an exponential schedule needs a rate >= 0 and a whole interval >= 1; "
+                f"got rate {self.rate:g}, interval {self.interval:g}"
             )
 
     def __call__(self, step: int) -> float:
@@ -111,7 +113,8 @@ class WholeRun(Schedule):
     def __call__(self, step: int) -> float:
         if self.steps is None:
             raise InputError(
-                f"the schedule {self} spans a whole run whose length it does not know; call set_run_length(steps) on the estimator, "
+                f"the schedule {self} spans a whole run whose length it does not know; "
+                "call set_run_length(steps) on the estimator, "
                 f"over(steps) on the schedule, or write {self}:STEPS"
             )
         return self.at(min(step / self.steps, 1.0))

@@ -44,7 +44,7 @@ def plan(config: TrainConfig, variants: Sequence[Variant], seeds: int, out: Path
         for variant in variants:
             build = Build(replace(common, estimator=variant.estimator, set=dict(variant.set), seed=seed))
             path = out / f"{variant.file_name}-seed{seed}"
-            entries.append(Experiment(variant.label, build.settings, path, build.limitation))
+            entries.append(Experiment(variant.label, build.settings, path, build.why_unsupported))
     check(entries)
     return entries
 
@@ -65,8 +65,8 @@ def train_all(entries: Sequence[Experiment], train: Callable[[Experiment], objec
     problems: dict[Path, str] = {}
     warm: set[str] = set()
     for entry in entries:
-        if entry.limitation is not None:
-            problems[entry.path] = entry.limitation
+        if entry.why_unsupported is not None:
+            problems[entry.path] = entry.why_unsupported
             continue
         try:
             if entry.finished:
@@ -179,7 +179,7 @@ def summarize(entries: Sequence[Experiment], problems: Mapping[Path, str]) -> Co
                 test_bound_spread=spread(tests),
                 valid_bound_at_equal_time=_mean_of_all(early),
                 seconds=statistics.fmean(times[label]) if done else None,
-                evaluations=estimator.traits.evaluations(layer) if first.limitation is None else None,
+                evaluations=estimator.traits.evaluations(layer) if first.why_unsupported is None else None,
                 runs=runs[label],
                 curve=_curve(done),
                 problem=_problem(runs[label]),

@@ -24,7 +24,7 @@ from dgrad import registry
 from dgrad.config import TrainConfig
 from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import SharedSweeps
+from dgrad.core.objectives import SweepCache
 from dgrad.core.random import seed_for
 from dgrad.core.schedules import Constant
 from dgrad.data import Split, unit
@@ -159,7 +159,7 @@ def diagnose(
     if draws < 2:
         raise InputError(f"--draws must be a whole number of at least 2, to have a deviation; got {draws}")
     built = [_build(variant, layer, seed) for variant in variants]
-    limitations = [estimator.traits.limitation(layer) for estimator in built]
+    limitations = [estimator.traits.why_unsupported(layer) for estimator in built]
     if all(limitation is not None for limitation in limitations):
         reasons = "; ".join(dict.fromkeys(limitation for limitation in limitations if limitation is not None))
         raise InputError(f"none of the estimators works with latent {layer}: {reasons}")
@@ -361,7 +361,7 @@ class _Measurement:
             gaussian = None if self.gaussian is None else self.gaussian[chosen].repeat(draws_at_once, 1)
             objective = self.model.reconstruction(pixels, gaussian)
             if tables is not None:
-                objective = SharedSweeps(objective, tables, (chosen.start, chosen.stop))
+                objective = SweepCache(objective, tables, (chosen.start, chosen.stop))
             estimate = estimator(self.model.layer, repeated, objective, generator=generator)
             (gradient,) = torch.autograd.grad(estimate.loss.sum(), repeated)
             parts.append(gradient.reshape(draws_at_once, len(logits), -1))

@@ -30,13 +30,13 @@ class Experiment:
         label: the settings that tell it from the others, without the seed.
         config: the resolved configuration.
         path: its directory.
-        limitation: why the estimator cannot work with the latent, or None.
+        why_unsupported: why the estimator cannot work with the latent, or None.
     """
 
     label: str
     config: TrainConfig
     path: Path
-    limitation: str | None
+    why_unsupported: str | None
 
     @property
     def name(self) -> str:
@@ -50,8 +50,8 @@ class Experiment:
 
     @property
     def state(self) -> str:
-        """`left out` (see `limitation`), `finished`, `begun` or `to do`."""
-        if self.limitation is not None:
+        """`left out` (see `why_unsupported`), `finished`, `begun` or `to do`."""
+        if self.why_unsupported is not None:
             return "left out"
         if self.finished:
             return "finished"
@@ -83,8 +83,8 @@ def check(experiments: Sequence[Experiment], *, read_data: bool = True) -> None:
         InputError: one cannot; or no estimator works with its latent.
         RunError: the data could not be downloaded.
     """
-    if all(experiment.limitation is not None for experiment in experiments):
-        reasons = "; ".join(dict.fromkeys(str(experiment.limitation) for experiment in experiments))
+    if all(experiment.why_unsupported is not None for experiment in experiments):
+        reasons = "; ".join(dict.fromkeys(str(experiment.why_unsupported) for experiment in experiments))
         latents = ", ".join(dict.fromkeys(experiment.config.latent for experiment in experiments))
         raise InputError(f"none of the estimators works with latent {latents}: {reasons}")
     for experiment in experiments:

@@ -59,7 +59,7 @@ def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | 
                 f"the name of {path} has more than {LONGEST_NAME} bytes; vary less at once, or name its runs"
             )
         path = there.get(json.dumps(figure_settings(build.settings)), path)
-        experiments.append(Experiment(label, build.settings, path, build.limitation))
+        experiments.append(Experiment(label, build.settings, path, build.why_unsupported))
     return experiments
 
 

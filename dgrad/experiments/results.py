@@ -96,7 +96,7 @@ def collect(experiments: Sequence[Experiment], problems: Mapping[Path, str]) -> 
 def _row(experiment: Experiment, problem: str | None) -> dict[str, Any]:
     state = experiment.state
     if state == "left out":
-        problem = experiment.limitation
+        problem = experiment.why_unsupported
     elif state == "finished":
         problem = None
     elif problem is not None:

@@ -1,1 +1,1 @@
-"""Compiled forms of what torch alone does slowly. Each is optional: `dgrad.kernels.code_sweeps` holds the same in torch. May import torch only."""
+"""Fast sweeps, and optional compiled forms of them: `code_sweeps` has the same in torch."""

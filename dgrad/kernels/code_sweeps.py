@@ -1,8 +1,8 @@
 """Sweeps of decoders whose first layer is linear in the code: every changed code at the price of its difference.
 
-May import torch, dgrad.kernels.numerics and dgrad.kernels. With `a = z W' + bias` the output of the first layer, a code whose row i changes from its own value z to j
-has `a + W[:, (i, j)] - W[:, (i, z)]`. The functions here evaluate those differences instead of whole decoders; none builds a
-graph, and none waits for the device. Matrix products are meant in full float32, as torch has them by default (no TF32).
+With `a = z W' + bias` the output of the first layer, a code whose row i changes from its own value z to j has `a + W[:,
+(i, j)] - W[:, (i, z)]`. The functions here evaluate those differences instead of whole decoders. None builds a graph,
+and none waits for the device. Matrix products are meant in full float32, torch's default (no TF32).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ GROUP = 8
 SPREAD_LIMIT = 60.0
 """Nats by which the factors of one group may spread; see `_grouped_is_safe`."""
 NUMBERS_AT_ONCE = 2**20
-"""Numbers in a temporary: 4 MiB, about the second-level caches of two cores. Half of it and twice of it measured slower."""
+"""Numbers in a temporary: 4 MiB, about the second-level caches of two cores. Half and twice of it measured slower."""
 BYTES_PER_CALL = 2**23
-"""On a CPU, what the layers' outputs may take in one call of the rest of a decoder. With 300 hidden units and 784 pixels half of it is as
-fast and twice of it 15 % slower; wider decoders hardly care."""
+"""On a CPU, what the layers' outputs may take in one call of the rest of a decoder.
+
+With 300 hidden units and 784 pixels half of it is as fast and twice of it 15 % slower. Wider decoders hardly care."""
 BYTES_PER_CALL_ELSEWHERE = 2**26
 """Fewer, larger calls where there are many cores to fill (not measured); the loss's own temporaries come on top."""
 
@@ -33,12 +34,12 @@ BYTES_PER_CALL_ELSEWHERE = 2**26
 @torch.no_grad()
 def difference_sweep(
     codes: Float[Tensor, "samples batch n k"],
+    rows: Int[Tensor, "samples batch m"],
     weight: Float[Tensor, "*each width n*k"],
     hidden: Float[Tensor, "samples batch width"],
     rest_loss: Callable[[Tensor], Tensor],
     loss: Float[Tensor, "samples batch"],
     *,
-    rows: Int[Tensor, "samples batch m"] | None = None,
     numbers_per_code: int | None = None,
     bytes_per_call: int | None = None,
 ) -> Float[Tensor, "samples batch n k"]:
@@ -46,23 +47,22 @@ def difference_sweep(
 
     Args:
         codes: one-hot rows.
+        rows: the rows that are changed; all others hold the loss of the code.
         weight: of the first layer; `[B, width, n*k]` where each example has one of its own.
         hidden: the first layer's outputs for `codes`.
         rest_loss: the loss as a function of the first layer's outputs, `[R, B, width] -> [R, B]` for any R.
         loss: the loss of `codes`.
-        rows: which are changed, None for all; what stands in others is the loss of the code.
         numbers_per_code: how many outputs all layers have for one code; None where there is only the first.
-        bytes_per_call: a budget for these outputs in one call of `rest_loss`, which gets at least one change of each example; None for
-            what suits the device.
+        bytes_per_call: a budget for these outputs in one call of `rest_loss`; None for what suits the device. A call
+            gets at least one change of each example.
     """
     samples, batch, n, k = codes.shape
     own = codes.argmax(-1)  # [S, B, n]
-    rows = torch.arange(n, device=own.device).expand_as(own) if rows is None else rows  # [S, B, m]
     own = own.gather(-1, rows).unsqueeze(-1)  # [S, B, m, 1]
     others = (own + torch.arange(1, k, device=own.device)) % k  # [S, B, m, k-1]
     row_start = k * rows.unsqueeze(-1)  # [S, B, m, 1]
-    places = (row_start + others).flatten(-2)  # [S, B, C], C = m(k-1) changes
-    new = places.movedim(-1, 0)  # [C, S, B]
+    indices = (row_start + others).flatten(-2)  # [S, B, C], C = m(k-1) changes
+    new = indices.movedim(-1, 0)  # [C, S, B]
     old = (row_start + own).expand_as(others).flatten(-2).movedim(-1, 0)  # [C, S, B]
     columns = weight.mT.reshape(-1, weight.shape[-2])  # [n*k, width], or those of all examples one after the other
     if weight.ndim == 3:
@@ -72,19 +72,20 @@ def difference_sweep(
         bytes_per_call = _bytes_per_call(hidden)
     bytes_of_a_change = samples * batch * (numbers_per_code or hidden.shape[-1]) * hidden.element_size()
     per_call = max(1, bytes_per_call // bytes_of_a_change)
-    # Losses go where they stay: results that are kept one by one cut the freed memory between them into pieces too small for the next call.
+    # Preallocate: keeping each call's result separately fragments memory.
     losses = loss.new_empty(len(new), samples, batch)
     for part, after, before in zip(losses.split(per_call), new.split(per_call), old.split(per_call), strict=True):
         # f(a + W[:, new] - W[:, old])
         part.copy_(rest_loss((hidden - columns[before] + columns[after]).flatten(0, 1)).unflatten(0, (-1, samples)))
-    table = loss.unsqueeze(-1).expand(-1, -1, n * k).scatter(-1, places, losses.movedim(0, -1))  # [S, B, n*k]
+    table = loss.unsqueeze(-1).expand(-1, -1, n * k).scatter(-1, indices, losses.movedim(0, -1))  # [S, B, n*k]
     return table.view_as(codes)
 
 
 def support_is_smaller(codes: Float[Tensor, "samples batch n k"], rows: int | None = None) -> bool:
-    """Whether `support_sweep` is the fastest way through a decoder that costs the same for every code: fewer codes in all than changes.
+    """Whether `support_sweep` is the fastest way: there are fewer codes in all than changes.
 
-    With hidden layers the two took the same time where there were as many of the one as of the other (k^n from 8 to 900, batches of 10 and 100).
+    For a decoder that costs the same for every code. With hidden layers the two took the same time at equal counts (k^n
+    from 8 to 900, batches of 10 and 100).
 
     Args:
         rows: how many of each code are changed; None for all.
@@ -101,7 +102,7 @@ def support_sweep(
 
     Args:
         codes: one-hot rows.
-        losses_of: the loss of every example at each of the codes that it is given by the values of their rows, `[R, n] -> [R, B]` for any R.
+        losses_of: the loss of every example at codes given by the values of their rows, `[R, n] -> [R, B]` for any R.
         numbers_per_code: how many numbers such an evaluation holds for one code.
     """
     _, _, n, k = codes.shape
@@ -115,8 +116,8 @@ def support_sweep(
         return losses.unsqueeze(-2).expand(codes.shape).contiguous()
     digits = k ** torch.arange(n - 1, -1, -1, device=codes.device)  # what one more in each row adds to the place
     own = codes.argmax(-1, keepdim=True)  # [S, B, n, 1]
-    places = (own.squeeze(-1) * digits).sum(-1)[..., None, None] + (values - own) * digits[:, None]  # [S, B, n, k]
-    return losses.expand(len(codes), -1, -1).gather(-1, places.flatten(2)).view_as(codes)
+    indices = (own.squeeze(-1) * digits).sum(-1)[..., None, None] + (values - own) * digits[:, None]  # [S, B, n, k]
+    return losses.expand(len(codes), -1, -1).gather(-1, indices.flatten(2)).view_as(codes)
 
 
 @torch.no_grad()
@@ -131,9 +132,9 @@ def bernoulli_linear_sweep(
 ) -> Float[Tensor, "samples batch n k"]:
     """The sweep of `f(z) = sum_d softplus(a_d) - x_d a_d`, in nats, for a decoder that is one linear layer.
 
-    On a CPU the softplus part takes one logarithm for eight pixels where the weights allow it (they do unless they are huge); on
-    other devices, where asking would wait for the device, it takes one softplus for each changed pixel, right for any weights. Compiled
-    kernels are for the CPU (`kernels.cpu`) and for CUDA (`kernels.cuda`).
+    On a CPU the softplus part takes one logarithm for eight pixels where the weights allow it (they do unless they are
+    huge). On other devices, where asking would wait for the device, it takes one softplus for each changed pixel, right
+    for any weights. Compiled kernels are for the CPU (`kernels.cpu`) and for CUDA (`kernels.cuda`).
 
     Args:
         codes: one-hot rows.
@@ -141,7 +142,8 @@ def bernoulli_linear_sweep(
         logits: its outputs for `codes`.
         images: in [0, 1].
         loss: the loss of `codes`.
-        compiled: whether to use a compiled kernel where there is one for the device (it may be compiled now, which takes seconds).
+        compiled: whether to use a compiled kernel where the device has one. It may be compiled now, which takes
+            seconds.
     """
     if compiled and codes.device.type == "cuda" and codes.dtype == torch.float32 and cuda.available():
         return cuda.sweep(codes, weight, logits, images, loss)
@@ -174,9 +176,9 @@ def _softplus_change(
 def _grouped_is_safe(rows: Float[Tensor, "n k pixels"]) -> Bool[Tensor, ""]:
     """Whether the grouped form is exact for these weights, whatever the bias and the logits.
 
-    A factor lies within `exp(+-spread)` of 1, `spread = max_j W_j - min_j W_j` at its pixel and row. While no eight of them
-    spread over more than 60 nats, every product stays within float32 (up to `exp(+-87)`), and what underflows in `sigmoid(a)`
-    (below `exp(60 - 87)`) makes no difference.
+    A factor lies within `exp(+-spread)` of 1, `spread = max_j W_j - min_j W_j` at its pixel and row. While no eight of
+    them spread over more than 60 nats, every product stays within float32, up to `exp(+-87)`. What underflows in
+    `sigmoid(a)`, below `exp(60 - 87)`, makes no difference.
     """
     spread = rows.amax(1) - rows.amin(1)  # [n, D]
     return F.pad(spread, (0, -spread.shape[-1] % GROUP)).unflatten(-1, (GROUP, -1)).sum(1).amax() <= SPREAD_LIMIT
@@ -187,7 +189,8 @@ def _grouped_change(
 ) -> Float[Tensor, "examples n k"]:
     """By how much `sum_d softplus(a_d)` changes, with one logarithm for GROUP pixels.
 
-    With `s = sigmoid(a)` and `v_j = exp(W_j)`: `softplus(a + W_j - W_z) - softplus(a) = log(p + q v_j)`, `p = 1 - s`, `q = s / v_z`.
+    With `s = sigmoid(a)` and `v_j = exp(W_j)`: `softplus(a + W_j - W_z) - softplus(a) = log(p + q v_j)`, `p = 1 - s`,
+    `q = s / v_z`.
     """
     n, k, pixels = rows.shape
     padding = (0, -pixels % GROUP)

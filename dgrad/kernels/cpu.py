@@ -1,7 +1,8 @@
-"""A linear Bernoulli decoder in C++ (its loss, gradient and sweep) and the losses of any decoder, compiled on the user's machine when first wanted. May import torch and dgrad.errors.
+"""A linear Bernoulli decoder in C++ (loss, gradient and sweep), and the losses of any decoder.
 
-The library has a plain C interface and is called through ctypes: no headers of torch or Python are read, so that it compiles in a
-second or two. It is kept in the user's cache folder under a name made of its source, its flags and the machine's processor.
+The library is compiled on the user's machine when first wanted. It has a plain C interface and is called through
+ctypes. It reads no headers of torch or Python, so it compiles in a second or two. It stays in the user's cache folder
+under a name made of its source, its flags and the machine's processor.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MOST_TOGETHER = 8
 
 
 def available() -> bool:
-    """Whether the kernels can be had here, compiling them where they are not in the cache; where they cannot, one warning says why."""
+    """Whether the kernels can be had here. They are compiled if the cache lacks them; one warning says why not."""
     return _library() is not None
 
 
@@ -82,10 +83,9 @@ def _loss_of_outputs(function: str, outputs: Tensor, images: Tensor) -> Tensor:
 
 
 class BernoulliLinear:
-    """`f(z) = sum_d softplus(a_d) - x_d a_d`, in nats, `a = W z + bias`, of one-hot codes: its value, its gradient in W and bias, its sweep.
+    """`f(z) = sum_d softplus(a_d) - x_d a_d`, in nats, `a = W z + bias`, of one-hot codes: value, gradient and sweep.
 
-    For float32 on a CPU, where `available()`. It keeps what the loss and the sweep of the same codes have in common; W and bias must
-    not change while it is in use.
+    For float32 on a CPU, where `available()`. W and bias must not change while it is in use.
 
     Args:
         weight: `[pixels, n*k]`.
@@ -102,25 +102,20 @@ class BernoulliLinear:
         self.n, self.k = shape
         self.pixels = weight.shape[0]
         self.width = library.dgrad_width(_size(self.pixels))
-        self._plain_weight = weight.detach().contiguous()
-        self.rows = self._plain_weight.new_empty(self.n * self.k, self.width)
+        self.plain_weight = weight.detach().contiguous()
+        self.rows = self.plain_weight.new_empty(self.n * self.k, self.width)
         sizes = (self.n, self.k, self.pixels, torch.get_num_threads())
-        self.spread: float = library.dgrad_rows(_at(self._plain_weight), _at(self.rows), *map(_size, sizes))
-        self._codes: Tensor | None = None
+        self.spread: float = library.dgrad_rows(_at(self.plain_weight), _at(self.rows), *map(_size, sizes))
 
-    def loss(self, codes: Float[Tensor, "samples batch n k"]) -> Float[Tensor, "samples batch"] | None:
-        """The loss, with a gradient for the weight and the bias and none for the codes; None for codes that are not one-hot."""
-        if not self._know(codes):
-            return None
-        self._codes = codes
-        loss: Tensor = _Loss.apply(self.weight, self.bias, self, codes.shape[:2])
-        return loss
+    def at(self, codes: Float[Tensor, "samples batch n k"]) -> LinearCodes | None:
+        """Codes with their loss, or None for codes that are not one-hot.
 
-    def sweep(
-        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"]
-    ) -> Float[Tensor, "samples batch n k"] | None:
-        """The sweep of the codes whose loss was asked for last; None for others, or where the weights are too large."""
-        return self._sweep(loss) if self._codes is codes else None
+        The loss has a gradient for the weight and the bias, and none for the codes.
+        """
+        at = self._read(codes)
+        if at is not None:
+            at.loss = _Loss.apply(self.weight, self.bias, at, codes.shape[:2])
+        return at
 
     def sweep_from(
         self,
@@ -128,58 +123,78 @@ class BernoulliLinear:
         logits: Float[Tensor, "samples batch pixels"],
         loss: Float[Tensor, "samples batch"],
     ) -> Float[Tensor, "samples batch n k"] | None:
-        """The sweep of codes whose logits `a` are known; None for codes that are not one-hot, or where the weights are too large."""
-        if not self._know(codes):
-            return None
-        logits = logits.detach().contiguous()
-        sizes = (len(self.own), self.pixels, torch.get_num_threads())
-        self.library.dgrad_sigmoids(_at(logits), _at(self.of_minus), _at(self.of_plus), *map(_size, sizes))
-        return self._sweep(loss)
+        """The sweep of codes whose logits `a` and loss are known.
 
-    def _know(self, codes: Tensor) -> bool:
-        """Take in codes; False if they are not one-hot."""
+        None for codes that are not one-hot, or where the weights are too large.
+        """
+        at = self._read(codes)
+        if at is None:
+            return None
+        at.loss = loss
+        logits = logits.detach().contiguous()
+        sizes = (len(at.own), self.pixels, torch.get_num_threads())
+        self.library.dgrad_sigmoids(_at(logits), _at(at.of_minus), _at(at.of_plus), *map(_size, sizes))
+        return at.sweep()
+
+    def _read(self, codes: Tensor) -> LinearCodes | None:
         codes = codes.detach()
         flat = codes.contiguous().view(-1, self.n)
         own = torch.empty(codes.shape[0] * codes.shape[1], self.n, dtype=torch.int32)
-        if not self.library.dgrad_values(_at(flat), _at(own), _size(own.numel()), _size(self.k)):
-            return False
-        self.own = own
-        # the sigmoids of -a and a
-        self.of_minus, self.of_plus = self.rows.new_empty(2, len(own), self.width)
-        return True
+        one_hot = self.library.dgrad_values(_at(flat), _at(own), _size(own.numel()), _size(self.k))
+        return LinearCodes(self, own) if one_hot else None
 
-    def _sweep(self, loss: Tensor) -> Tensor | None:
-        if not self.spread <= SPREAD_LIMIT:  # not a number either
-            return None
-        together = min(MOST_TOGETHER, int(SPREAD_LIMIT / max(self.spread, 1.0)))
-        loss = loss.detach().contiguous()
-        table = loss.new_empty(*loss.shape, self.n, self.k)
-        tensors = (self.own, self.rows, self._linear(), self.of_minus, self.of_plus, loss, table)
-        self.library.dgrad_sweep(*map(_at, tensors), _size(together), *self._sizes())
-        return table
+    def sizes(self, own: Tensor) -> Iterator[ctypes.c_int64]:
+        """As the functions of the library take them."""
+        sizes = (len(own), len(self.images), self.n, self.k, self.pixels, torch.get_num_threads())
+        return map(_size, sizes)
 
-    def _linear(self) -> Tensor:
+    def linear(self) -> Tensor:
         """The images times the weight, `[batch, n*k]`."""
         batch, columns = len(self.images), self.n * self.k
         linear = self.images.new_empty(batch, columns)
-        tensors = (self.images, self._plain_weight, linear)
+        tensors = (self.images, self.plain_weight, linear)
         sizes = (batch, self.pixels, columns, torch.get_num_threads())
         of_few_pixels = self.library.dgrad_products(*map(_at, tensors), *map(_size, sizes))
-        return linear if of_few_pixels else self.images @ self._plain_weight
+        return linear if of_few_pixels else self.images @ self.plain_weight
 
-    def _sizes(self) -> Iterator[ctypes.c_int64]:
-        sizes = (len(self.own), len(self.images), self.n, self.k, self.pixels, torch.get_num_threads())
-        return map(_size, sizes)
+
+class LinearCodes:
+    """Codes in the kernel, with what their loss and their sweep have in common.
+
+    Attributes:
+        own: the values of their rows, `[samples * batch, n]`.
+        of_minus, of_plus: the sigmoids of -a and a, `[samples * batch, width]`, which the kernel fills in.
+        loss: `[samples, batch]`.
+    """
+
+    loss: Tensor
+
+    def __init__(self, kernel: BernoulliLinear, own: Tensor) -> None:
+        self.kernel = kernel
+        self.own = own
+        self.of_minus, self.of_plus = kernel.rows.new_empty(2, len(own), kernel.width)
+
+    def sweep(self) -> Float[Tensor, "samples batch n k"] | None:
+        """The sweep, or None where the weights are too large."""
+        kernel = self.kernel
+        if not kernel.spread <= SPREAD_LIMIT:  # not a number either
+            return None
+        together = min(MOST_TOGETHER, int(SPREAD_LIMIT / max(kernel.spread, 1.0)))
+        loss = self.loss.detach().contiguous()
+        table = loss.new_empty(*loss.shape, kernel.n, kernel.k)
+        tensors = (self.own, kernel.rows, kernel.linear(), self.of_minus, self.of_plus, loss, table)
+        kernel.library.dgrad_sweep(*map(_at, tensors), _size(together), *kernel.sizes(self.own))
+        return table
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, kernel: BernoulliLinear, lead: torch.Size) -> Tensor:
-        loss = weight.new_empty(lead)
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, at: LinearCodes, lead: torch.Size) -> Tensor:
+        kernel, loss = at.kernel, weight.new_empty(lead)
         plain_bias = bias.detach().contiguous()
-        tensors = (kernel.own, kernel.rows, plain_bias, kernel.images, kernel.of_minus, kernel.of_plus, loss)
-        kernel.library.dgrad_loss(*map(_at, tensors), *kernel._sizes())
-        ctx.kernel, ctx.own, ctx.of_plus = kernel, kernel.own, kernel.of_plus
+        tensors = (at.own, kernel.rows, plain_bias, kernel.images, at.of_minus, at.of_plus, loss)
+        kernel.library.dgrad_loss(*map(_at, tensors), *kernel.sizes(at.own))
+        ctx.kernel, ctx.own, ctx.of_plus = kernel, at.own, at.of_plus  # not `at`, which holds the loss: a circle
         return loss
 
     @staticmethod
@@ -187,14 +202,11 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
         kernel: BernoulliLinear = ctx.kernel
         scale = scale.contiguous()
-        weight_gradient, bias_gradient = (
-            torch.empty_like(kernel._plain_weight),
-            torch.empty_like(kernel._plain_weight[:, 0]),
-        )
-        tensors = (ctx.own, ctx.of_plus, kernel.images, scale, weight_gradient, bias_gradient)
-        sizes = (len(ctx.own), len(kernel.images), kernel.n, kernel.k, kernel.pixels, torch.get_num_threads())
-        kernel.library.dgrad_gradient(*map(_at, tensors), *map(_size, sizes))
-        return weight_gradient, bias_gradient, None, None
+        of_weight = torch.empty_like(kernel.plain_weight)
+        of_bias = torch.empty_like(kernel.plain_weight[:, 0])
+        tensors = (ctx.own, ctx.of_plus, kernel.images, scale, of_weight, of_bias)
+        kernel.library.dgrad_gradient(*map(_at, tensors), *kernel.sizes(ctx.own))
+        return of_weight, of_bias, None, None
 
 
 def _at(tensor: Tensor) -> ctypes.c_void_p:
@@ -218,8 +230,8 @@ def _library() -> ctypes.CDLL | None:
         output = getattr(error, "stderr", None) or str(error)
         reason = output.strip().splitlines()[0] if output.strip() else type(error).__name__
         warnings.warn(
-            f"the fast sweep could not be compiled with {compiler[0]!r} ({reason}): training goes on with torch alone, more slowly; "
-            "install a C++ compiler, set CXX, or say --compile off",
+            f"the fast sweep could not be compiled with {compiler[0]!r} ({reason}): training goes on with torch alone, "
+            "more slowly; install a C++ compiler, set CXX, or say --compile off",
             CompilerWarning,
             stacklevel=2,
         )
@@ -250,7 +262,7 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint(compiler: list[str]) -> str:
-    """Of everything that decides what the library is; a cache folder may be shared by machines with other processors."""
+    """A name for all that decides the library. Machines with other processors may share a cache folder."""
     processor = [platform.machine(), platform.processor()]
     features = Path("/proc/cpuinfo")
     if features.exists():

@@ -1,4 +1,4 @@
-"""The sweep of a linear Bernoulli decoder in Triton, where there is a Triton that can compile. May import torch and dgrad.errors.
+"""The sweep of a linear Bernoulli decoder in Triton, where there is a Triton that can compile.
 
 Triton comes with torch's CUDA builds; it compiles when it is first called, with a C compiler for its launcher.
 """
@@ -24,8 +24,8 @@ def available() -> bool:
     except Exception as error:  # whatever Triton, the driver or a compiler says: torch alone is right, only slower
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
-            f"the fast sweep could not be compiled with Triton ({reason}): training goes on with torch alone, more slowly; install a C "
-            "compiler and the Triton that torch was built with, or say --compile off",
+            f"the fast sweep could not be compiled with Triton ({reason}): training goes on with torch alone, "
+            "more slowly; install a C compiler and the Triton that torch was built with, or say --compile off",
             CompilerWarning,
             stacklevel=2,
         )
@@ -40,7 +40,7 @@ def sweep(
     images: Float[Tensor, "batch pixels"],
     loss: Float[Tensor, "samples batch"],
 ) -> Float[Tensor, "samples batch n k"]:
-    """The sweep of `f(z) = sum_d softplus(a_d) - x_d a_d`, in nats; all in float32 on one CUDA device. See `triton_sweep`."""
+    """The sweep of `f(z) = sum_d softplus(a_d) - x_d a_d`, in nats: see `triton_sweep`."""
     from dgrad.kernels import triton_sweep
 
     return triton_sweep.sweep(codes, weight, logits, images, loss)

@@ -1,4 +1,4 @@
-"""Softmax and softplus in forms that are fast on a CPU. May import torch only."""
+"""Softmax and softplus in forms that are fast on a CPU."""
 
 from __future__ import annotations
 

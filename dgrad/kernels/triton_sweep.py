@@ -1,8 +1,8 @@
-"""The sweep of a linear Bernoulli decoder as one Triton kernel, for CUDA. May import torch and triton; imported where a sweep runs on CUDA.
+"""The sweep of a linear Bernoulli decoder as one Triton kernel, imported where a sweep runs on CUDA.
 
-Each program takes one row of the code and a few examples, walks over the pixels, and keeps the sums of all values of that row in registers:
-no changed code and no changed pixel is ever in memory. It reads the weight as the decoder has it, takes one exponential for each changed
-pixel, and is right for weights and logits of any size.
+Each program takes one row of the code and a few examples, walks over the pixels, and keeps the sums of all values of
+that row in registers. No changed code and no changed pixel is ever in memory. The program reads the weight as the
+decoder has it, takes one exponential for each changed pixel, and is right for weights and logits of any size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MOST_EXAMPLES = 4
-"""Examples that share what a program has read of the weight; fewer where there would be too few programs to fill a GPU."""
+"""Examples that share the weight a program has read; fewer where too few programs would fill a GPU."""
 ENOUGH_PROGRAMS = 512
 MOST_TOGETHER = 64
 """Factors between 1 and 2 that are multiplied before a logarithm is taken; float32 bears 127."""
@@ -57,7 +57,8 @@ def sweep(
     _sweep_kernel[grid](
         codes, weight, logits, images, loss, table,
         count, batch,
-        N=n, K=k, D=pixels, EXAMPLES=examples, VALUES=values, PIXELS=wide, TOGETHER=min(triton.cdiv(pixels, wide), MOST_TOGETHER),
+        N=n, K=k, D=pixels, EXAMPLES=examples, VALUES=values, PIXELS=wide,
+        TOGETHER=min(triton.cdiv(pixels, wide), MOST_TOGETHER),
         num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
     return table
@@ -67,8 +68,8 @@ def sweep(
 def _sweep_kernel(  # type: ignore[no-untyped-def]
     codes_ptr, weight_ptr, logits_ptr, images_ptr, loss_ptr, table_ptr,
     count, batch,
-    N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, EXAMPLES: tl.constexpr, VALUES: tl.constexpr, PIXELS: tl.constexpr,
-    TOGETHER: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    EXAMPLES: tl.constexpr, VALUES: tl.constexpr, PIXELS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     example = tl.program_id(0) * EXAMPLES + tl.arange(0, EXAMPLES)  # [E]
     row = tl.program_id(1)
@@ -83,8 +84,8 @@ def _sweep_kernel(  # type: ignore[no-untyped-def]
         own += tl.where(tl.load(codes_ptr + (example * N + row) * K + other, mask=here, other=0.0) > 0.5, other, 0)
     own_column = row * K + own  # [E]
 
-    # softplus(y) = max(y, 0) + log(1 + exp(-|y|)): the factors in the logarithm lie between 1 and 2, so that many of them are multiplied
-    # before one logarithm is taken. Where there is no pixel, everything is 0 and every factor is 2, and the difference is 0 too.
+    # softplus(y) = max(y, 0) + log(1 + exp(-|y|)): the factors in the logarithm lie between 1 and 2. Many of them are
+    # multiplied before one logarithm is taken. Where there is no pixel, all is 0, every factor 2 and the difference 0.
     total = tl.zeros([EXAMPLES, VALUES, PIXELS], dtype=tl.float32)
     for block in range(0, D, PIXELS * TOGETHER):
         product = tl.full([EXAMPLES, VALUES, PIXELS], 1.0, dtype=tl.float32)

@@ -82,7 +82,7 @@ def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator, variables
         InputError: the code is no stack of independent variables.
     """
     layer = model.layer
-    if not layer.independent_rows:
+    if not layer.one_hot_rows:
         raise InputError(
             f"--grid needs a code of independent categorical variables, such as 1x10; got {layer}: leave --grid out"
         )

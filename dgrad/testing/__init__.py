@@ -1,12 +1,10 @@
 """Tools for testing estimators: small problems whose exact gradient is known by enumeration, and the conformance kit.
 
-    dgrad.testing.check_estimator(MyEstimator())            # raises, naming every check that fails and by how much
+dgrad.testing.check_estimator(MyEstimator())            # raises, naming every check that fails and by how much
 
-    @dgrad.testing.parametrize_with_checks([MyEstimator()])  # or one pytest case for each check
-    def test_conforms(estimator, check):
-        check(estimator)
-
-May import the core; pytest only where it is asked for.
+@dgrad.testing.parametrize_with_checks([MyEstimator()])  # or one pytest case for each check
+def test_conforms(estimator, check):
+    check(estimator)
 """
 
 from dgrad.testing._checks import CHECKS, NotApplicable

@@ -1,8 +1,9 @@
-"""The checks of the conformance kit, one function each: `check(estimator, layer)` raises an AssertionError, or NotApplicable.
+"""The checks of the conformance kit, one function each.
 
-A check gets an instance that nobody else uses, with `set_layer` called. Statistical checks compare every coordinate of a
-Monte-Carlo mean with the exact value within 5 standard errors: for a normal mean that is one false alarm in 1.7 million
-coordinates, one in some 10,000 runs of the whole list with fresh seeds. The seeds are fixed so that a failure can be repeated.
+`check(estimator, layer)` raises an AssertionError, or NotApplicable. A check gets an instance that nobody else uses,
+with `set_layer` called. Statistical checks compare every coordinate of a Monte-Carlo mean with the exact value within 5
+standard errors: for a normal mean that is one false alarm in 1.7 million coordinates, one in some 10,000 runs of the
+whole list with fresh seeds. The seeds are fixed so that a failure can be repeated.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _check(function: Check) -> Check:
 
 @_check
 def shapes_and_dtypes(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """Logits of float64, float32 and bfloat16: shapes, hard codes, finite gradients of the right dtype, the objective's own dtype."""
+    """Float64, float32 and bfloat16: shapes, hard codes, finite gradients and codes in the logits' dtype."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         logits = small_logits(layer, batch=16).to(dtype).requires_grad_()
         weight = torch.randn(layer.shape, generator=Generator().manual_seed(0)).to(dtype).requires_grad_()
@@ -130,21 +131,22 @@ def no_host_synchronisation(estimator: GradientEstimator, layer: LatentLayer) ->
 
 @_check
 def asks_the_device_nothing(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """No operation of an estimate or its backward pass would wait for the values of a tensor; its buffers keep their place in memory."""
+    """Nothing would wait for the values of a tensor, and its buffers keep their place in memory."""
     logits = small_logits(layer, batch=16).requires_grad_()
     loss, generator = small_objectives(layer)["smooth"], Generator().manual_seed(0)
     estimator(layer, logits, loss, generator=generator).loss.sum().backward()
-    places = {name: buffer.data_ptr() for name, buffer in estimator.named_buffers()}
+    addresses = {name: buffer.data_ptr() for name, buffer in estimator.named_buffers()}
     with _OneHotAsOnGPU(), _NoWaiting():  # type: ignore[no-untyped-call]
         estimator(layer, logits, loss, generator=generator).loss.sum().backward()
     for name, buffer in estimator.named_buffers():
-        assert buffer.data_ptr() == places[name], (
-            f"it replaces its buffer {name}, so that a recorded step would not see the change; expected one in place: copy_, lerp_"
+        assert buffer.data_ptr() == addresses[name], (
+            f"it replaces its buffer {name}, so that a recorded step would not see the change; "
+            "expected one in place: copy_, lerp_"
         )
 
 
 class _NoWaiting(TorchDispatchMode):
-    """Raises an AssertionError at operations whose result, or its shape, depends on values, so that a GPU would be waited for."""
+    """Raises an AssertionError at operations whose result, or its shape, depends on values on a GPU."""
 
     WAITING = frozenset(
         ["_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"]
@@ -156,7 +158,8 @@ class _NoWaiting(TorchDispatchMode):
             index is not None and index.dtype == torch.bool for index in args[1]
         )
         assert name not in self.WAITING and not by_mask, (
-            f"it would wait for a GPU at aten.{name}; expected no .item(), no bool(tensor), no boolean mask as an index: torch.where instead"
+            f"it would wait for a GPU at aten.{name}; expected no .item(), no bool(tensor), "
+            "no boolean mask as an index: torch.where instead"
         )
         return function(*args, **(kwargs or {}))
 
@@ -173,22 +176,26 @@ class _OneHotAsOnGPU(TorchFunctionMode):
 
 @_check
 def evaluations(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """The objective is evaluated as often as the trait says, with gradient and without."""
-    evaluated = 0
-
-    def loss(codes: Tensor) -> Tensor:
-        nonlocal evaluated
-        evaluated += codes.shape[0]
-        return small_objectives(layer)["smooth"](codes)
-
+    """The objective is evaluated as often as the trait says: in float32, float64, bfloat16, and without gradient."""
     stated = estimator.traits.evaluations(layer)
-    logits = small_logits(layer, batch=4).requires_grad_()
-    estimator(layer, logits, loss)
-    assert evaluated == stated, f"{evaluated} evaluations for each example; the trait says {stated}"
-    evaluated = 0
-    with torch.no_grad():
-        estimator(layer, logits, loss)
-    assert evaluated == stated, f"{evaluated} evaluations for each example under no_grad; the trait says {stated}"
+    for dtype, gradient in (
+        (torch.float64, True),
+        (torch.float64, False),
+        (torch.float32, True),
+        (torch.bfloat16, True),
+    ):
+        evaluated = 0
+
+        def loss(codes: Tensor) -> Tensor:
+            nonlocal evaluated
+            evaluated += codes.shape[0]
+            return small_objectives(layer)["smooth"](codes)
+
+        logits = small_logits(layer, batch=4).to(dtype).requires_grad_()
+        with torch.set_grad_enabled(gradient):
+            estimator(layer, logits, loss)
+        where = f"in {dtype}" if gradient else "under no_grad"
+        assert evaluated == stated, f"{evaluated} evaluations for each example {where}; the trait says {stated}"
 
 
 @_check
@@ -264,9 +271,9 @@ def value(estimator: GradientEstimator, layer: LatentLayer) -> None:
 
 @_check
 def decoder_gradient(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """The decoder's gradient is the one at the codes used: exactly that of the value, and in the mean that of `E_q[f(z)]`.
+    """The decoder's gradient is that of the value, and in the mean that of `E_q[f(z)]`.
 
-    The objective is linear in the decoder's parameters, `<theta, z z^T>`, so that `<theta, gradient>` is the value again.
+    The objective is linear in the decoder's parameters, `<theta, z z^T>`: `<theta, gradient>` is the value again.
     """
     draws = 4000
     size = small_logits(layer).numel()
@@ -294,7 +301,7 @@ def decoder_gradient(estimator: GradientEstimator, layer: LatentLayer) -> None:
 
 @_check
 def unbiased(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """The mean gradient is that of enumeration, within 5 standard errors, on every objective (with steps where that is allowed)."""
+    """The mean gradient is that of enumeration, within 5 standard errors, on every objective."""
     if not estimator.traits.unbiased:
         raise NotApplicable("its traits say that it is biased")
     _needs_small_support(layer)
@@ -309,14 +316,14 @@ def unbiased(estimator: GradientEstimator, layer: LatentLayer) -> None:
 
 @_check
 def baseline_has_not_seen_its_sample(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """What it carries from step to step does not know the code that it is used with: unbiased with one example a step, too.
+    """A state carried from step to step has not seen the code it is used with.
 
-    Two values with losses 0 and 1 and probabilities of one half: with a baseline near 1/2 a score-function estimate hardly
-    varies, so that 2,500 steps show a bias of one per cent.
+    Two values with losses 0 and 1 and probabilities of one half: with a baseline near 1/2 a score-function estimate
+    hardly varies, so that 2,500 steps show a bias of one per cent.
     """
     if not (estimator.traits.unbiased and estimator.state_dict().keys() - dict(estimator.named_parameters()).keys()):
         raise NotApplicable("it is biased, or carries nothing from step to step but what an optimizer changes")
-    if layer.shape != (1, 2) or not layer.independent_rows:
+    if layer.shape != (1, 2) or not layer.one_hot_rows:
         raise NotApplicable("the check is made for one binary variable")
     logits = torch.zeros(1, *layer.shape, dtype=torch.float64, requires_grad=True)
 
@@ -337,11 +344,11 @@ def baseline_has_not_seen_its_sample(estimator: GradientEstimator, layer: Latent
 
 @_check
 def limit(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """A biased estimator reaches the limit that it states: 5 standard errors and 3 % of the largest exact coordinate."""
+    """A biased estimator reaches its stated limit, to 5 standard errors and 3 % of the largest coordinate."""
     stated = estimator.traits.limit
     if stated is None:
         raise NotApplicable("it is unbiased" if estimator.traits.unbiased else "it is biased and states no limit")
-    if stated.rows_only and not layer.independent_rows:
+    if stated.rows_only and not layer.one_hot_rows:
         raise NotApplicable("it states a limit for independent rows alone")
     _needs_small_support(layer)
     names = {"linear": ["linear"], "quadratic": ["linear", "smooth"], "any": ["linear", "smooth", "cross-entropy"]}
@@ -357,8 +364,8 @@ def limit(estimator: GradientEstimator, layer: LatentLayer) -> None:
         mean, error = monte_carlo_gradient(estimator, layer, logits, loss, draws=LIMIT_DRAWS, at_once=LIMIT_DRAWS // 2)
         truth = exact_gradient(layer, logits, loss)[0]
         values = ", ".join(f"{key}={number:g}" for key, number in stated.at.items()) or "its hyper-parameters"
-        what = f"latent {layer}, {name} objective, {values}: the gradient"
-        _compare(mean, error, truth, what, tolerance=0.03 * float(truth.abs().max()))
+        quantity = f"latent {layer}, {name} objective, {values}: the gradient"
+        _compare(mean, error, truth, quantity, tolerance=0.03 * float(truth.abs().max()))
 
 
 # State
@@ -377,8 +384,8 @@ def state(estimator: GradientEstimator, layer: LatentLayer) -> None:
         "a deep copy": copy.deepcopy(estimator),
         "a pickle": pickle.loads(pickle.dumps(estimator)),
     }
-    for name, each in copies.items():
-        assert torch.equal(_gradient(each, layer, logits, loss), expected), f"{name} gives another gradient"
+    for name, replica in copies.items():
+        assert torch.equal(_gradient(replica, layer, logits, loss), expected), f"{name} gives another gradient"
 
 
 @_check
@@ -414,13 +421,13 @@ class _Deviation:
 
     def __str__(self) -> str:
         worst = int(self.excess.argmax())
-        mean, error, truth = (float(each.flatten()[worst]) for each in (self.mean, self.error, self.truth))
+        mean, error, truth = (float(tensor.flatten()[worst]) for tensor in (self.mean, self.error, self.truth))
         return f"coordinate {worst} is {mean:.5g} +- {error:.2g}, by enumeration {truth:.5g}"
 
 
-def _compare(mean: Tensor, error: Tensor, truth: Tensor, what: str, *, tolerance: float = 0.0) -> None:
+def _compare(mean: Tensor, error: Tensor, truth: Tensor, quantity: str, *, tolerance: float = 0.0) -> None:
     deviation = _Deviation(mean, error, truth, tolerance)
-    assert (deviation.excess <= 0).all(), f"{what} is off: {deviation}"
+    assert (deviation.excess <= 0).all(), f"{quantity} is off: {deviation}"
 
 
 def _estimate(

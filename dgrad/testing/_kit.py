@@ -1,4 +1,4 @@
-"""Running the checks: all at once, or as pytest cases. May import the core; pytest only where it is asked for."""
+"""Running the checks: all at once, or as pytest cases."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CheckResult:
     seconds: float
 
     @property
-    def fine(self) -> bool:
+    def ok(self) -> bool:
         """Whether it leaves nothing to mend."""
         return self.status in ("passed", "skipped", "expected failure")
 
@@ -60,7 +60,7 @@ def run_checks(
         expected_failures: names of checks that are known to fail, each with its reason. One that passes is a failure.
 
     Raises:
-        InputError: a name in `expected_failures` is no check, or the estimator supports no layer that it could be checked with.
+        InputError: a name in `expected_failures` is no check, or the estimator supports no layer to check it with.
     """
     expected = dict(expected_failures or {})
     _check_names(expected)
@@ -83,9 +83,7 @@ def check_estimator(
     >>> import dgrad
     >>> check_estimator(dgrad.estimator("exact"), dgrad.latent("1x2"))
     """
-    failures = [
-        result for result in run_checks(estimator, layer, expected_failures=expected_failures) if not result.fine
-    ]
+    failures = [result for result in run_checks(estimator, layer, expected_failures=expected_failures) if not result.ok]
     if failures:
         lines = "\n".join(f"  {result.name}: {result.status}: {result.detail}" for result in failures)
         raise ConformanceError(f"{type(estimator).__name__} fails {len(failures)} of {len(CHECKS)} checks:\n{lines}")
@@ -109,9 +107,9 @@ def parametrize_with_checks(
     expected = dict(expected_failures or {})
     _check_names(expected)
     cases = []
-    for each in estimators:
-        estimator = dgrad.estimator(each) if isinstance(each, str) else each
-        label = each if isinstance(each, str) else f"{type(each).__name__}({each.extra_repr()})"
+    for given in estimators:
+        estimator = dgrad.estimator(given) if isinstance(given, str) else given
+        label = given if isinstance(given, str) else f"{type(given).__name__}({given.extra_repr()})"
         for check in CHECKS:
             reason = expected.get(name_of(check))
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
@@ -142,7 +140,7 @@ class Case:
         result = run_check(self.check, estimator, _layers(estimator, self.layer))
         if result.status == "skipped":
             pytest.skip(result.detail)
-        if not result.fine:
+        if not result.ok:
             raise ConformanceError(f"{result.name}: {result.detail}")
 
 
@@ -179,15 +177,15 @@ def run_check(
 def _layers(estimator: GradientEstimator, layer: LatentLayer | None) -> list[LatentLayer]:
     traits = estimator.traits
     if layer is not None:
-        limitation = traits.limitation(layer)
-        if limitation is not None:
-            raise InputError(limitation)
+        why_unsupported = traits.why_unsupported(layer)
+        if why_unsupported is not None:
+            raise InputError(why_unsupported)
         return [layer]
-    layers = [each for each in map(dgrad.latent, LATENTS) if traits.supports(each)]
+    layers = [layer for layer in map(dgrad.latent, LATENTS) if traits.supports(layer)]
     if not layers:
         raise InputError(
-            f"{type(estimator).__name__} supports none of the latents {', '.join(LATENTS)}; expected a layer to check it with: "
-            "check_estimator(estimator, layer)"
+            f"{type(estimator).__name__} supports none of the latents {', '.join(LATENTS)}; "
+            "expected a layer to check it with: check_estimator(estimator, layer)"
         )
     return layers
 

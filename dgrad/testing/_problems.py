@@ -1,6 +1,7 @@
-"""Small problems whose exact gradient is known by enumeration. May import the core.
+"""Small problems whose exact gradient is known by enumeration.
 
-`exact_gradient` is the truth, `monte_carlo_gradient` the mean and standard error of an estimator; both are for the logits.
+`exact_gradient` is the truth, `monte_carlo_gradient` the mean and standard error of an estimator. Both are for the
+logits.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ def small_logits(layer: LatentLayer, *, batch: int = 1, seed: int = 0, scale: fl
 
 
 def small_objectives(layer: LatentLayer, *, seed: int = 0, device: str = "cpu") -> dict[str, CodeLoss]:
-    """Losses of codes, of the kinds that tell estimators apart: linear, smooth (a quadratic), a cross-entropy, spiky, and one with steps.
+    """Losses of codes, of the kinds that tell estimators apart.
 
-    All are defined on relaxed codes too; `steps` has no useful gradient there.
+    They are linear, smooth (a quadratic), a cross-entropy, spiky, and one with steps. All are defined on relaxed codes
+    too; `steps` has no useful gradient there.
     """
     size = 1
     for length in layer.shape:
@@ -81,9 +83,11 @@ def monte_carlo_gradient(
     seed: int = 0,
     at_once: int = 50_000,
 ) -> tuple[Float[Tensor, "*code"], Float[Tensor, "*code"]]:
-    """The mean gradient of an estimator over `draws` independent draws, and its standard error, for one example's logits.
+    """The mean gradient of an estimator over independent draws, and its standard error.
 
     Args:
+        logits: of one example.
+        draws: how many.
         at_once: how many draws make a batch.
     """
     generator = Generator().manual_seed(seed)

@@ -70,9 +70,9 @@ class Build:
         return registry.estimator(self.given.estimator, **self.given.set)
 
     @cached_property
-    def limitation(self) -> str | None:
+    def why_unsupported(self) -> str | None:
         """Why the estimator cannot work with the latent layer, or None."""
-        return self.estimator.traits.limitation(self.layer)
+        return self.estimator.traits.why_unsupported(self.layer)
 
     def find_dataset(self) -> Callable[[Path], Dataset]:
         """The loader of the data set. Nothing is read or downloaded yet.
@@ -118,7 +118,7 @@ class Build:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.given.seed)
             model = build_model(self.given, self.dataset.image_shape, self.layer)
-            if self.limitation is None:
+            if self.why_unsupported is None:
                 self.estimator.set_layer(self.layer)
         return model
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgrad.config import TrainConfig
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import Objective
+from dgrad.core.objectives import Evaluation, Objective
 from dgrad.data import Dataset
 from dgrad.errors import InputError
 
@@ -34,7 +34,7 @@ def check_labels(config: TrainConfig, dataset: Dataset, layer: LatentLayer) -> N
         return
     assert dataset.classes is not None
     expected = (1, len(dataset.classes))
-    if not layer.independent_rows or layer.shape != expected:
+    if not layer.one_hot_rows or layer.shape != expected:
         raise InputError(
             f"--labels {config.labels} needs a code of one variable with as many values as classes; got --latent "
             f"{layer}, expected 1x{expected[1]}"
@@ -42,7 +42,7 @@ def check_labels(config: TrainConfig, dataset: Dataset, layer: LatentLayer) -> N
 
 
 def _check_attributes(config: TrainConfig, attributes: tuple[str, ...], layer: LatentLayer) -> None:
-    if not layer.independent_rows or layer.shape != (len(attributes), 2):
+    if not layer.one_hot_rows or layer.shape != (len(attributes), 2):
         raise InputError(
             f"--labels {config.labels} needs a code of one variable of two values for each attribute; got --latent "
             f"{layer} and {len(attributes)} attributes ({', '.join(attributes)}), expected {len(attributes)}x2: say "
@@ -60,7 +60,7 @@ def known_codes(
 
 
 class ObservedObjective(Objective):
-    """An objective with the known rows of the code held at their labels: there nothing changes it."""
+    """An objective with the known rows of the code set to their labels: there nothing changes it."""
 
     def __init__(
         self, objective: Objective, known: Bool[Tensor, "batch n 1"], codes: Float[Tensor, "batch n k"]
@@ -68,34 +68,34 @@ class ObservedObjective(Objective):
         self.objective = objective
         self.known = known
         self.codes = codes
-        self._held: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, codes: Float[Tensor, "samples #batch n k"]) -> Float[Tensor, "samples batch"]:
-        held = torch.where(self.known, self.codes, codes)
-        self._held = (codes, held)  # an estimator sweeps the codes that it has just evaluated
-        return self.objective(held)
+        return self.objective(self._labelled(codes))
+
+    def evaluate(self, codes: Float[Tensor, "samples #batch n k"]) -> Evaluation:
+        return _ObservedEvaluation(self, codes, self.objective.evaluate(self._labelled(codes)))
+
+    def _labelled(self, codes: Tensor) -> Tensor:
+        return torch.where(self.known, self.codes, codes)
+
+
+class _ObservedEvaluation(Evaluation):
+    objective: ObservedObjective
+
+    def __init__(self, objective: ObservedObjective, codes: Tensor, labelled: Evaluation) -> None:
+        super().__init__(objective, codes, labelled.loss)
+        self.labelled = labelled
 
     @torch.no_grad()
-    def sweep(
-        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
-    ) -> Float[Tensor, "samples batch n k"]:
-        held, loss = self._held_codes(codes, loss)
-        return torch.where(self.known, loss[..., None, None], self.objective.sweep(held, loss))
+    def sweep(self) -> Float[Tensor, "samples batch n k"]:
+        return torch.where(self.objective.known, self.loss[..., None, None], self.labelled.sweep())
 
     @torch.no_grad()
-    def sweep_rows(self, codes: Tensor, rows: Tensor, loss: Tensor | None = None) -> Tensor:
-        held, loss = self._held_codes(codes, loss)
-        return torch.where(self.known, loss[..., None, None], self.objective.sweep_rows(held, rows, loss))
+    def sweep_rows(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
+        return torch.where(self.objective.known, self.loss[..., None, None], self.labelled.sweep_rows(rows))
 
-    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
-        return self.objective.sweeps_all_rows_at_once(codes, rows)
-
-    def _held_codes(self, codes: Tensor, loss: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The codes with their known rows held, and the loss of these."""
-        if loss is None or self._held is None or self._held[0] is not codes:
-            loss = self(codes)
-        assert self._held is not None
-        return self._held[1], loss
+    def full_sweep_is_free(self, rows: int) -> bool:
+        return self.labelled.full_sweep_is_free(rows)
 
 
 class LabelObjective(Objective):
@@ -114,20 +114,24 @@ class LabelObjective(Objective):
         self.labels = labels
 
     def __call__(self, codes: Float[Tensor, "samples #batch n k"]) -> Float[Tensor, "samples batch"]:
-        return (self._cost(codes) * codes).sum((-2, -1))
+        return (self.cost(codes) * codes).sum((-2, -1))
 
-    @torch.no_grad()
-    def sweep(
-        self, codes: Float[Tensor, "samples batch n k"], loss: Float[Tensor, "samples batch"] | None = None
-    ) -> Float[Tensor, "samples batch n k"]:
-        cost = self._cost(codes)
-        loss = (cost * codes).sum((-2, -1)) if loss is None else loss
-        return loss[..., None, None] + cost - (cost * codes).sum(-1, keepdim=True)
+    def evaluate(self, codes: Float[Tensor, "samples #batch n k"]) -> Evaluation:
+        return _LabelEvaluation(self, codes, self(codes))
 
-    def sweeps_all_rows_at_once(self, codes: Tensor, rows: int) -> bool:
-        return True
-
-    def _cost(self, codes: Tensor) -> Tensor:
-        """What each value of each variable costs, `[B, n, k]`."""
+    def cost(self, codes: Tensor) -> Tensor:
+        """The cost of each value of each variable, `[B, n, k]`."""
         known, labelled = known_codes(self.labels, codes.shape[-2:], codes.dtype)
         return self.weight * (known.to(codes.dtype) - labelled)
+
+
+class _LabelEvaluation(Evaluation):
+    objective: LabelObjective
+
+    @torch.no_grad()
+    def sweep(self) -> Float[Tensor, "samples batch n k"]:
+        cost = self.objective.cost(self.codes)
+        return self.loss[..., None, None] + cost - (cost * self.codes).sum(-1, keepdim=True)
+
+    def full_sweep_is_free(self, rows: int) -> bool:
+        return True

@@ -31,9 +31,9 @@ CHECKPOINT_PARTS = ("model", "best", "estimator", "optimizer", "batches")
 
 
 @contextmanager
-def held(network: nn.Module, hold: bool) -> Iterator[None]:
-    """Hold the parameters of a network: evaluations inside give them no gradient; none is held if `hold` is false."""
-    parameters = [parameter for parameter in network.parameters() if hold and parameter.requires_grad]
+def frozen(network: nn.Module, freeze: bool) -> Iterator[None]:
+    """Freeze the parameters of a network: evaluations inside give them no gradient. With `freeze` false, nothing is frozen."""
+    parameters = [parameter for parameter in network.parameters() if freeze and parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -144,7 +144,7 @@ class TrainingLoss(nn.Module):
         if self.code_losses:
             for code_loss in registry.code_losses(batch, config):
                 objective = objective + as_objective(code_loss)
-        with held(self.model.decoder, config.refine_steps > 0):
+        with frozen(self.model.decoder, config.refine_steps > 0):
             estimate = self.estimator(layer, logits, objective, generator=self.noise)
         loss = estimate.loss.mean()
         if config.kl == "outside" and self.kl_trained:

@@ -53,8 +53,8 @@ class Trainer:
         self.group = group or ProcessGroup()
         build = Build(config, None if data is None else data.dataset)
         self.device = self.group.device(config.device)
-        if build.limitation is not None:
-            raise InputError(build.limitation)
+        if build.why_unsupported is not None:
+            raise InputError(build.why_unsupported)
         self.data = TrainingData(build, self.device) if data is None else data.with_seed_of(build)
         self.config = config = build.config
         self.model = build.model.to(self.device)

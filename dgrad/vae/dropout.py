@@ -8,7 +8,7 @@ from dgrad.core.random import drop
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from a generator of its owner's instead of the global one (see `DiscreteVAE.set_generator`)."""
+    """Dropout that draws from its owner's generator: see `DiscreteVAE.set_generator`."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Evaluation: bounds on the log-likelihood of a split. May import torch, models and data; draws only from its own generator."""
+"""Evaluation: bounds on the log-likelihood of a split. It draws from its own generator alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bound:
 
 
 def evaluation_generator(device: torch.device, seed: int) -> Generator:
-    """A fresh generator for one evaluation: every evaluation of a run draws the same noise, and none of the training's."""
+    """A fresh generator for one evaluation: every evaluation of a run draws the same noise."""
     return Generator(device).manual_seed(seed_for("evaluation", seed))
 
 
@@ -90,12 +90,13 @@ def evaluate_bound(
 ) -> Bound:
     """The bound of a split, from `samples` draws for each image.
 
-    Over a support of at most 256 codes the expectation is exact, and only Gaussian variables, where there are some, are drawn; not where
-    the decoder is so large that this would take long.
+    Over a support of at most 256 codes the expectation is exact, unless the decoder is so large that this would take
+    long. Then only Gaussian variables are drawn, where there are some.
 
     Args:
-        refine_steps: how many steps q is refined for each image (`dgrad.core.refinement.refine`); with Gaussian variables, for each draw of them, so that
-            q of the code depends on them and its KL is the mean over the draws.
+        refine_steps: how many steps q is refined for each image (`dgrad.core.refinement.refine`). With Gaussian
+            variables q is refined for each draw of them: q of the code depends on them, and its KL is the mean over the
+            draws.
     """
     support = model.layer.support_size
     exact = support <= EXACT_SUPPORT and support * model.numbers_per_code <= EXACT_NUMBERS
@@ -136,9 +137,10 @@ def _losses_and_kl(
     refine_steps: int,
     generator: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Estimates of each image's expected loss, `[S, B]`, and the KL of its code, `[S, B]` or `[1, B]` where every estimate is of the same q.
+    """Estimates of each image's expected loss, `[S, B]`, and the KL of its code.
 
-    Estimates are of draws of the code, of the Gaussian variables, or of both; S is 1 where nothing is drawn.
+    The KL is `[S, B]`, or `[1, B]` where every estimate is of the same q. Estimates are of draws of the code, of the
+    Gaussian variables, or of both; S is 1 where nothing is drawn.
     """
     layer = model.layer
     if not model.gaussian:
@@ -168,8 +170,8 @@ def importance_weighted_bound(
 ) -> float:
     """The importance-weighted bound on `-log p(x)`, the mean over the split (Burda, Grosse & Salakhutdinov 2015).
 
-    `-log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x)`; it falls towards `-log p(x)` as S grows. Gaussian variables are drawn with z.
-    With `refine_steps` q is refined first, as in `evaluate_bound`.
+    `-log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x)` falls towards `-log p(x)` as S grows. Gaussian variables are drawn
+    with z. With `refine_steps` q is refined first, as in `evaluate_bound`.
     """
     total = 0.0
     at_once = 1 if model.gaussian else 100

@@ -1,4 +1,4 @@
-"""Likelihoods: what a decoder's outputs say about an image. May import torch and dgrad.kernels.numerics.
+"""Likelihoods: what a decoder's outputs say about an image.
 
 A likelihood has no parameters: it turns outputs `[..., D]` and images `[B, D]` in [0, 1] into losses `[..., ]`.
 """
@@ -33,7 +33,10 @@ class Likelihood(ABC):
 
 
 class Bernoulli(Likelihood):
-    """Independent binary pixels, the outputs their logits: `sum_d softplus(a_d) - x_d a_d`, in nats (`x` may be grey)."""
+    """Independent binary pixels, the outputs their logits: `sum_d softplus(a_d) - x_d a_d`, in nats.
+
+    `x` may be grey.
+    """
 
     name = "bernoulli"
     unit = "nats"

@@ -20,17 +20,20 @@ from dgrad.vae.reconstruction import CompiledReconstruction, Reconstruction
 class DiscreteVAE(nn.Module):
     """An encoder, a discrete code and a decoder; in a mixed model Gaussian variables beside the code.
 
-    A model of one's own is an instance with other networks: any `encoder` from images `[B, C, H, W]` to logits
-    `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.decoded_shape]` to outputs `[..., C*H*W]`. With `gaussian` variables c, the
-    encoder gives a pair, the logits and `[B, 2 gaussian]` means and log-variances, and the decoder takes `[..., *layer.decoded_shape, gaussian]`,
-    zero but where the code is one; there it holds the variables (Lorberbom et al. 2019, section 5.1). With `beside` the decoder takes
-    `[..., n*k + gaussian]`, the flattened code and the variables side by side.
+    A model of your own is an instance with other networks: any `encoder` from images `[B, C, H, W]` to logits
+    `[B, *layer.shape]`, any `decoder` from codes `[..., *layer.decoded_shape]` to outputs `[..., C*H*W]`.
+
+    With `gaussian` variables the encoder gives a pair: the logits, and `[B, 2 gaussian]` means and log-variances. The
+    decoder takes `[..., *layer.decoded_shape, gaussian]`: the variables where the code is one, zero elsewhere
+    (Lorberbom et al. 2019, section 5.1). With `beside` it takes `[..., n*k + gaussian]`, the flattened code and the
+    variables side by side.
 
     Attributes:
         gaussian: how many Gaussian variables there are.
         beside: how they and the code enter the decoder.
-        compiled_kernels: whether compiled kernels may be used where there are some; the first use may take seconds to compile them.
-        sweep_dtype: the precision in which sweeps multiply matrices, torch.float32 or torch.bfloat16; those of a linear decoder multiply none.
+        compiled_kernels: whether compiled kernels may be used. The first use may take seconds to compile them.
+        sweep_dtype: the precision in which sweeps multiply matrices, torch.float32 or torch.bfloat16. Those of a linear
+            decoder multiply none.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class DiscreteVAE(nn.Module):
         """`-log p(image | code)` of these images, as an objective of their codes.
 
         Args:
-            gaussian: a draw of the Gaussian variables for each image, in a model that has some; the objective is for these.
+            gaussian: in a model with Gaussian variables, a draw of them for each image. The objective is for these.
         """
         pixels = images.flatten(1)
         if CompiledReconstruction.serves(self, pixels):
@@ -91,7 +94,10 @@ class DiscreteVAE(nn.Module):
     def decoder_inputs(
         self, codes: Float[Tensor, "*codes"], gaussian: Float[Tensor, "*lead g"] | None
     ) -> Float[Tensor, "*inputs"]:
-        """The codes; with Gaussian variables, each coordinate of the code times all of them, `[..., *code, g]`, or both side by side."""
+        """The codes, or with Gaussian variables both in one tensor.
+
+        It has each coordinate of the code times all variables, `[..., *code, g]`, or both side by side.
+        """
         codes, axes = self.layer.decoded(codes), len(self.layer.decoded_shape)
         if gaussian is None:
             return codes
@@ -103,7 +109,10 @@ class DiscreteVAE(nn.Module):
         return codes.unsqueeze(-1) * gaussian[beside_code]
 
     def prior_gaussian(self, count: int, *, generator: Generator) -> Float[Tensor, "count g"] | None:
-        """Draws of the Gaussian variables from their prior, N(0, I), on the generator's device; None where there are none."""
+        """Draws of the Gaussian variables from their prior, N(0, I), or None where there are none.
+
+        They are on the generator's device.
+        """
         if not self.gaussian:
             return None
         return torch.randn(count, self.gaussian, generator=generator, device=generator.device)

@@ -1,4 +1,4 @@
-"""The discrete variational auto-encoder and the networks it is made of. May import torch, latents, likelihoods, posteriors and objectives."""
+"""The networks of a discrete variational auto-encoder."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def check_image_shape(images: Tensor, expected: tuple[int, ...]) -> None:
 class Decoder(nn.Module):
     """A network from codes to outputs, whose first layer is linear in the code.
 
-    That lets the sweep change a coordinate after the first layer, as the difference of two columns of its weight, instead of
-    before it. With Gaussian variables the inputs are `[..., *code, c]`: each coordinate of the code times all of the variables. Where
-    these stand `beside` the code, the inputs are `[..., n*k + c]`.
+    A sweep changes a coordinate behind the first layer, as the difference of two columns of its weight. With Gaussian
+    variables the inputs are `[..., *code, c]`: each coordinate of the code times all of the variables. Where these
+    stand `beside` the code, the inputs are `[..., n*k + c]`.
 
     Attributes:
         numbers_per_code: how many outputs all layers have for one code.
@@ -71,7 +71,10 @@ class Decoder(nn.Module):
 
 
 class MixtureEncoder(nn.Module):
-    """From images to logits `[B, *code]` and to `[B, 2 gaussian]` means and log-variances: shared layers, then a head for each."""
+    """From images to logits and Gaussian parameters: shared layers, then a head for each.
+
+    Logits are `[B, *code]`. The parameters are `[B, 2 gaussian]`: means and log-variances.
+    """
 
     def __init__(
         self,

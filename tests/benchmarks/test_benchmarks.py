@@ -270,7 +270,7 @@ def test_the_points_of_growth_are_the_right_sweeps(form: str, monkeypatch: pytes
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, **kwargs: taken.append(label) or original(*args, **kwargs))
 
-    watch(cpu.BernoulliLinear, "_sweep", "compiled")
+    watch(cpu.LinearCodes, "sweep", "compiled")
     watch(sweeps, "_grouped_change", "grouped")
     watch(sweeps, "_exact_change", "exact")
     watch(reconstruction, "difference_sweep", "mlp")

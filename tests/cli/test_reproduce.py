@@ -30,7 +30,7 @@ def test_recipes_expand_and_their_paper_figures_belong_to_runs(name: str) -> Non
     experiments = expand(recipe.sweep, Path("out"))
     assert recipe.paper.keys() <= {each.label for each in experiments}
     assert recipe.plot["kind"] in PLOTS
-    assert not [each.limitation for each in experiments if each.limitation]
+    assert not [each.why_unsupported for each in experiments if each.why_unsupported]
     assert {each.config.dataset for each in experiments} == {recipe.needs}
 
 

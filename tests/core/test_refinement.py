@@ -38,7 +38,7 @@ def _bound(layer: dgrad.LatentLayer, logits: Tensor, objective: FunctionObjectiv
 
 
 def test_it_comes_to_where_exact_coordinate_ascent_does() -> None:
-    """From 50 starts; the noise of 3,000 steps that shrink leaves each within 0.01 nats of the fixed point of its own start."""
+    """From 50 starts: 3,000 shrinking steps leave each within 0.01 nats of the fixed point of its own start."""
     layer = dgrad.latent("2x3")
     objective, table = _objective(layer)
     start = torch.randn(50, 2, 3, generator=Generator().manual_seed(5))
@@ -124,7 +124,7 @@ def test_with_a_single_variable_it_is_the_likelihood() -> None:
 
 
 def test_drawn_codes_are_those_of_the_refined_q(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both estimate the bound of one q, refined by the same noise; within 5 standard errors, one false alarm in 1.7 million."""
+    """Both estimate the bound of one q, refined by the same noise, within 5 standard errors."""
     model, split, _ = _model("3x3")
     exact = _evaluated(model, split, 3)
     monkeypatch.setattr("dgrad.vae.evaluation.EXACT_SUPPORT", 1)
@@ -169,8 +169,10 @@ def test_the_encoder_learns_as_ever_and_the_decoder_from_the_refined_q(estimator
 
 
 def test_the_decoders_gradient_is_that_of_codes_of_the_refined_q() -> None:
-    """With one variable the refined q is the posterior: the loss is `-log p(x)` and the mean gradient its gradient, along that itself and along a
-    random direction. Each within 5 standard errors, a false alarm in 1.7 million each."""
+    """With one variable the refined q is the posterior: the loss is `-log p(x)`, the mean gradient its gradient.
+
+    The gradient is compared along itself and along a random direction, each within 5 standard errors.
+    """
     trainer = Trainer(configure({**SETTINGS, "latent": "1x4", "refine-steps": 1, "batch-size": 20}))
     batch, model = next(trainer.batches), trainer.model
     codes = model.layer.enumerate(like=torch.zeros(1))

@@ -244,7 +244,7 @@ from dgrad_plugins.latents import Categorical
 @dataclass(frozen=True)
 class Packed(Categorical):
     """A latent whose integer form is one number for the whole code."""
-    independent_rows = False
+    one_hot_rows = False
 
     def __str__(self):
         return f"packed:{self.variables}x{self.values}"

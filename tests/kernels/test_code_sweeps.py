@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 import dgrad
 from benchmarks.naive import naive_sweep
 from dgrad.config import configure
-from dgrad.core.objectives import FunctionObjective, KLObjective, SharedSweeps, in_dtype
+from dgrad.core.objectives import FunctionObjective, KLObjective, SweepCache, in_dtype
 from dgrad.kernels import code_sweeps as sweeps
 from dgrad.training.labels import LabelObjective, ObservedObjective
 from dgrad.training.trainer import Trainer
@@ -136,7 +136,7 @@ def test_the_support_is_looked_up_where_it_has_fewer_codes_than_there_are_change
     codes = layer.sample(torch.zeros(11, *layer.shape), generator=Generator().manual_seed(0))
     model.reconstruction(torch.rand(11, 1, 4, 5)).sweep(codes)
     n, k = layer.shape
-    assert sum(evaluated) == (k**n if smaller else 11 * (n * (k - 1) + 1))  # the codes themselves are evaluated too
+    assert sum(evaluated) == 11 + (k**n if smaller else 11 * n * (k - 1)), "the codes themselves are evaluated too"
 
 
 @pytest.mark.parametrize(("budget", "calls"), [(1, 27), (5_000, 1), (300, 14)])
@@ -178,6 +178,7 @@ def test_the_difference_sweep_keeps_to_its_budget(budget: int) -> None:
         changes_of_call.clear()
         sweep = sweeps.difference_sweep(
             codes,
+            torch.arange(codes.shape[2]).expand(codes.shape[:3]),
             decoder.first.weight,
             hidden,
             rest_loss,
@@ -228,7 +229,7 @@ def _rows_problem(kind: str) -> tuple[DiscreteVAE, Tensor, Tensor, Tensor | None
 def test_the_sweep_of_some_rows_is_the_sweep_there_and_the_loss_elsewhere(
     kind: str, few_codes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, in a sum, scaled, in another precision, with rows held at their labels and with shared tables; a row may come twice."""
+    """Alone, in a sum, scaled, in another precision, with known labels and with a cache; a row may come twice."""
     monkeypatch.setattr(reconstruction_module, "support_is_smaller", lambda codes, rows=None: few_codes)
     model, codes, images, gaussian = _rows_problem(kind)
     layer = model.layer
@@ -244,13 +245,13 @@ def test_the_sweep_of_some_rows_is_the_sweep_there_and_the_loss_elsewhere(
         reconstruction + 0.5 * kl,
         in_dtype(reconstruction, torch.float64),
         ObservedObjective(reconstruction, known, held),
-        SharedSweeps(reconstruction, {}),
+        SweepCache(reconstruction, {}),
         FunctionObjective(reconstruction, codes_per_call=20),
     ):
-        loss = objective(codes).detach()
-        expected = torch.where(swept, objective.sweep(codes, loss), loss[..., None, None])
-        torch.testing.assert_close(objective.sweep_rows(codes, rows, loss), expected)
-        torch.testing.assert_close(objective.sweep_rows(codes, rows), expected)
+        at = objective.at(codes)
+        torch.testing.assert_close(at.loss, objective(codes))
+        expected = torch.where(swept, objective.sweep(codes), at.loss.detach()[..., None, None])
+        torch.testing.assert_close(at.sweep_rows(rows), expected)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,10 @@ def test_the_sweep_of_some_rows_is_the_sweep_there_and_the_loss_elsewhere(
     [("linear", True), ("linear, squared error", False), ("mlp", False), ("mixture", False), ("own", False)],
 )
 def test_where_nothing_is_gained_by_leaving_rows_out(kind: str, at_once: bool) -> None:
-    """With a linear Bernoulli decoder, and with no more codes than changes: 81 codes here, 14 * 2 changes of one row and 14 * 6 of three."""
+    """With a linear Bernoulli decoder, and with no more codes than changes.
+
+    There are 81 codes here, 14 * 2 changes of one row and 14 * 6 of three.
+    """
     model, codes, images, gaussian = _rows_problem(kind)
     reconstruction = model.reconstruction(images, gaussian)
     kl = KLObjective(model.layer, torch.zeros(7, 4, 3, dtype=torch.float64))
@@ -268,11 +272,11 @@ def test_where_nothing_is_gained_by_leaving_rows_out(kind: str, at_once: bool) -
         reconstruction + 0.5 * kl,
         in_dtype(reconstruction, torch.float64),
         ObservedObjective(reconstruction, known, codes[0]) + LabelObjective(1.0, torch.zeros(7, 4, dtype=torch.long)),
-        SharedSweeps(reconstruction, {}),
+        SweepCache(reconstruction, {}),
     ):
-        assert objective.sweeps_all_rows_at_once(codes, 1) == at_once
-        assert objective.sweeps_all_rows_at_once(codes, 3) == (kind != "mixture")
-    assert not FunctionObjective(reconstruction).sweeps_all_rows_at_once(codes, 3)
+        assert objective.at(codes).full_sweep_is_free(1) == at_once
+        assert objective.at(codes).full_sweep_is_free(3) == (kind != "mixture")
+    assert not FunctionObjective(reconstruction).at(codes).full_sweep_is_free(3)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "own"])
@@ -281,16 +285,15 @@ def test_the_sweep_of_some_rows_evaluates_no_others(kind: str) -> None:
     evaluated = []
     module = model.decoder.rest if isinstance(model.decoder, Decoder) else model.decoder[1]
     module.register_forward_hook(lambda _, inputs, __: evaluated.append(inputs[0][..., 0].numel()))
-    objective = model.reconstruction(images)
-    loss = objective(codes).detach()
+    at = model.reconstruction(images).at(codes)
     assert evaluated == [14]
-    objective.sweep_rows(codes, torch.tensor([2]).expand(2, 7, 1), loss)
+    at.sweep_rows(torch.tensor([2]).expand(2, 7, 1))
     assert sum(evaluated) == 14 + 14 * 2, "two other values of one row of 14 codes"
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "squared-error"])
 def test_the_loss_everywhere_is_that_of_each_example_with_its_gradient(name: str) -> None:
-    """Of a decoder that runs once for each code, alone, in a sum, scaled and in another precision; against one call for every example."""
+    """A decoder runs once for each code, alone, in a sum, scaled and in another precision."""
     layer = dgrad.latent("2x3")
     torch.manual_seed(0)
     model = mlp_vae(layer, (1, 4, 5), likelihood(name), (7,)).double()
@@ -303,7 +306,7 @@ def test_the_loss_everywhere_is_that_of_each_example_with_its_gradient(name: str
     objective = model.reconstruction(images) + 0.5 * KLObjective(layer, logits)
     for each, codes in (
         (objective, support),
-        (SharedSweeps(objective, {}), support),
+        (SweepCache(objective, {}), support),
         (in_dtype(objective, torch.float64), support.float()),
     ):
         grads = []
@@ -336,10 +339,9 @@ def test_a_sweep_in_bfloat16_is_that_of_float32_but_for_rounding(spec: str, own_
     last.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
 
     def swept() -> tuple[Tensor, Tensor]:
-        objective = model.reconstruction(images)
-        loss = objective(codes)
+        at = model.reconstruction(images).at(codes)
         assert dtypes.pop() == torch.float32
-        return loss.detach(), objective.sweep(codes, loss.detach())
+        return at.loss.detach(), at.sweep()
 
     loss, exact = swept()
     assert set(dtypes) == {torch.float32}
@@ -361,8 +363,8 @@ def test_non_contiguous_codes() -> None:
     assert torch.equal(objective.sweep(strange), objective.sweep(codes))
 
 
-def test_a_remembered_evaluation_changes_nothing() -> None:
-    """The objective reuses what it computed for the same codes, and only for the same codes."""
+def test_an_evaluation_sweeps_its_own_codes() -> None:
+    """Whatever the objective has evaluated since."""
     model, codes, images = _problem("4x5", 20)
     layer = model.layer
     logits = torch.randn(3, 4, 5, generator=Generator().manual_seed(2))
@@ -373,10 +375,10 @@ def test_a_remembered_evaluation_changes_nothing() -> None:
 
     expected = fresh().sweep(codes)
     objective = fresh()
-    loss = objective(codes)
-    torch.testing.assert_close(objective.sweep(codes, loss.detach()), expected)
-    torch.testing.assert_close(objective.sweep(other), fresh().sweep(other))
-    torch.testing.assert_close(objective.sweep(codes), expected)
+    at, at_other = objective.at(codes), objective.at(other)
+    torch.testing.assert_close(at.sweep(), expected)
+    torch.testing.assert_close(at_other.sweep(), fresh().sweep(other))
+    torch.testing.assert_close(at.sweep(), expected)
 
 
 def test_the_sweep_of_the_kl_is_closed_form() -> None:

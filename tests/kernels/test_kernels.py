@@ -77,7 +77,10 @@ def compiled_change(logits: Tensor, rows: Tensor, own: Tensor) -> Tensor | None:
 
 @pytest.mark.parametrize(
     ("n", "k", "pixels", "examples"),
-    [(20, 10, 784, 3), (20, 2, 784, 5), (1, 40, 784, 5), (3, 3, 37, 1), (2, 4, 1, 7), (2, 5, 200, 4), (2, 6, 64, 2), (1, 7, 784, 2), (1, 9, 130, 3), (4, 8, 17, 3), (1, 17, 300, 2)],
+    [
+        *[(20, 10, 784, 3), (20, 2, 784, 5), (1, 40, 784, 5), (3, 3, 37, 1), (2, 4, 1, 7), (2, 5, 200, 4)],
+        *[(2, 6, 64, 2), (1, 7, 784, 2), (1, 9, 130, 3), (4, 8, 17, 3), (1, 17, 300, 2)],
+    ],
 )  # fmt: skip
 @pytest.mark.parametrize(("scale", "shift"), [(0.3, 1.0), (1.0, 3.0), (5.0, 1e4)], ids=["usual", "large", "extreme"])
 def test_the_compiled_change_is_that_of_enumeration(
@@ -135,8 +138,9 @@ def test_the_compiled_loss_and_its_gradient_are_torchs(
     images[images < 0.5] = 0
     codes = F.one_hot(torch.randint(k, (2, 5, n), generator=generator), k).float()
     kernel = cpu.BernoulliLinear(weight, bias, images, (n, k))
-    loss = kernel.loss(codes)
-    assert loss is not None
+    at = kernel.at(codes)
+    assert at is not None
+    loss = at.loss
     truth = by_torch(*(tensor.double() for tensor in (weight, bias, codes, images)))
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=1e-4)
     share = torch.randn(2, 5, generator=generator)
@@ -145,7 +149,7 @@ def test_the_compiled_loss_and_its_gradient_are_torchs(
     for gradient, true in zip(gradients, truths, strict=True):
         torch.testing.assert_close(gradient, true, rtol=1e-5, atol=1e-5)
 
-    table = kernel.sweep(codes, loss)
+    table = at.sweep()
     if scale == 0.3:
         assert table is not None
         wide = [tensor.detach().double() for tensor in (weight, bias, codes, images)]
@@ -179,15 +183,13 @@ def test_what_the_kernel_does_not_serve_goes_through_torch(compiler: None) -> No
     torch.testing.assert_close(slope, expected)
     codes = hard.detach()
     torch.testing.assert_close(objective.sweep(codes), plain.sweep(codes))
-    for _ in range(2):  # a loss that the kernel has just seen, and one that it has not
-        torch.testing.assert_close(
-            objective.sweep(codes, plain(codes).detach()), plain.sweep(codes, plain(codes).detach())
-        )
-        objective(codes)
+    at = objective.at(codes)
+    objective(codes.roll(1, -1))  # what the kernel sees in between changes nothing
+    torch.testing.assert_close(at.sweep(), plain.at(codes).sweep())
     with torch.no_grad():
         model.decoder.first.weight *= 1e4  # type: ignore[operator, union-attr]
     large = model.reconstruction(images)
-    torch.testing.assert_close(large.sweep(codes, large(codes)), plain.sweep(codes, plain(codes)), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(large.at(codes).sweep(), plain.at(codes).sweep(), rtol=1e-5, atol=1e-2)
 
 
 def test_a_loss_that_is_not_a_number_stays_one(compiler: None) -> None:
@@ -197,9 +199,9 @@ def test_a_loss_that_is_not_a_number_stays_one(compiler: None) -> None:
         broken = place.clone()
         broken.view(-1)[0] = value
         arguments = (broken, bias) if place is weight else (weight, broken)
-        loss = cpu.BernoulliLinear(*arguments, torch.zeros(1, 20), (2, 3)).loss(codes)
-        assert loss is not None
-        assert not loss.isfinite().any()
+        at = cpu.BernoulliLinear(*arguments, torch.zeros(1, 20), (2, 3)).at(codes)
+        assert at is not None
+        assert not at.loss.isfinite().any()
 
 
 def test_weights_that_are_not_numbers_are_left_to_torch(compiler: None) -> None:
@@ -277,7 +279,10 @@ def test_the_command_says_in_one_line_that_there_is_no_compiler(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("mode", "steps", "compiled"),
-    [("auto", STEPS_WORTH_COMPILING - 1, False), ("auto", STEPS_WORTH_COMPILING, True), ("on", 1, True), ("off", 10**6, False)],
+    [
+        *[("auto", STEPS_WORTH_COMPILING - 1, False), ("auto", STEPS_WORTH_COMPILING, True)],
+        *[("on", 1, True), ("off", 10**6, False)],
+    ],
 )  # fmt: skip
 def test_auto_compiles_for_long_runs_alone(mode: str, steps: int, compiled: bool) -> None:
     trainer = Trainer(TrainConfig(estimator="leg", latent="2x2", compile=mode, steps=steps))

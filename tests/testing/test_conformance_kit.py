@@ -1,4 +1,4 @@
-"""The conformance kit is tested with mutants: estimators with one fault each, which the check that names the fault must catch."""
+"""The conformance kit against mutants: each has one fault, which the check that names it must catch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import dgrad
 from dgrad.core.estimator_tools import replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import Objective
+from dgrad.core.objectives import CodeLoss, Objective
 from dgrad.testing import CHECKS, CheckResult, ConformanceError, check_estimator, parametrize_with_checks, run_checks
 from dgrad.testing._kit import LATENTS, name_of, run_check
 
@@ -114,6 +114,17 @@ class OneEvaluationMore(Mutant):
         return objective(codes)
 
 
+class OneEvaluationMoreInBfloat16(Mutant):
+    """Counts right in float32, and once more where codes change their dtype."""
+
+    def forward(
+        self, layer: LatentLayer, logits: Tensor, objective: CodeLoss, *, generator: Generator | None = None
+    ) -> Estimate:
+        if logits.dtype == torch.bfloat16:
+            objective(layer.sample(logits))
+        return super().forward(layer, logits, objective, generator=generator)
+
+
 class ForgetsItsState(Mutant):
     """What it averages is no buffer."""
 
@@ -198,7 +209,7 @@ class NeverReachesItsLimit(Mutant):
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, unbiased=False, limit=dgrad.Limit("any", {"epsilon": 0.01}))
+        return replace(super().traits, unbiased=False, limit=dgrad.ExactLimit("any", {"epsilon": 0.01}))
 
     def direction(self, layer: LatentLayer, logits: Tensor, codes: Tensor, loss: Tensor) -> Tensor:
         return 0.8 * super().direction(layer, logits, codes, loss)
@@ -218,6 +229,7 @@ MUTANTS: list[tuple[Callable[[], GradientEstimator], str]] = [
     (DoubledDecoderGradient, "decoder gradient"),
     (WrongValue, "value"),
     (OneEvaluationMore, "evaluations"),
+    (OneEvaluationMoreInBfloat16, "evaluations"),
     (ForgetsItsState, "state"),
     (AsksForAValue, "asks the device nothing"),
     (IndexesByAMask, "asks the device nothing"),
@@ -297,7 +309,7 @@ def test_an_estimator_that_supports_none_of_the_latents_says_so() -> None:
     class Picky(Mutant):
         @property
         def traits(self) -> Traits:
-            return replace(super().traits, limitation=lambda layer: "no")
+            return replace(super().traits, why_unsupported=lambda layer: "no")
 
     with pytest.raises(dgrad.InputError, match=r"supports none of the latents 1x2, 1x5, 3x2, 2x4; expected a layer"):
         run_checks(Picky())
@@ -329,7 +341,7 @@ def test_expected_failures_are_strict_xfails(
         raise
 
 
-def test_results_are_read_as_fine_or_not() -> None:
-    fine = {status: CheckResult("x", status, "", 0.0).fine for status in ("passed", "failed", "unexpected pass")}
-    assert fine == {"passed": True, "failed": False, "unexpected pass": False}
+def test_results_are_read_as_ok_or_not() -> None:
+    ok = {status: CheckResult("x", status, "", 0.0).ok for status in ("passed", "failed", "unexpected pass")}
+    assert ok == {"passed": True, "failed": False, "unexpected pass": False}
     assert len(CHECKS) == len({check.__name__ for check in CHECKS})

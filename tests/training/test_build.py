@@ -43,7 +43,7 @@ def test_a_trainer_builds_each_part_once(calls: list[str]) -> None:
 
 def test_settings_are_resolved_without_data_or_model(calls: list[str]) -> None:
     build = Build(configure({**SETTINGS, "data-root": "here"}))
-    assert (build.settings.kl, build.limitation) == ("outside", None)
+    assert (build.settings.kl, build.why_unsupported) == ("outside", None)
     assert build.settings.data_root == str(Path("here").resolve())
     assert set(calls) == {"estimators", "latents"}
     assert Build(build.settings).settings == build.settings
@@ -51,7 +51,7 @@ def test_settings_are_resolved_without_data_or_model(calls: list[str]) -> None:
 
 def test_an_impossible_pair_says_why_and_still_has_a_model() -> None:
     build = Build(configure({**SETTINGS, "estimator": "arm"}))
-    assert "binary" in str(build.limitation)
+    assert "binary" in str(build.why_unsupported)
     assert build.model.layer is build.layer
     with pytest.raises(dgrad.InputError, match="binary"):
         Trainer(build.settings)

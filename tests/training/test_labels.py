@@ -164,7 +164,7 @@ def test_the_label_objective_costs_its_weight_for_each_wrong_variable_and_sweeps
     torch.testing.assert_close(objective(codes), 7.0 * wrong.double())
     truth = FunctionObjective(objective).sweep(codes)
     torch.testing.assert_close(objective.sweep(codes), truth)
-    torch.testing.assert_close(objective.sweep(codes, objective(codes)), truth)
+    torch.testing.assert_close(objective.at(codes).sweep(), truth)
 
 
 def test_one_variable_takes_labels_without_an_axis_for_it() -> None:
@@ -183,7 +183,7 @@ def test_what_is_observed_is_held_at_its_label() -> None:
     assert (truth[:, 0] == truth[:, 0, :1, :1]).all(), "nothing of the first is free"
     assert truth[:, 1].std() > 0.1
     torch.testing.assert_close(objective.sweep(codes), truth)
-    torch.testing.assert_close(objective.sweep(codes, objective(codes)), truth)
+    torch.testing.assert_close(objective.at(codes).sweep(), truth)
 
 
 def _gradient(estimator: str, logits: Tensor, objective: object, **hyperparameters: float) -> Tensor:

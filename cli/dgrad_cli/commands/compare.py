@@ -59,9 +59,9 @@ def compare(
     entries = plan(configure(given), variants, seeds, out)
     number = {entry.path: f"{index} of {len(entries)}" for index, entry in enumerate(entries, 1)}
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    for label, limitation in {e.label: e.limitation for e in entries if e.limitation is not None}.items():
+    for label, limitation in {e.label: e.why_unsupported for e in entries if e.why_unsupported is not None}.items():
         notes.print(f"{label} is left out: {limitation}", markup=False)
-    if not quiet and (done := sum(entry.limitation is None and entry.finished for entry in entries)):
+    if not quiet and (done := sum(entry.why_unsupported is None and entry.finished for entry in entries)):
         notes.print(f"{done} of {len(entries)} runs in {out} are finished already", markup=False)
 
     def train(entry: Experiment) -> None:

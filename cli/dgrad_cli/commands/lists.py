@@ -38,7 +38,7 @@ def estimators(
                 "unbiased": traits.unbiased,
                 "differentiable_loss": traits.differentiable_objective,
                 "evaluations": traits.evaluations(layer) if traits.supports(layer) else None,
-                "limitation": traits.limitation(layer),
+                "limitation": traits.why_unsupported(layer),
                 "hyperparameters": defaults_of(factory),
                 "reference": traits.reference,
             }

@@ -88,7 +88,7 @@ def check(
     from dgrad.testing import run_checks
 
     results = run_checks(estimator, layer)
-    failed = [result for result in results if not result.fine]
+    failed = [result for result in results if not result.ok]
     if json:
         print_json(
             {

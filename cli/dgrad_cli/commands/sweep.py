@@ -194,7 +194,7 @@ class _Monitor:
 
     def announce(self, out: Path) -> None:
         """Say what will not be trained."""
-        for line in _reasons({each.label: each.limitation for each in self.experiments.values()}):
+        for line in _reasons({each.label: each.why_unsupported for each in self.experiments.values()}):
             self._say(f"left out: {line}")
         if done := sum(each.state == "finished" for each in self.experiments.values()):
             self._say(f"{done} of {len(self.experiments)} runs in {out} are finished already")

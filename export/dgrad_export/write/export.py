@@ -98,7 +98,7 @@ def export_run(
     _check_free(target, out, overwrite=overwrite)
     run = Run.open(run_path)
     model, state = load_model(run, weights)
-    if sampling and not model.layer.independent_rows:
+    if sampling and not model.layer.one_hot_rows:
         raise InputError(
             f"--sampling draws codes of independent variables; latent {model.layer} has others: "
             "export it without --sampling"
@@ -119,7 +119,7 @@ def export_run(
     files = LAYOUTS[layout]
     graphs = {files["encoder"]: encoder, files["decoder"]: decoder}
     entries = {file: _entry(graph) for file, graph in graphs.items()}
-    values = layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None
+    values = layer.shape[-1] if layer.one_hot_rows and integers == layer.shape[:-1] else None
     others = {REFERENCE: make_reference(encoder, decoder, values)}
     if layout == "triton":
         others |= {

@@ -132,7 +132,7 @@ def _check_model(model: DiscreteVAE, run: Run) -> None:
             f"a page computes linear layers and ReLU alone; the {run.config.model} model of {run.path} has others: "
             "leave --page out and use dgrad serve"
         )
-    if not model.layer.independent_rows or code_shape(model) != model.layer.shape[:-1]:
+    if not model.layer.one_hot_rows or code_shape(model) != model.layer.shape[:-1]:
         raise InputError(
             f"a page shows independent variables; latent {model.layer} has others: leave --page out and use dgrad serve"
         )

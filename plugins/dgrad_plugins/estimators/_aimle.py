@@ -1,14 +1,13 @@
-"""Adaptive implicit maximum likelihood estimation. May import torch and dgrad."""
+"""Adaptive implicit maximum likelihood estimation."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, loss_and_slope, replace_gradient
+from dgrad.core.estimator_tools import check_count, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad.errors import InputError
@@ -18,23 +17,25 @@ WEAKEST, STRONGEST = 1e-4, 1e4
 
 
 class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
-    """Adaptive I-MLE: the strength follows the logits, the objective's gradient and the share of rows that get a gradient.
+    """Adaptive I-MLE: the strength follows the logits, the slope and the changed rows.
 
-    `[z(phi + lambda h + G) - z(phi - lambda h + G)] / (2 lambda)`, for each code with a `lambda = beta |phi + G| / |h|` of its own; after
-    each step `beta <- beta exp(rate (target - share))`, `share` being the part of the rows whose gradient was not zero.
+    `[z(phi + lambda h + G) - z(phi - lambda h + G)] / (2 lambda)`, where each code has its own `lambda = beta |phi + G|
+    / |h|`. After each step `beta <- beta exp(rate (target - share))`, where `share` is the part of the rows with a
+    gradient.
 
-    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; any latent layer, its MAP solver being all that is asked of it.
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`. Any latent layer with a MAP solver.
 
-    Biased, the more so the larger the target; variance grows as the target falls. S evaluations, one backward pass and 3 S MAP solves.
-    beta is a buffer, in the state dict. The source has `|phi|`, by which equal logits would get no gradient ever, and adds a constant
-    to beta or subtracts it.
+    Bias: grows with the target. The variance grows as the target falls. beta is a buffer, in the state dict.
 
-    Source: Minervini, Franceschi & Niepert 2023, Adaptive perturbation-based gradient estimation (arXiv 2209.04862).
+    Cost: S evaluations, one backward pass and 3 S MAP solves.
+
+    Reference: Minervini, Franceschi & Niepert 2023, Adaptive perturbation-based gradient estimation (arXiv 2209.04862).
+    There `|phi|` stands for `|phi + G|`, so that equal logits never get a gradient, and a constant is added to beta.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("3x4"), torch.zeros(2, 3, 4, requires_grad=True)
     >>> estimator = dgrad.estimator("aimle", target=0.25, rate=0.1)
-    >>> _ = estimator(layer, logits, lambda codes: 0 * codes.sum((-2, -1)))  # no row gets a gradient: stronger by exp(0.025)
+    >>> _ = estimator(layer, logits, lambda codes: 0 * codes.sum((-2, -1)))  # no gradient: stronger by exp(0.025)
     >>> estimator.strength
     tensor(1.0253)
     """
@@ -70,18 +71,14 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
             codes = layer.argmax(potentials)
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+        at = objective.at(codes, differentiable=True)
         with torch.no_grad():
+            slope = at.slope()  # [S, B, *code]
             size = _norm(slope)  # [S, B, 1 ...]
             # lambda h = beta |phi + G| h / |h|
             reach = self.strength * _norm(potentials)
@@ -92,7 +89,7 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
             # After its use, so that an example's gradient depends on no other example of this step.
             share = changed.any(-1).float().mean()
             self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -1,28 +1,29 @@
-"""The augment-REINFORCE-merge estimator. May import torch and dgrad."""
+"""The augment-REINFORCE-merge estimator."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from dgrad.core.estimator_tools import needs_binary_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, binary_direction, log_odds
 
 
 class AugmentReinforceMerge(GradientEstimator):
-    """ARM: the loss at two antithetic codes, times the uniform numbers that both were made of.
+    """ARM: the loss at two antithetic codes, times the uniform numbers behind both.
 
-    `[f(1{u > sig(-phi)}) - f(1{u < sig(phi)})] (u - 1/2)`, u uniform, `phi` the log-odds of each variable; all variables at once.
+    `[f(1{u > sig(-phi)}) - f(1{u < sig(phi)})] (u - 1/2)` for all variables at once. u is uniform, `phi` the log-odds.
 
-    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[2, B, n, 2]`; both codes are samples of `q`, and the loss is their mean.
+    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[2, B, n, 2]`. Both codes are samples of `q`. The loss is their mean.
 
-    Unbiased, binary variables only; 2 evaluations, any objective. `disarm` is its mean over what u leaves open: never worse.
+    Bias: none. Binary variables only. `disarm` is its mean over what u leaves open: never worse.
 
-    Source: Yin & Zhou 2019, ARM: augment-REINFORCE-merge gradient for stochastic binary networks.
+    Cost: 2 evaluations of any objective.
+
+    Reference: Yin & Zhou 2019, ARM: augment-REINFORCE-merge gradient for stochastic binary networks.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("3x2"), torch.zeros(4, 3, 2, requires_grad=True)
@@ -38,16 +39,11 @@ class AugmentReinforceMerge(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Yin & Zhou 2019",
-            limitation=needs_binary_rows("arm"),
+            why_unsupported=needs_binary_rows("arm"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         uniform, bits = antithetic_bits(log_odds(logits), generator=generator)  # [B, n], [2, B, n]
         codes = binary_codes(bits, logits.dtype)  # [2, B, n, 2]

@@ -1,15 +1,14 @@
-"""ARMS: several antithetic samples. May import torch and dgrad."""
+"""ARMS: several antithetic samples."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_count, needs_binary_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.random import gumbel
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
@@ -19,18 +18,20 @@ SURELY_INDEPENDENT = -80.0
 
 
 class AntitheticSamples(GradientEstimator):
-    """ARMS: the leave-one-out estimate over samples that avoid each other, corrected for their correlation.
+    """ARMS: leave-one-out over antithetic samples, corrected for their correlation.
 
-    `sum_m (f_m - mean f) (b_m - p) / ((S - 1) (1 - rho))`, p the probability of each bit, rho the correlation of any two of its S
-    samples. `b_m = 1{d_m < 1 - (1 - p)^(1 / (S - 1))}` with d uniform on the simplex, drawn for each variable: each b_m is a
-    sample of `q`, and two of them are 1 together with probability `2p - 1 + max(0, 2 (1 - p)^(1 / (S - 1)) - 1)^(S - 1)`.
+    `sum_m (f_m - mean f) (b_m - p) / ((S - 1) (1 - rho))`. p is the probability of each bit, rho the correlation of two
+    of its S samples. `b_m = 1{d_m < 1 - (1 - p)^(1 / (S - 1))}`, with d uniform on the simplex, drawn for each
+    variable. Each b_m is a sample of `q`. Two are 1 together with probability `2p - 1 + max(0, 2 (1 - p)^(1 / (S - 1))
+    - 1)^(S - 1)`.
 
     Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[S, B, n, 2]`.
 
-    Unbiased, binary variables only, whatever the probabilities (nothing is clamped); S >= 2 evaluations, any objective. With 2
-    samples it is `disarm`.
+    Bias: none, whatever the probabilities: nothing is clamped. Binary variables only. With 2 samples it is `disarm`.
 
-    Source: Dimitriev & Zhou 2021, ARMS: antithetic-REINFORCE-multi-sample gradient for binary variables.
+    Cost: S >= 2 evaluations of any objective.
+
+    Reference: Dimitriev & Zhou 2021, ARMS: antithetic-REINFORCE-multi-sample gradient for binary variables.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("3x2"), torch.zeros(4, 3, 2, requires_grad=True)
@@ -50,16 +51,11 @@ class AntitheticSamples(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Dimitriev & Zhou 2021",
-            limitation=needs_binary_rows("arms"),
+            why_unsupported=needs_binary_rows("arms"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         phi = log_odds(logits)  # [B, n]
         # d = E / sum E with E ~ Exp(1), that is -log E Gumbel
@@ -77,7 +73,7 @@ class AntitheticSamples(GradientEstimator):
 
 
 def inverse_decorrelation(phi: Tensor, samples: int) -> Tensor:
-    """`1 / (1 - rho) = p (1 - p) / (p - P11)`, P11 the probability that two samples are both 1; without cancellation."""
+    """`1 / (1 - rho) = p (1 - p) / (p - P11)` without cancellation. P11 is the probability of two 1s."""
     phi = phi.clamp_min(SURELY_INDEPENDENT)
     a = F.logsigmoid(-phi) / (samples - 1)  # log (1 - p)^(1 / (S - 1))
     # P11 = 2p - 1 + max(0, 2 e^a - 1)^(S - 1), so that (p - P11) / (1 - p) = 1 - (max(0, 2 e^a - 1) / e^a)^(S - 1).

@@ -1,14 +1,13 @@
-"""The augment-REINFORCE-swap-merge estimator. May import torch and dgrad."""
+"""The augment-REINFORCE-swap-merge estimator."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import needs_one_hot_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.random import gumbel
 from dgrad.kernels.numerics import softmax
@@ -18,18 +17,21 @@ CODES_PER_CALL = 16384
 
 
 class AugmentReinforceSwapMerge(GradientEstimator):
-    """ARSM: the noise of every two values swapped, in all variables at once, and the losses of the codes compared.
+    """ARSM: the noise of every two values swapped, in all variables at once.
 
-    `g_c = sum_j [f(z^(c<->j)) - mean_m f(z^(m<->j))] (1/k - pi_j)`, pi ~ Dirichlet(1) for each variable, and
-    `z^(c<->j) = argmin_m pi_m exp(-phi_m)` with pi_c and pi_j exchanged.
+    `g_c = sum_j [f(z^(c<->j)) - mean_m f(z^(m<->j))] (1/k - pi_j)`, with pi ~ Dirichlet(1) for each variable.
+    `z^(c<->j)` is `argmin_m pi_m exp(-phi_m)` with pi_c and pi_j exchanged.
 
-    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[1, B, n, k]`; loss and code are those without a swap, an exact sample of `q`.
+    Shapes: logits `[B, n, k]`, loss `[B]`, codes `[1, B, n, k]`. Loss and code are those without a swap: a sample of
+    `q`.
 
-    Unbiased; k(k-1)/2 + 1 evaluations whatever the number of variables, any objective. Swaps that change no code are evaluated
-    again, so that the count is constant and nothing waits for the device. Often behind `rloo` with as many evaluations.
+    Bias: none. Often behind `rloo` with as many evaluations.
 
-    Source: Yin, Yue & Zhou 2019, ARSM: augment-REINFORCE-swap-merge estimator for gradient backpropagation through categorical
-    variables.
+    Cost: k(k-1)/2 + 1 evaluations of any objective, whatever the number of variables. Swaps that change no code are
+    evaluated too: the count is constant and nothing waits for the device.
+
+    Reference: Yin, Yue & Zhou 2019, ARSM: augment-REINFORCE-swap-merge estimator for gradient backpropagation through
+    categorical variables.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -45,16 +47,11 @@ class AugmentReinforceSwapMerge(GradientEstimator):
             differentiable_objective=False,
             evaluations=_evaluations,
             reference="Yin et al. 2019",
-            limitation=needs_independent_rows("arsm"),
+            why_unsupported=needs_one_hot_rows("arsm"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         batch, _, k = logits.shape
         phi = logits.detach()

@@ -1,4 +1,4 @@
-"""What estimators predict a loss with before they see it: a moving average, and a small network. May import torch and dgrad."""
+"""Predictions of a loss before it is seen: a moving average, and a small network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def update_average(average: Tensor, weight: Tensor, loss: Tensor) -> None:
 
 
 class ScalarNetwork(nn.Module):
-    """`[*lead, *code] -> [*lead]`: one hidden layer, smooth enough to be differentiated twice; 0 everywhere until it has learned."""
+    """`[*lead, *code] -> [*lead]`: one hidden layer, smooth to second order; 0 until it has learned."""
 
     def __init__(self, shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()

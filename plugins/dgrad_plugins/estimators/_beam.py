@@ -1,6 +1,6 @@
 """Beams over the rows of a product of categoricals: its most probable codes, and codes drawn without replacement.
 
-May import torch and dgrad. Both are exact, at a cost of `n` steps of `count * k` children each, however large the support.
+Both are exact. They cost `n` steps of `count * k` children each, however large the support.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ def top_codes(log_p: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         Their log-probabilities `[count, B]` in float64, and their values `[count, B, n]`.
     """
-    # Among the best codes' prefixes none is worse than the count-th best prefix, because all have the same rows to come.
+    # No prefix of a best code is worse than the count-th best prefix: all have the same rows to come.
     return _search(log_p, count, lambda children, parents: children)
 
 
 def codes_without_replacement(
     log_p: Tensor, count: int, *, generator: Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`count` codes drawn one after the other without replacement, in the order drawn; arguments and result as for `top_codes`.
+    """`count` codes drawn one after the other without replacement, in the order drawn.
 
-    They are those with the largest Gumbel-perturbed log-probabilities of the whole support. The largest among all codes with
-    one prefix is Gumbel too, so that the beam goes down from prefixes to codes: children are perturbed given that the largest
-    of them has the value of their parent.
+    Arguments and result are those of `top_codes`. The codes have the largest Gumbel-perturbed log-probabilities of the
+    whole support. The largest of all codes with one prefix is Gumbel too. So the beam goes down from prefixes to codes:
+    children are perturbed given that the largest of them has the value of their parent.
 
-    Source: Kool, van Hoof & Welling 2019, Stochastic beams and where to find them (arXiv 1903.06059).
+    Reference: Kool, van Hoof & Welling 2019, Stochastic beams and where to find them (arXiv 1903.06059).
     """
 
     def perturb(children: Tensor, parents: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def _search(log_p: Tensor, count: int, priority: Callable[[Tensor, Tensor], Tens
     batch, _, k = log_p.shape
     log_p = log_p.double()
     scores = log_p.new_zeros(batch, 1)  # log-probabilities of the prefixes
-    # Of the empty prefix: the largest perturbed log-probability of all. The order of the draws does not depend on it: any value will do.
+    # The largest perturbed log-probability of all. The order of the draws does not depend on it: any value will do.
     priorities = log_p.new_zeros(batch, 1)
     prefixes = torch.zeros(batch, 1, 0, dtype=torch.int64, device=log_p.device)
     for row in log_p.unbind(1):

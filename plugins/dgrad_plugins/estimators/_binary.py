@@ -1,7 +1,7 @@
-"""Binary variables as rows of two: what the estimators for them share. May import torch only.
+"""Binary variables as rows of two: what the estimators for them share.
 
-The bit of a row is its second coordinate, and its log-odds are `phi = logits[..., 1] - logits[..., 0]`, so that a gradient `g`
-for phi is `[-g, +g]` for the row.
+The bit of a row is its second coordinate. Its log-odds are `phi = logits[..., 1] - logits[..., 0]`. A gradient `g` for
+phi is `[-g, +g]` for the row.
 """
 
 from __future__ import annotations

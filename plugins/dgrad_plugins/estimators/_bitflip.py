@@ -1,30 +1,32 @@
-"""The exact difference along one random variable. May import torch and dgrad."""
+"""The exact difference along one random variable."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from dgrad.core.estimator_tools import needs_binary_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
 
 
 class BitFlip(GradientEstimator):
-    """One variable of each example, chosen at random, is set to 1 and to 0, the others sampled: `leg` along one variable.
+    """`leg` along one variable: a bit drawn at random is set to 1 and to 0.
 
-    `n p_i (1 - p_i) [f(z, bit i = 1) - f(z, bit i = 0)]` for the log-odds of variable i, uniform over the n, and 0 for the others.
+    `n p_i (1 - p_i) [f(z, bit i = 1) - f(z, bit i = 0)]` for the log-odds of variable i, and 0 for the others. i is
+    uniform over the n variables.
 
-    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[1, B, n, 2]`. The loss is `p_i f(bit i = 1) + (1 - p_i) f(bit i = 0)`.
+    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[1, B, n, 2]`. The loss is `p_i f(bit i = 1) + (1 - p_i) f(bit i =
+    0)`.
 
-    Unbiased, binary variables only; 2 evaluations however many variables, any objective. With one variable it is exact; the
-    variance grows with their number.
+    Bias: none. The variance grows with the number of variables. With one it is exact. Binary variables only.
 
-    Source: the local expectation of Titsias & Lázaro-Gredilla 2015, subsampled; `bitflip-1` in Titsias & Shi 2022.
+    Cost: 2 evaluations of any objective, however many variables.
+
+    Reference: the local expectation of Titsias & Lázaro-Gredilla 2015, subsampled; `bitflip-1` in Titsias & Shi 2022.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -41,16 +43,11 @@ class BitFlip(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Titsias & Lázaro-Gredilla 2015",
-            limitation=needs_binary_rows("bitflip-1"),
+            why_unsupported=needs_binary_rows("bitflip-1"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         phi = log_odds(logits)  # [B, n]
         batch, n = phi.shape

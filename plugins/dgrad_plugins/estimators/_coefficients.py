@@ -1,4 +1,4 @@
-"""Coefficients of control variates, fitted on earlier steps: what several estimators adapt. May import torch only."""
+"""Coefficients of control variates, fitted on earlier steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ RIDGE = 1e-3
 
 
 class Coefficients(nn.Module):
-    """The `a` that minimises `E |g + sum_r a_r c_r|^2` over the steps so far, for an estimate g and variates c of mean zero.
+    """The `a` that minimises `E |g + sum_r a_r c_r|^2` over the steps so far.
 
-    A linear regression on moving averages of products (decay 0.99), which are buffers: they travel in the state dict. An
-    estimate stays unbiased as long as it reads the coefficients before it teaches them its own draw.
+    g is an estimate, and c are variates of mean zero. This is a linear regression on moving averages of products (decay
+    0.99). The averages are buffers: they travel in the state dict. An estimate stays unbiased if it reads the
+    coefficients before it teaches them its own draw.
     """
 
     products: Tensor
@@ -29,7 +30,7 @@ class Coefficients(nn.Module):
     def current(self) -> list[Tensor]:
         """The coefficients, 0-d; as they were set at the start where nothing has been learned yet."""
         count = len(self.start)
-        # The floor is the square root of the smallest mean square there is: no coefficient overflows what it multiplies.
+        # The floor is the root of the smallest mean square there is: no coefficient overflows what it multiplies.
         scale = self.products.diagonal().sqrt().clamp_min(torch.finfo(self.products.dtype).tiny ** 0.5)
         system = self.products / scale.unsqueeze(-1)  # in units in which every variate's mean square is 1
         system = torch.cat([system[:, :-1] / scale, -system[:, -1:]], -1)

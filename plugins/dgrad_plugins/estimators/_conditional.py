@@ -1,4 +1,4 @@
-"""Perturbed logits given the code that won: what several estimators draw a second time. May import torch and dgrad."""
+"""Perturbed logits given the code that won: what several estimators draw a second time."""
 
 from __future__ import annotations
 

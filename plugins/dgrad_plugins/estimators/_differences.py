@@ -1,4 +1,4 @@
-"""The finite difference that the direct family shares. May import torch and dgrad."""
+"""The finite difference that the direct family shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Direct optimization through argmax. May import torch and dgrad."""
+"""Direct optimization through argmax."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_choice, check_count, loss_and_slope, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad.errors import InputError
@@ -19,27 +19,34 @@ SWEEPS = ("exact", "linear")
 
 
 class Direct(GradientEstimator):
-    """Direct optimization through argmax: the difference of two argmaxes, with and without epsilon times the loss.
+    """Direct optimization: the argmax with and without epsilon times the loss.
 
-    backward (default): `[z(phi + G) - z(phi + G - eps T)] / eps`; forward (the paper's eq. 10): `[z(phi + G + eps T) - z(phi + G)] / eps`;
-    central: their mean. `G` is Gumbel noise, `z` the argmax, `T` the sweep: the loss with one coordinate changed. With one
-    variable this is the paper's Theorem 1; with several, its product-space approximation (section 5.2), whose limit as eps falls is
-    exact too. A structured layer that says how one variable is changed (`pairs:15`) is solved with `T` on the potentials of single
-    variables, and with the noise of that layer. `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`).
-    `sweep_share` below 1 evaluates a share of the rows alone, drawn where the argmax is likely to change, and keeps the gradient's mean.
+    - backward (default): `[z(phi + G) - z(phi + G - eps T)] / eps`
+    - forward (the paper's eq. 10): `[z(phi + G + eps T) - z(phi + G)] / eps`
+    - central: their mean
+
+    `G` is Gumbel noise, `z` the argmax, `T` the sweep: the loss with one coordinate changed. With one variable this is
+    the paper's Theorem 1. With several it is the product-space approximation (section 5.2), whose limit as eps falls is
+    exact too. A structured layer with `moves`, such as `pairs:15`, has `T` on the potentials of single variables, and
+    its own noise.
+
+    `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`). `sweep_share`
+    below 1 sweeps a share of the rows, drawn where the argmax is likely to change. The gradient keeps its mean.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Biased: O(eps), central O(eps^2) once eps times the spread of T is small. On trained weights backward is much the least
-    biased for eps >= 0.1. Variance ~ 1/eps: the gradient is zero where the argmaxes agree. S (m(k-1) + 1) evaluations, m of n rows;
-    with the linear sweep S and one backward pass.
+    Bias: O(eps), central O(eps^2), once eps times the spread of T is small. On trained weights backward is much the
+    least biased for eps >= 0.1. The variance is ~ 1/eps: the gradient is zero where the argmaxes agree.
 
-    Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867); backward is the sign of the authors' code.
+    Cost: S (m(k-1) + 1) evaluations, m of n rows. With the linear sweep S and one backward pass.
+
+    Reference: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867). Backward is the sign of the authors' code.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("3x4"), torch.zeros(2, 3, 4, requires_grad=True)
     >>> estimator = dgrad.estimator("direct", epsilon=0.5)
-    >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1), generator=torch.Generator().manual_seed(0))
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1), generator=generator)
     >>> estimate.loss.shape, estimate.codes.shape
     (torch.Size([2]), torch.Size([1, 2, 3, 4]))
     """
@@ -73,48 +80,43 @@ class Direct(GradientEstimator):
                 reference="Lorberbom et al. 2019",
                 kl_inside=True,
                 perturbs=True,
-                # Where a small eps changes the code, two values tie and either may be the code: central then adds the slopes of both
-                # ends, the trapezoidal rule; one-sided, an end counts only where its own slope points away from it.
-                limit=Limit("quadratic" if self.difference == "central" else "linear", {"epsilon": 0.005}),
+                # Where a small eps changes the code, two values tie. Central adds the slopes of both ends, the
+                # trapezoidal rule. One-sided, an end counts only where its own slope points away from it.
+                limit=ExactLimit("quadratic" if self.difference == "central" else "linear", {"epsilon": 0.005}),
             )
         return Traits(
             unbiased=False,
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="Lorberbom et al. 2019",
-            limitation=self.sweep_share.limitation("direct"),
+            why_unsupported=self.sweep_share.why_unsupported("direct"),
             kl_inside=True,
             perturbs=True,
-            limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
+            limit=ExactLimit("any", {"epsilon": 0.01}, rows_only=True),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, n, k]
             codes = layer.argmax(potentials)
+        at = objective.at(codes, differentiable=self.sweep == "linear")
+        factor: float | Tensor = 1.0
         if self.sweep == "linear":
             # f(z) + h_i . (onehot(j) - z_i), less what is the same for every j of a row and moves no argmax
-            loss, table = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
-            factor: float | Tensor = 1.0
+            table = at.slope()  # [S, B, *code]
         else:
-            loss = objective(codes)  # [S, B]
             table, factor = self.sweep_share.table(
-                objective, layer, codes, loss.detach(), lambda: _likely_to_change(potentials, self.epsilon), generator
+                at, layer, lambda: _likely_to_change(potentials, self.epsilon), generator
             )  # [S, B, *code], [S, B, n, 1]
         direction = factor * difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
 def _likely_to_change(
     potentials: Float[Tensor, "samples batch n k"], epsilon: Tensor
 ) -> Float[Tensor, "samples batch n"]:
-    """A weight for each row: 1 where two values tie, less the more a change of the loss times epsilon would have to move."""
+    """A weight for each row: 1 where two values tie, less the more epsilon times the loss has to move."""
     largest, second = potentials.topk(2, -1).values.unbind(-1)
     return epsilon / (epsilon + largest - second)

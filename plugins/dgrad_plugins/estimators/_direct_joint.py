@@ -1,34 +1,34 @@
-"""Direct optimization on the joint space. May import torch and dgrad."""
+"""Direct optimization on the joint space."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.random import gumbel
 from dgrad.core.schedules import Schedule
-from dgrad.errors import rough
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
-from dgrad_plugins.estimators._exact import LARGEST_SUPPORT
+from dgrad_plugins.estimators._exact import needs_small_support
 
 
 class DirectJoint(GradientEstimator):
-    """Theorem 1 on the joint space: one Gumbel for every code of the support, no product-space approximation.
+    """Theorem 1 on the joint space: one Gumbel for every code of the support.
 
-    backward: `[z* - z_eps] / eps`, `z* = argmax_z log q(z) + G(z)`, `z_eps = argmax_z log q(z) + G(z) - eps f(z)`; forward and
-    central as for `direct`. With one variable the two are the same estimator, draw for draw.
+    backward: `[z* - z_eps] / eps`, `z* = argmax_z log q(z) + G(z)`, `z_eps = argmax_z log q(z) + G(z) - eps f(z)`.
+    Forward and central as for `direct`. With one variable the two are the same estimator, draw for draw.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Biased: O(eps), central O(eps^2). The loss is evaluated on all K codes once and on the S drawn ones again, this time
-    with gradient: K + S evaluations; refused above a support of 4096 codes.
+    Bias: O(eps), central O(eps^2).
 
-    Source: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867), Theorem 1.
+    Cost: K + S evaluations. All K codes are evaluated once, and the S drawn ones again with gradient. Refused above a
+    support of 4096 codes.
+
+    Reference: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867), Theorem 1.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -52,18 +52,13 @@ class DirectJoint(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: layer.support_size + self.samples,
             reference="Lorberbom et al. 2019",
-            limitation=_limitation,
+            why_unsupported=needs_small_support("direct-joint", ", or direct, its product-space approximation"),
             kl_inside=True,
-            limit=Limit("any", {"epsilon": 0.01}),
+            limit=ExactLimit("any", {"epsilon": 0.01}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             support = layer.enumerate(like=logits)  # [K, *code]
@@ -76,12 +71,3 @@ class DirectJoint(GradientEstimator):
             )  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
-
-
-def _limitation(layer: LatentLayer) -> str | None:
-    if layer.support_size <= LARGEST_SUPPORT:
-        return None
-    return (
-        f"direct-joint evaluates every code and latent {layer} has {rough(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
-        "(6x4, 12x2): take a smaller latent, or direct, its product-space approximation"
-    )

@@ -1,4 +1,4 @@
-"""Direct optimization along the objective's first-order expansion. May import torch and dgrad."""
+"""Direct optimization along the objective's first-order expansion."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dgrad_plugins.estimators._direct import Direct
 
 
 class DirectLinear(Direct):
-    """Direct optimization with the sweep replaced by the objective's first-order expansion: one backward pass, no sweep.
+    """Direct optimization along the objective's first-order expansion: no sweep.
 
-    backward (default): `[z(phi + G) - z(phi + G - eps h)] / eps`, with `h` the gradient of `f` at the code; forward and central as for
-    `direct`. The same as `direct` with `sweep=linear`: `T[i,j] = f(z) + h_i . (onehot(j) - z_i)` differs from `h` by a constant in each
-    row, which moves no argmax.
+    backward (default): `[z(phi + G) - z(phi + G - eps h)] / eps`, with `h` the gradient of `f` at the code. Forward and
+    central as for `direct`. It is `direct` with `sweep=linear`: `T[i,j] = f(z) + h_i . (onehot(j) - z_i)` differs from
+    `h` by a constant in each row, which moves no argmax.
 
-    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; any latent layer, its MAP solver being all that is asked of it.
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`. Any latent layer with a MAP solver.
 
-    Biased: as epsilon falls it becomes exact for linear objectives, central for quadratic ones. Variance ~ 1/eps. S evaluations and one
-    backward pass.
+    Bias: as epsilon falls it becomes exact for linear objectives, central for quadratic ones. The variance is ~ 1/eps.
 
-    Source: Lorberbom et al. 2019 (arXiv 1806.02867), linearised; one-sided it is also the I-MLE of Niepert et al. 2021.
+    Cost: S evaluations and one backward pass.
+
+    Reference: Lorberbom et al. 2019 (arXiv 1806.02867), linearised. One-sided it is also the I-MLE of Niepert et al.
+    2021.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("3x4"), torch.zeros(2, 3, 4, requires_grad=True)

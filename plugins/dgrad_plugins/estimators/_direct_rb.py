@@ -1,13 +1,12 @@
-"""Direct optimization with each row's own noise integrated out. May import torch and dgrad."""
+"""Direct optimization with each row's own noise integrated out."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
@@ -15,24 +14,27 @@ from dgrad_plugins.estimators._sweep_share import UNIFORM, SweepShare
 
 
 class DirectRaoBlackwell(GradientEstimator):
-    """Rao-Blackwellised direct optimization: the Gumbel noise of each row integrated out in closed form.
+    """Direct optimization with each row's own Gumbel noise integrated out.
 
-    backward (default), for row i: `[softmax(phi_i) - softmax(phi_i - eps T_i)] / eps`; forward and central as for `direct`. `T_i`, the
-    loss with row i changed, does not depend on row i's own sample, so that the mean over its noise is a softmax.
+    backward (default), for row i: `[softmax(phi_i) - softmax(phi_i - eps T_i)] / eps`. Forward and central as for
+    `direct`. `T_i`, the loss with row i changed, does not depend on row i's own sample: the mean over its noise is a
+    softmax.
 
-    For a structured layer that says how one variable is changed (`pairs:15`) it is `[E_q[z] - E_q'[z]] / eps`, `q'` with the logits
-    `phi - eps T`: with `T` held, the mean of direct optimization with a Gumbel for every setting, which draws from `q` as perturb-and-MAP does not. Exact as eps
-    falls for a loss that is linear in the variables; else `T`, which depends on the code, leaves a bias.
+    A structured layer with `moves`, such as `pairs:15`, has `[E_q[z] - E_q'[z]] / eps`, `q'` with the logits `phi - eps
+    T`. Given `T`, this is the mean of direct optimization with a Gumbel for every setting, which draws from `q`. As eps
+    falls it becomes exact for a loss that is linear in the variables. Otherwise `T` depends on the code and leaves a
+    bias.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Biased: for rows O(eps), central O(eps^2), the same bias as `direct`; its variance is much lower and does not grow as epsilon
-    falls. S (m(k-1) + 1) evaluations, where `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided, and keeps the mean.
+    Bias: for rows O(eps), central O(eps^2), the same as `direct`. The variance is much lower and does not grow as
+    epsilon falls. With the KL inside the objective and a uniform prior, backward is a gradient of a divergence from row
+    i's posterior, given the other rows, to its q: the Rényi divergence of order 1 - epsilon, over 1 - epsilon; the KL
+    at epsilon 1.
 
-    With the KL inside the objective and a uniform prior (backward): the gradient of the Rényi divergence of order 1 - epsilon from row
-    i's posterior given the other rows to its q, over 1 - epsilon; of `KL(posterior || q)` at epsilon 1.
+    Cost: S (m(k-1) + 1) evaluations. `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided.
 
-    Source: not in the paper; Rao-Blackwellisation of Lorberbom et al. 2019. Its limit as epsilon falls is `leg`.
+    Reference: this project; Rao-Blackwellisation of Lorberbom et al. 2019. Its limit as epsilon falls is `leg`.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -59,29 +61,22 @@ class DirectRaoBlackwell(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="this project",
-            limitation=self.sweep_share.limitation("direct-rb"),
+            why_unsupported=self.sweep_share.why_unsupported("direct-rb"),
             kl_inside=True,
-            limit=Limit("any", {"epsilon": 0.01}, rows_only=True),
+            limit=ExactLimit("any", {"epsilon": 0.01}, rows_only=True),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
-        loss = objective(codes)  # [S, B]
+        at = objective.at(codes)
         table, factor = self.sweep_share.table(
-            objective,
+            at,
             layer,
-            codes,
-            loss.detach(),
             lambda: (1 - layer.mean(logits).square().sum(-1)).expand(codes.shape[:-1]),
             generator,
             uniform=self.epsilon.clamp(UNIFORM, 1),
         )  # [S, B, *code], [S, B, n, 1]
         direction = factor * difference(layer.mean, logits, table, self.epsilon, self.difference)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)

@@ -1,29 +1,30 @@
-"""The antithetic estimator DisARM, also known as U2G. May import torch and dgrad."""
+"""The antithetic estimator DisARM, also known as U2G."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from dgrad.core.estimator_tools import needs_binary_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, binary_direction, log_odds
 
 
 class DisARM(GradientEstimator):
-    """DisARM: ARM with the uniform numbers integrated out, given the two antithetic codes.
+    """DisARM: ARM with the uniform numbers integrated out, given the two codes.
 
-    `1/2 (f(b) - f(b')) (b - b') sig(|phi|)`, b and b' antithetic samples, `phi` the log-odds of each variable; all variables at once.
+    `1/2 (f(b) - f(b')) (b - b') sig(|phi|)` for all variables at once. b and b' are antithetic, `phi` the log-odds.
 
-    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[2, B, n, 2]`; both codes are samples of `q`, and the loss is their mean.
+    Shapes: logits `[B, n, 2]`, loss `[B]`, codes `[2, B, n, 2]`. Both codes are samples of `q`. The loss is their mean.
 
-    Unbiased, binary variables only; less variance than `arm`, at the same 2 evaluations, any objective.
+    Bias: none. Binary variables only. Less variance than `arm`.
 
-    Source: Dong, Mnih & Tucker 2020, DisARM: an antithetic gradient estimator for binary latent variables; Yin, Ho, Yan, Qian &
-    Zhou 2020, Probabilistic best subset selection via gradient-based optimization (there U2G).
+    Cost: 2 evaluations of any objective.
+
+    Reference: Dong, Mnih & Tucker 2020, DisARM: an antithetic gradient estimator for binary latent variables; Yin, Ho,
+    Yan, Qian & Zhou 2020, Probabilistic best subset selection via gradient-based optimization (there U2G).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -39,16 +40,11 @@ class DisARM(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Dong et al. 2020",
-            limitation=needs_binary_rows("disarm"),
+            why_unsupported=needs_binary_rows("disarm"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         phi = log_odds(logits)  # [B, n]
         _, bits = antithetic_bits(phi, generator=generator)  # [2, B, n]

@@ -1,31 +1,33 @@
-"""Leave-one-out with a second control variate from the objective's slope. May import torch and dgrad."""
+"""Leave-one-out with a second control variate from the objective's slope."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, loss_and_slope, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._coefficients import Coefficients
 
 
 class DoubleControlVariates(GradientEstimator):
-    """Leave-one-out on the loss plus a linear function of the code, whose own gradient is known and taken off again.
+    """Leave-one-out with a linear function of the code as a second control variate.
 
-    `sum_m (F_m - mean F) s_m / (S - 1) - alpha J(p) mean h`, with `F_m = f_m + alpha h_(-m) . s_m`, `s_m = z_m - p`, `h` the
-    objective's slope in the code, `h_(-m)` its mean over the other samples, and `J(p) = diag(p) - p p^T` for each row.
-    alpha is the one that would have been best in the earlier steps; it starts at -1, which takes off all that is linear.
+    `sum_m (F_m - mean F) s_m / (S - 1) - alpha J(p) mean h`, with `F_m = f_m + alpha h_(-m) . s_m` and `s_m = z_m - p`.
+    `h` is the objective's slope in the code, `h_(-m)` its mean over the other samples, `J(p) = diag(p) - p p^T` for
+    each row. alpha is the coefficient that would have been best in the earlier steps. It starts at -1, which takes off
+    all that is linear.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased, because alpha has not seen the draw; S >= 2 evaluations and one backward pass through a differentiable objective. A
-    linear objective's gradient is exact with alpha at -1. The paper has binary variables; the formula holds for any number of values.
+    Bias: none, because alpha has not seen the draw. A linear objective's gradient is exact with alpha at -1.
 
-    Source: Titsias & Shi 2022, Double control variates for gradient estimation in discrete latent variable models.
+    Cost: S >= 2 evaluations and one backward pass through a differentiable objective.
+
+    Reference: Titsias & Shi 2022, Double control variates for gradient estimation in discrete latent variable models.
+    There for binary variables; the formula holds for any number of values.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -46,32 +48,28 @@ class DoubleControlVariates(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Titsias & Shi 2022",
-            limitation=needs_independent_rows("double-cv"),
+            why_unsupported=needs_one_hot_rows("double-cv"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, n, k]
+        at = objective.at(codes, differentiable=True)
         with torch.no_grad():
+            slope = at.slope()  # [S, B, n, k]
             p = layer.mean(logits)  # [B, n, k]
             score = codes - p
             others = (slope.sum(0) - slope) / (self.samples - 1)  # h_(-m)
             linear = (others * score).flatten(2).sum(-1)  # [S, B]
             mean = slope.mean(0)
             # The estimate without alpha, and what is multiplied by it: leave-one-out on h_(-m) . s_m, less J(p) mean h
-            plain = leave_one_out(loss, score)  # [S, B, n, k]
+            plain = leave_one_out(at.loss, score)  # [S, B, n, k]
             variate = leave_one_out(linear, score) - p * (mean - (p * mean).sum(-1, keepdim=True))
             (alpha,) = self.alpha.current()
             direction = plain + alpha.to(variate.dtype) * variate
             self.alpha.learn(plain.mean(0), [variate.mean(0)])
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
 def leave_one_out(values: Tensor, score: Tensor) -> Tensor:

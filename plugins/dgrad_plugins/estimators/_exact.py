@@ -1,14 +1,15 @@
-"""The exact gradient by enumeration. May import torch and dgrad."""
+"""The exact gradient by enumeration."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Generator, Tensor
+from collections.abc import Callable
+
+from torch import Generator
 
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
-from dgrad.errors import rough
+from dgrad.errors import approx_int
 
 LARGEST_SUPPORT = 4096
 
@@ -20,9 +21,11 @@ class Exact(GradientEstimator):
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[K, B, *code]` with K the size of the support.
 
-    No bias, no variance, K evaluations (`k^n` for n variables of k values); refused above a support of 4096 codes.
+    Bias: none, and no variance.
 
-    Source: the definition of the expectation; the ground truth of every test.
+    Cost: K evaluations, `k^n` for n variables of k values. Refused above a support of 4096 codes.
+
+    Reference: the definition of the expectation; the ground truth of every test.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -38,16 +41,11 @@ class Exact(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: layer.support_size,
             reference="enumeration",
-            limitation=_limitation,
+            why_unsupported=needs_small_support("exact", " or an estimator that samples"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         support = layer.enumerate(like=logits)  # [K, *code]
         codes = support.unsqueeze(1)  # [K, 1, *code]
@@ -56,10 +54,15 @@ class Exact(GradientEstimator):
         return Estimate(loss=loss, codes=codes.expand(-1, *logits.shape))
 
 
-def _limitation(layer: LatentLayer) -> str | None:
-    if layer.support_size <= LARGEST_SUPPORT:
-        return None
-    return (
-        f"exact evaluates every code and latent {layer} has {rough(layer.support_size)}; expected at most {LARGEST_SUPPORT} "
-        "(6x4, 12x2): take a smaller latent or an estimator that samples"
-    )
+def needs_small_support(name: str, remedy: str) -> Callable[[LatentLayer], str | None]:
+    """Why an estimator that evaluates every code does not support a layer."""
+
+    def why_unsupported(layer: LatentLayer) -> str | None:
+        if layer.support_size <= LARGEST_SUPPORT:
+            return None
+        return (
+            f"{name} evaluates every code and latent {layer} has {approx_int(layer.support_size)}; "
+            f"expected at most {LARGEST_SUPPORT} (6x4, 12x2): take a smaller latent{remedy}"
+        )
+
+    return why_unsupported

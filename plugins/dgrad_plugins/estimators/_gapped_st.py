@@ -1,14 +1,13 @@
-"""Gapped straight-through. May import torch and dgrad."""
+"""Gapped straight-through."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_count, needs_independent_rows
+from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule, schedule
 from dgrad.errors import InputError
@@ -16,19 +15,21 @@ from dgrad.kernels.numerics import log_softmax
 
 
 class GappedStraightThrough(GradientEstimator):
-    """Gapped straight-through: the Jacobian at logits moved, without noise, until the drawn code is their argmax by a gap.
+    """Gapped straight-through: the Jacobian where the drawn code leads by a gap.
 
-    `J(softmax((phi + m1 - m2) / tau)) h / tau`, with `m1` raising the drawn value to the maximum, `(max phi - phi_z) z`, and `m2`
-    lowering the others to the gap below it, `relu(phi_j - max phi + gap)`; both constants for the gradient.
+    `J(softmax((phi + m1 - m2) / tau)) h / tau`. `m1 = (max phi - phi_z) z` raises the drawn value to the maximum, and
+    `m2 = relu(phi_j - max phi + gap)` lowers the others to the gap below it. Both are constants for the gradient.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Biased, for linear objectives too; its variance is below that of `st-gumbel-softmax`, no noise but the code's entering the
-    Jacobian. S evaluations and one backward pass. The gap is a number, or `expected`: `-log(1 - p_z) / p_z`, the mean by which the
-    perturbed logit of the drawn value `z` leads.
+    Bias: for linear objectives too. The variance is below that of `st-gumbel-softmax`: no noise but the code's enters
+    the Jacobian. The gap is a number, or `expected`: `-log(1 - p_z) / p_z`, the mean lead of the drawn value's
+    perturbed logit.
 
-    Source: Fan, Chi, Rudnicky & Ramadge 2022, Training discrete deep generative models via gapped straight-through estimator
-    (arXiv 2206.07235).
+    Cost: S evaluations and one backward pass.
+
+    Reference: Fan, Chi, Rudnicky & Ramadge 2022, Training discrete deep generative models via gapped straight-through
+    estimator (arXiv 2206.07235).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -61,16 +62,11 @@ class GappedStraightThrough(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Fan et al. 2022",
-            limitation=needs_independent_rows("gapped-st"),
+            why_unsupported=needs_one_hot_rows("gapped-st"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():

@@ -1,32 +1,34 @@
-"""The Gumbel-softmax relaxation. May import torch and dgrad."""
+"""The Gumbel-softmax relaxation."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_count
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 
 
 class GumbelSoftmax(GradientEstimator):
-    """Gumbel-softmax: the argmax of the perturbed logits relaxed to a softmax, and differentiated.
+    """Gumbel-softmax: the argmax of the perturbed logits relaxed to a softmax.
 
     The gradient of `f(softmax((phi + G) / tau))`, `tau` the temperature.
 
-    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; the objective is evaluated at relaxed codes.
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`. The objective is evaluated at relaxed codes.
 
-    Biased: the objective is that of relaxed codes, its value too; O(tau), so that as the temperature falls it becomes exact for any
-    smooth objective, with a variance that grows as 1/tau. S evaluations and one backward pass.
+    Bias: O(tau), in the value too. As the temperature falls it becomes exact for any smooth objective. The variance is
+    ~ 1/tau.
 
-    Source: Jang, Gu & Poole 2016 (arXiv 1611.01144); Maddison, Mnih & Teh 2016 (arXiv 1611.00712).
+    Cost: S evaluations and one backward pass.
+
+    Reference: Jang, Gu & Poole 2016 (arXiv 1611.01144); Maddison, Mnih & Teh 2016 (arXiv 1611.00712).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
-    >>> estimate = dgrad.estimator("gumbel-softmax", temperature=0.5)(layer, logits, lambda codes: codes[..., 0].sum(-1))
+    >>> estimator = dgrad.estimator("gumbel-softmax", temperature=0.5)
+    >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1))
     >>> estimate.loss.shape
     torch.Size([4])
     """
@@ -46,16 +48,11 @@ class GumbelSoftmax(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Jang et al. 2016; Maddison et al. 2016",
             unbiased_value=False,
-            limit=Limit("any", {"temperature": 0.005}),
+            limit=ExactLimit("any", {"temperature": 0.005}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         # f(softmax((phi + G) / tau))

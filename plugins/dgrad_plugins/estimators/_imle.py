@@ -1,32 +1,33 @@
-"""Implicit maximum likelihood estimation. May import torch and dgrad."""
+"""Implicit maximum likelihood estimation."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, loss_and_slope, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import check_count, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._differences import difference
 
 
 class ImplicitMaximumLikelihood(GradientEstimator):
-    """I-MLE: the difference of two perturbed MAP states, the logits moved up and down along the objective's gradient.
+    """I-MLE: the difference of two perturbed MAP states, along the objective's slope.
 
-    `[z(phi + lambda h + G) - z(phi - lambda h + G)] / (2 lambda)`, with `h` the gradient of `f` at the code `z(phi + G)`, lambda the
-    strength and the same noise `G` throughout.
+    `[z(phi + lambda h + G) - z(phi - lambda h + G)] / (2 lambda)`, with `h` the gradient of `f` at the code `z(phi +
+    G)`, lambda the strength and the same noise `G` throughout.
 
-    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; any latent layer, its MAP solver being all that is asked of it.
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`. Any latent layer with a MAP solver.
 
-    Biased; as the strength falls it becomes exact for quadratic objectives. Variance ~ 1/lambda: the gradient is zero where the two states
-    agree. The strength has the scale of the logits over the loss: `aimle` adapts it. S evaluations, one backward pass and 3 S MAP solves.
+    Bias: as the strength falls it becomes exact for quadratic objectives. The variance is ~ 1/lambda: the gradient is
+    zero where the two states agree. The strength has the scale of the logits over the loss: `aimle` adapts it.
 
-    Source: Niepert, Minervini & Franceschi 2021, Implicit MLE (arXiv 2106.01798); two-sided: Minervini et al. 2023. The one-sided original
-    is `direct-linear`, whose central difference this is.
+    Cost: S evaluations, one backward pass and 3 S MAP solves.
+
+    Reference: Niepert, Minervini & Franceschi 2021, Implicit MLE (arXiv 2106.01798); two-sided: Minervini et al. 2023.
+    The one-sided original is `direct-linear`, whose central difference this is.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -52,20 +53,15 @@ class ImplicitMaximumLikelihood(GradientEstimator):
             reference="Niepert et al. 2021; Minervini et al. 2023",
             kl_inside=True,
             perturbs=True,
-            limit=Limit("quadratic", {"strength": 0.005}),
+            limit=ExactLimit("quadratic", {"strength": 0.005}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
             codes = layer.argmax(potentials)
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
-        direction = difference(layer.argmax, potentials, slope, self.strength, "central")
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        at = objective.at(codes, differentiable=True)
+        direction = difference(layer.argmax, potentials, at.slope(), self.strength, "central")
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)

@@ -1,29 +1,30 @@
-"""Local expectation gradients. May import torch and dgrad."""
+"""Local expectation gradients."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from dgrad.core.estimator_tools import check_count, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._sweep_share import SweepShare
 
 
 class LocalExpectation(GradientEstimator):
-    """Local expectation gradients: for each row the exact expectation over its values, the other rows sampled.
+    """Local expectation gradients: each row exact over its values, others sampled.
 
-    `p_ij (T_ij - sum_m p_im T_im)`, with `p = softmax(phi)` and `T` the sweep: the limit of `direct-rb` as epsilon goes to 0.
+    `p_ij (T_ij - sum_m p_im T_im)`, with `p = softmax(phi)` and `T` the sweep: the limit of `direct-rb` as epsilon goes
+    to 0.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased; low variance; S (m(k-1) + 1) evaluations, where `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided. With one
-    variable it is exact.
+    Bias: none, and low variance. With one variable it is exact.
 
-    Source: Titsias & Lázaro-Gredilla 2015, Local expectation gradients for black box variational inference.
+    Cost: S (m(k-1) + 1) evaluations. `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided.
+
+    Reference: Titsias & Lázaro-Gredilla 2015, Local expectation gradients for black box variational inference.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -44,29 +45,19 @@ class LocalExpectation(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="Titsias & Lázaro-Gredilla 2015",
-            limitation=needs_independent_rows("leg"),
+            why_unsupported=needs_one_hot_rows("leg"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
-        loss = objective(codes)  # [S, B]
+        at = objective.at(codes)
         with torch.no_grad():
             p = layer.mean(logits)  # [B, n, k]
             table, factor = self.sweep_share.table(
-                objective,
-                layer,
-                codes,
-                loss,
-                lambda: (1 - p.square().sum(-1)).expand(codes.shape[:-1]),
-                generator,
+                at, layer, lambda: (1 - p.square().sum(-1)).expand(codes.shape[:-1]), generator
             )  # [S, B, n, k], [S, B, n, 1]
             # p_ij (T_ij - sum_m p_im T_im)
             direction = factor * p * (table - (p * table).sum(-1, keepdim=True))
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)

@@ -1,28 +1,30 @@
-"""MuProp. May import torch and dgrad."""
+"""MuProp."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from dgrad.core.estimator_tools import add_gradient, check_count, loss_and_slope, replace_gradient
+from dgrad.core.estimator_tools import add_gradient, check_count, replace_gradient, weighted
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 
 
 class MuProp(GradientEstimator):
-    """MuProp: REINFORCE on what a first-order expansion around the mean leaves over, plus the expansion's exact gradient.
+    """MuProp: REINFORCE on the rest of an expansion around the mean.
 
-    `(f(z) - f(p) - f'(p).(z - p)) (z - p) + J(p) f'(p)`, with `p = E_q[z]` and `J(p)` its Jacobian in the logits.
+    `(f(z) - f(p) - f'(p).(z - p)) (z - p) + J(p) f'(p)`, with `p = E_q[z]` and `J(p)` its Jacobian in the logits. The
+    second term is the exact gradient of the expansion.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Unbiased; the variance is what the curvature of `f` makes, none for a linear `f`. S + 1 evaluations and one backward pass
-    through the objective, at the mean: off the corners of the simplex.
+    Bias: none. The variance comes from the curvature of `f`: none for a linear `f`.
 
-    Source: Gu, Levine, Sutskever & Mnih 2016, MuProp: unbiased backpropagation for stochastic neural networks (arXiv 1511.05176).
+    Cost: S + 1 evaluations and one backward pass through the objective, at the mean: off the corners of the simplex.
+
+    Reference: Gu, Levine, Sutskever & Mnih 2016, MuProp: unbiased backpropagation for stochastic neural networks (arXiv
+    1511.05176).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -45,22 +47,17 @@ class MuProp(GradientEstimator):
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         mean = layer.mean(logits)  # [B, *code]
-        middle, slope = loss_and_slope(objective, mean.unsqueeze(0))  # [1, B], [1, B, *code]
+        middle = objective.at(mean.unsqueeze(0), differentiable=True)
         with torch.no_grad():
-            score = (codes - mean).flatten(2)  # [S, B, n*k]
+            slope, score = middle.slope(), codes - mean  # [1, B, *code], [S, B, *code]
             # (f(z) - f(p) - f'(p).(z - p)) (z - p)
-            rest = loss - middle - (slope.flatten(2) * score).sum(-1)  # [S, B]
-            direction = (rest.unsqueeze(-1) * score).view_as(codes)
+            rest = loss - middle.loss - (slope * score).flatten(2).sum(-1)  # [S, B]
+            direction = weighted(score, rest)
         estimate = replace_gradient(loss, logits, direction).mean(0)
         # J(p) f'(p) is the gradient of <f'(p), E_q[z]>
         return Estimate(loss=add_gradient(estimate, (slope[0] * mean).flatten(1).sum(-1)), codes=codes)

@@ -1,14 +1,13 @@
-"""Perturbed optimizers. May import torch and dgrad."""
+"""Perturbed optimizers."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_choice, check_count, loss_and_slope, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.random import gumbel
 from dgrad.core.schedules import Constant, Schedule
@@ -17,18 +16,23 @@ NOISES = ("gumbel", "normal")
 
 
 class PerturbedOptimizer(GradientEstimator):
-    """Perturbed optimizer: straight-through with the Jacobian of the mean perturbed MAP state, estimated from the MAP states alone.
+    """Perturbed optimizer: the Jacobian of the mean MAP state from MAP states alone.
 
-    `sum_s (h_-s . [z(phi + sigma N_s) - z(phi)]) nu'(N_s) / (sigma S)`: `h_-s` is the mean of the other samples' gradients of `f`, `exp(-nu)` the
-    density of the noise: `nu'(N) = N` for normal noise, `1 - exp(-N)` for Gumbel noise. `z(phi)` is a control variate.
+    `sum_s (h_-s . [z(phi + sigma N_s) - z(phi)]) nu'(N_s) / (sigma S)`. `h_-s` is the mean of the other samples'
+    gradients of `f`, `exp(-nu)` the density of the noise: `nu'(N) = N` for normal noise, `1 - exp(-N)` for Gumbel
+    noise. `z(phi)` is a control variate.
 
-    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`; any latent layer, its MAP solver being all that is asked of it.
+    Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`. Any latent layer with a MAP solver.
 
-    Unbiased for the Jacobian of `E[z(phi + sigma N)]` times the mean of `h` over the perturbed codes, not for the gradient of `E_q[f(z)]`: with Gumbel
-    noise and sigma 1 it has the mean of `straight-through` on independent rows, exact for linear objectives. With other noise the codes
-    are not samples of `q`, and the loss's value is biased too. Variance ~ 1/S. S >= 2 evaluations, one backward pass and S + 1 MAP solves.
+    Bias: none for the Jacobian of `E[z(phi + sigma N)]` times the mean of `h` over the perturbed codes. That is not the
+    gradient of `E_q[f(z)]`. With Gumbel noise and sigma 1 it has the mean of `straight-through` on one-hot rows, exact
+    for linear objectives. With other noise the codes are not samples of `q`, and the loss's value is biased too. The
+    variance is ~ 1/S.
 
-    Source: Berthet, Blondel, Teboul, Cuturi, Vert & Bach 2020, Learning with differentiable perturbed optimizers (arXiv 2002.08676).
+    Cost: S >= 2 evaluations, one backward pass and S + 1 MAP solves.
+
+    Reference: Berthet, Blondel, Teboul, Cuturi, Vert & Bach 2020, Learning with differentiable perturbed optimizers
+    (arXiv 2002.08676).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -54,29 +58,25 @@ class PerturbedOptimizer(GradientEstimator):
             reference="Berthet et al. 2020",
             unbiased_value=self.noise == "gumbel" and self.schedules["sigma"] == Constant(1.0),
             perturbs=True,
-            limit=Limit("linear", {"sigma": 1.0}, rows_only=True) if self.noise == "gumbel" else None,
+            limit=ExactLimit("linear", {"sigma": 1.0}, rows_only=True) if self.noise == "gumbel" else None,
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             noise, score = self._noise_and_score(logits, generator)  # [S, B, *code] each
             codes = layer.argmax(logits + self.sigma * noise)
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, *code]
+        at = objective.at(codes, differentiable=True)
         with torch.no_grad():
+            slope = at.slope()  # [S, B, *code]
             # h_-s, which does not depend on N_s: a code's own slope would make this the gradient of E[h(z) . z]
             others = (slope.sum(0) - slope) / (self.samples - 1)
             change = others * (codes - layer.argmax(logits))
-            # h_-s . [z(phi + sigma N_s) - z(phi)]; a row of its own noise brings no more than its own change, the rest being noise of mean 0
-            axes = (-1,) if layer.independent_rows else tuple(range(2, change.ndim))
+            # h_-s . [z(phi + sigma N_s) - z(phi)]; for a one-hot row the changes of other rows are noise of mean 0
+            axes = (-1,) if layer.one_hot_rows else tuple(range(2, change.ndim))
             direction = change.sum(axes, keepdim=True) * score / self.sigma
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
     def _noise_and_score(self, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """The noise N and `nu'(N)`."""

@@ -1,14 +1,13 @@
-"""The straight-through Gumbel-softmax, Rao-Blackwellised. May import torch and dgrad."""
+"""The straight-through Gumbel-softmax, Rao-Blackwellised."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_count, needs_independent_rows
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad.kernels.numerics import log_softmax
@@ -16,16 +15,19 @@ from dgrad_plugins.estimators._conditional import conditional_potentials
 
 
 class RaoStraightThroughGumbelSoftmax(GradientEstimator):
-    """Rao-Blackwellised straight-through Gumbel-softmax: the Jacobian averaged over the noise that leads to the drawn code.
+    """Straight-through Gumbel-softmax, averaged over the noise given the code.
 
-    `mean over m of J(softmax((phi + G_m) / tau)) h / tau`, the `inner_samples` draws of `G` conditioned on `argmax(phi + G) = z`.
+    `mean over m of J(softmax((phi + G_m) / tau)) h / tau`. The `inner_samples` draws of `G` have `argmax(phi + G) = z`.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    The bias of `st-gumbel-softmax`, its mean being the same, and less variance; so as the temperature falls it becomes exact for quadratic
-    objectives. S evaluations and one backward pass, however many inner samples.
+    Bias: that of `st-gumbel-softmax`, its mean being the same, with less variance. As the temperature falls it becomes
+    exact for quadratic objectives.
 
-    Source: Paulus, Maddison & Krause 2021, Rao-Blackwellizing the straight-through Gumbel-softmax gradient estimator (arXiv 2010.04838).
+    Cost: S evaluations and one backward pass, however many inner samples.
+
+    Reference: Paulus, Maddison & Krause 2021, Rao-Blackwellizing the straight-through Gumbel-softmax gradient estimator
+    (arXiv 2010.04838).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -49,23 +51,18 @@ class RaoStraightThroughGumbelSoftmax(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Paulus et al. 2021",
-            limitation=needs_independent_rows("rao-st-gumbel-softmax"),
-            limit=Limit("quadratic", {"temperature": 0.005}),
+            why_unsupported=needs_one_hot_rows("rao-st-gumbel-softmax"),
+            limit=ExactLimit("quadratic", {"temperature": 0.005}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():
             potentials = conditional_potentials(
                 log_softmax(logits), codes, self.inner_samples, generator=generator
             )  # [inner, S, B, n, k]
-        # Given the code the noise depends on the logits; here it counts as a constant, as in the plain straight-through: only phi moves.
+        # Given the code the noise depends on the logits. As in the plain straight-through it counts as a constant.
         soft = layer.relax(add_gradient(potentials, logits), self.temperature).mean(0)  # [S, B, n, k]
         return Estimate(loss=objective(add_gradient(codes, soft)).mean(0), codes=codes)

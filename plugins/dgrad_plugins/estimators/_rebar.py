@@ -1,14 +1,13 @@
-"""REBAR. May import torch and dgrad."""
+"""REBAR."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dgrad.core.estimator_tools import check_count, needs_independent_rows
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_variate
@@ -17,18 +16,19 @@ from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_va
 class Rebar(GradientEstimator):
     """REBAR: REINFORCE with the loss at relaxed codes as its control variate.
 
-    `(f(z) - eta c(zt)) (z - p) + eta d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta`, `zt` drawn as `zeta`
-    given `z`, and `c(u) = f(softmax(u / tau))`, all rows relaxed at once. `eta` and the temperature `tau` are learned by lowering
-    the squared norm of the gradient: two factors, which start at 1 and multiply the values (or schedules) given. With
-    `learn=False` the given values stand. `eta = 0` is REINFORCE without a baseline.
+    `(f(z) - eta c(zt)) (z - p) + eta d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta`, and `zt`
+    drawn as `zeta` given `z`. `c(u) = f(softmax(u / tau))`, all rows relaxed at once. `eta` and the temperature `tau`
+    learn by lowering the squared norm of the gradient: two factors, which start at 1, multiply the values or schedules
+    given. With `learn=False` the given values stand. `eta = 0` is REINFORCE without a baseline.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased at any `eta` and `tau`; low variance where the loss at relaxed codes is like the loss. 3 S evaluations and a backward
-    pass through the objective, differentiated once more to learn `tau`.
+    Bias: none, at any `eta` and `tau`. Low variance where the loss at relaxed codes is like the loss.
 
-    Source: Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017, REBAR: low-variance, unbiased gradient estimates for discrete
-    latent variable models (arXiv 1703.07370).
+    Cost: 3 S evaluations and a backward pass through the objective, differentiated once more to learn `tau`.
+
+    Reference: Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017, REBAR: low-variance, unbiased gradient estimates
+    for discrete latent variable models (arXiv 1703.07370).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -62,16 +62,11 @@ class Rebar(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: 3 * self.samples,
             reference="Tucker et al. 2017",
-            limitation=needs_independent_rows("rebar"),
+            why_unsupported=needs_one_hot_rows("rebar"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         def surrogate(potentials: Tensor) -> Tensor:
             temperature, eta = torch.stack([self.temperature, self.eta]) * self.log_factors.exp()

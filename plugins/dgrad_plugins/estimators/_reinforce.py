@@ -1,14 +1,20 @@
-"""REINFORCE, the score-function estimator, with its baselines. May import torch and dgrad."""
+"""REINFORCE, the score-function estimator, with its baselines."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_choice, check_count, layer_missing, replace_gradient
+from dgrad.core.estimator_tools import (
+    add_gradient,
+    check_choice,
+    check_count,
+    layer_missing,
+    replace_gradient,
+    weighted,
+)
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
 
@@ -16,20 +22,21 @@ BASELINES = ("none", "moving-average", "input-dependent")
 
 
 class Reinforce(GradientEstimator):
-    """REINFORCE: the loss times the gradient of `log q`, less a baseline that has not seen the sample.
+    """REINFORCE: the loss times the gradient of `log q`, less a baseline.
 
-    `(f(z) - b) (z - E_q[z])`; `b` is 0, or the moving average of the losses of earlier steps (decay 0.99, corrected for its
-    start), or that average plus a network of the logits, which stand for the input (NVIL). The network has one hidden layer of
-    `hidden` units and learns by squared error. NVIL also divides by a moving standard deviation; that rescales the gradient
-    from step to step, so that it is no longer the gradient, and is left out.
+    `(f(z) - b) (z - E_q[z])`. The baseline has not seen the sample. It is 0, or the moving average of the losses of
+    earlier steps (decay 0.99, corrected for its start), or that average plus a network of the logits, which stand for
+    the input (NVIL). The network has one hidden layer of `hidden` units and learns by squared error. NVIL also divides
+    by a moving standard deviation: left out, because the result is no longer the gradient.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Unbiased; high variance. S evaluations, any objective. The moving average is a buffer and the network has parameters: both
-    travel in the state dict.
+    Bias: none. High variance. The average is a buffer and the network has parameters: both are in the state dict.
 
-    Source: Williams 1992; Glynn 1990; the network: Mnih & Gregor 2014, Neural variational inference and learning in belief
-    networks (arXiv 1402.0030).
+    Cost: S evaluations of any objective.
+
+    Reference: Williams 1992; Glynn 1990; the network: Mnih & Gregor 2014, Neural variational inference and learning in
+    belief networks (arXiv 1402.0030).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -65,20 +72,14 @@ class Reinforce(GradientEstimator):
             self.network = ScalarNetwork(layer.shape, self.hidden)
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         baseline = self._predict(logits.detach())  # [B] or a number
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         with torch.no_grad():
-            score = (codes - layer.mean(logits)).flatten(2)  # [S, B, n*k]
             # (f(z) - b) grad log q(z)
-            direction = ((loss - baseline).unsqueeze(-1) * score).view_as(codes)
+            direction = weighted(codes - layer.mean(logits), loss - baseline)
         estimate = replace_gradient(loss, logits, direction)
         if self.baseline == "input-dependent":
             # the baseline's own loss, (f(z) - b)^2

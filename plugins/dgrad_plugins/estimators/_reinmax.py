@@ -1,14 +1,13 @@
-"""ReinMax, a straight-through estimator of second order. May import torch and dgrad."""
+"""ReinMax, a straight-through estimator of second order."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_count, needs_independent_rows
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 
@@ -16,15 +15,17 @@ from dgrad.core.schedules import Schedule
 class ReinMax(GradientEstimator):
     """ReinMax: straight-through made exact to second order by Heun's method.
 
-    `[2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] h`, with `p = softmax(phi)`, `h` the gradient of `f` at the code, `tau` the
-    temperature and `J(q) = diag(q) - q q^T`.
+    `[2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] h`. `p = softmax(phi)`, `h` is the gradient of `f` at the code,
+    `tau` the temperature and `J(q) = diag(q) - q q^T`.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Biased; at temperature 1 it is exact for quadratic objectives. The source advises temperatures of 1 and a little more. S evaluations
-    and one backward pass.
+    Bias: exact for quadratic objectives at temperature 1. The source advises temperatures of 1 and a little more.
 
-    Source: Liu, Dong, Liu, Yu & Gao 2023, Bridging discrete and backpropagation: straight-through and beyond (arXiv 2304.08612).
+    Cost: S evaluations and one backward pass.
+
+    Reference: Liu, Dong, Liu, Yu & Gao 2023, Bridging discrete and backpropagation: straight-through and beyond (arXiv
+    2304.08612).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -47,17 +48,12 @@ class ReinMax(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Liu et al. 2023",
-            limitation=needs_independent_rows("reinmax"),
-            limit=Limit("quadratic", {"temperature": 1.0}),
+            why_unsupported=needs_one_hot_rows("reinmax"),
+            limit=ExactLimit("quadratic", {"temperature": 1.0}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():

@@ -1,14 +1,13 @@
-"""RELAX. May import torch and dgrad."""
+"""RELAX."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dgrad.core.estimator_tools import check_count, layer_missing, needs_independent_rows
+from dgrad.core.estimator_tools import check_count, layer_missing, needs_one_hot_rows
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
@@ -18,17 +17,20 @@ from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_va
 class Relax(GradientEstimator):
     """RELAX: REINFORCE with a learned control variate that sees the relaxed code.
 
-    `(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta` and `zt` drawn as `zeta` given
-    `z`. `c(u) = b + r(softmax(u / tau))`: a network `r` with one hidden layer and the moving average `b` of earlier losses; or,
-    `with_loss=True`, `c(u) = f(softmax(u / tau)) + r(softmax(u / tau))`: REBAR and what it misses. Network and `tau` (as a factor
-    on the temperature given) learn by lowering the squared norm of the gradient. The network starts at 0.
+    `(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta` and `zt` drawn as
+    `zeta` given `z`. `c(u) = b + r(softmax(u / tau))`: a network `r` with one hidden layer and the moving average `b`
+    of earlier losses. `with_loss=True` has `c(u) = f(softmax(u / tau)) + r(softmax(u / tau))`: REBAR and what it
+    misses. Network and `tau`, as a factor on the temperature given, learn by lowering the squared norm of the gradient.
+    The network starts at 0.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Unbiased whatever the network. S evaluations, any objective; with the loss 3 S, and an objective that can be differentiated twice.
+    Bias: none, whatever the network.
 
-    Source: Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, Backpropagation through the void: optimizing control variates for
-    black-box gradient estimation (arXiv 1711.00123).
+    Cost: S evaluations of any objective. With the loss 3 S, of an objective that can be differentiated twice.
+
+    Reference: Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, Backpropagation through the void: optimizing control
+    variates for black-box gradient estimation (arXiv 1711.00123).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -64,19 +66,14 @@ class Relax(GradientEstimator):
             differentiable_objective=self.with_loss,
             evaluations=lambda layer: (3 if self.with_loss else 1) * self.samples,
             reference="Grathwohl et al. 2018",
-            limitation=needs_independent_rows("relax"),
+            why_unsupported=needs_one_hot_rows("relax"),
         )
 
     def set_layer(self, layer: LatentLayer) -> None:
         self.network = ScalarNetwork(layer.shape, self.hidden)
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         if self.network is None:
             raise layer_missing("relax")
@@ -84,7 +81,7 @@ class Relax(GradientEstimator):
 
         def surrogate(potentials: Tensor) -> Tensor:
             relaxed = layer.relax(potentials, self.temperature * self.log_factor.exp())
-            # A loss of hundreds of nats is out of a new network's reach: the average, or the loss itself, carries its level.
+            # A loss of hundreds of nats is out of a new network's reach: the average, or the loss, carries its level.
             level = objective(relaxed) if self.with_loss else read_average(self.average, self.weight)
             return level + network(relaxed)
 

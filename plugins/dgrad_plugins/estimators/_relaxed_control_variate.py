@@ -1,4 +1,4 @@
-"""REINFORCE with a control variate that sees the relaxed code: what REBAR and RELAX share. May import torch and dgrad."""
+"""REINFORCE with a control variate that sees the relaxed code: what REBAR and RELAX share."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ def relaxed_control_variate(
     *,
     generator: Generator | None = None,
 ) -> Estimate:
-    """`(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`, with `zeta = log p + G`, `z = argmax zeta`, and `zt` as `zeta` given `z`.
+    """`(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`.
+
+    `zeta = log p + G`, `z = argmax zeta`, and `zt` is drawn as `zeta` given `z`.
 
     Args:
         layer: independent categorical rows.
         logits: `[B, n, k]`, the `phi` of the formula.
         objective: `f`; the decoder gets its gradient at `z`.
-        surrogate: `c`, from perturbed logits `[S, B, n, k]` to `[S, B]`. It has no gradient for anything but `parameters`.
-        parameters: what `c` learns by lowering the squared norm of the gradient, whose mean is the variance and a constant.
+        surrogate: `c`, from perturbed logits `[S, B, n, k]` to `[S, B]`. It has a gradient for `parameters` alone.
+        parameters: the parameters of `c`. They learn by lowering the squared norm of the gradient: its mean is the
+            variance and a constant.
         samples: how many draws of `z`.
         generator: the source of all randomness.
     """

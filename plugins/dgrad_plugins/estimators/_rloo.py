@@ -1,14 +1,13 @@
-"""REINFORCE with a leave-one-out baseline. May import torch and dgrad."""
+"""REINFORCE with a leave-one-out baseline."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from dgrad.core.estimator_tools import check_count, replace_gradient
+from dgrad.core.estimator_tools import check_count, replace_gradient, weighted
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 
 
@@ -19,9 +18,11 @@ class LeaveOneOut(GradientEstimator):
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Unbiased; less variance than REINFORCE with a moving average. S >= 2 evaluations, any objective, no state.
+    Bias: none. Less variance than REINFORCE with a moving average. No state.
 
-    Source: Kool, van Hoof & Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
+    Cost: S >= 2 evaluations of any objective.
+
+    Reference: Kool, van Hoof & Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -44,18 +45,12 @@ class LeaveOneOut(GradientEstimator):
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         with torch.no_grad():
             # (f_m - mean of the others) = (f_m - mean f) S / (S - 1)
             advantage = (loss - loss.mean(0)) * self.samples / (self.samples - 1)  # [S, B]
-            score = (codes - layer.mean(logits)).flatten(2)  # [S, B, n*k]
-            direction = (advantage.unsqueeze(-1) * score).view_as(codes)
+            direction = weighted(codes - layer.mean(logits), advantage)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

@@ -1,39 +1,39 @@
-"""Leave-one-out with control variates from a discrete Stein operator. May import torch and dgrad."""
+"""Leave-one-out with control variates from a discrete Stein operator."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, loss_and_slope, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._coefficients import Coefficients
 from dgrad_plugins.estimators._double_cv import leave_one_out
 
 
 class Rodeo(GradientEstimator):
-    """RODEO: leave-one-out on the loss plus `A h`, a function of the code whose mean is 0 whatever h is.
+    """RODEO: leave-one-out on the loss plus `A h`, a function of the code with mean 0.
 
-    `sum_m (F_m - mean F) s_m / (S - 1) + mean_m L h_m(z_m)`, with `F_m = f_m + (A h_m)(z_m)` and `s_m = z_m - p`.
-    `(A h)(z) = sum_i E_q[h(z) | all rows but i] - h(z)` is the Stein operator of Gibbs sampling, and
-    `(L h)_ij = p_ij (h(z, row i = j) - E_q[h(z) | all rows but i])`, the local expectation gradient of h, takes off the mean of
-    `-(A h) s`. The surrogate of sample m knows the other samples alone:
-    `h_m(y) = mean over m' != m of a_1 t + a_2 t^2`, `t = slope_m' . (y - z_m')`.
+    `sum_m (F_m - mean F) s_m / (S - 1) + mean_m L h_m(z_m)`, with `F_m = f_m + (A h_m)(z_m)` and `s_m = z_m - p`. `(A
+    h)(z) = sum_i E_q[h(z) | all rows but i] - h(z)` is the Stein operator of Gibbs sampling. `(L h)_ij = p_ij (h(z, row
+    i = j) - E_q[h(z) | all rows but i])` is the local expectation gradient of h: it takes off the mean of `-(A h) s`.
+    The surrogate of sample m knows the other samples alone: `h_m(y) = mean over m' != m of a_1 t + a_2 t^2`, `t =
+    slope_m' . (y - z_m')`.
 
-    What differs from the paper: there a network turns `f_m'` and t into h, trained by descent on the squared gradient, and the
-    correction is the Stein operator applied to `h s`. Here A of a polynomial has a closed form, free of evaluations and of memory
-    for all flips; a_1 and a_2 are those that would have been best in the earlier steps, and start at 1 and 0. With a_2 = 0 this
-    is `double-cv`.
+    In the paper a network turns `f_m'` and t into h, and the correction is the Stein operator applied to `h s`. Here A
+    of a polynomial has a closed form, free of evaluations and of memory for all flips. a_1 and a_2 are the coefficients
+    that would have been best in the earlier steps, and start at 1 and 0. With a_2 = 0 this is `double-cv`.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`. Memory `S^2 B n`, beside that of the codes.
 
-    Unbiased, because the coefficients have not seen the draw; S >= 2 evaluations and one backward pass through a differentiable
-    objective. The paper has binary variables; the formula holds for any number of values.
+    Bias: none, because the coefficients have not seen the draw.
 
-    Source: Shi, Zhou, Hwang, Titsias & Mackey 2022, Gradient estimation with discrete Stein operators (arXiv 2202.09497).
+    Cost: S >= 2 evaluations and one backward pass through a differentiable objective.
+
+    Reference: Shi, Zhou, Hwang, Titsias & Mackey 2022, Gradient estimation with discrete Stein operators (arXiv
+    2202.09497). There for binary variables; the formula holds for any number of values.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -54,36 +54,32 @@ class Rodeo(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Shi et al. 2022",
-            limitation=needs_independent_rows("rodeo"),
+            why_unsupported=needs_one_hot_rows("rodeo"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
-        loss, slope = loss_and_slope(objective, codes)  # [S, B], [S, B, n, k]
+        at = objective.at(codes, differentiable=True)
         with torch.no_grad():
             p = layer.mean(logits)  # [B, n, k]
             score = codes - p
-            plain = leave_one_out(loss, score)  # [S, B, n, k]
-            variates = [leave_one_out(stein, score) + local for stein, local in _surrogates(p, codes, slope)]
+            plain = leave_one_out(at.loss, score)  # [S, B, n, k]
+            variates = [leave_one_out(stein, score) + local for stein, local in _surrogates(p, codes, at.slope())]
             coefficients = self.coefficients.current()
             direction = plain
             for coefficient, variate in zip(coefficients, variates, strict=True):
                 direction = direction + coefficient.to(variate.dtype) * variate
             self.coefficients.learn(plain.mean(0), [variate.mean(0) for variate in variates])
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
 def _surrogates(p: Tensor, codes: Tensor, slope: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """`(A h_m)(z_m)` `[S, B]` and `(L h_m)(z_m)` `[S, B, n, k]`, for h the mean over the other samples of t and of t^2."""
+    """`(A h_m)(z_m)` `[S, B]` and `(L h_m)(z_m)` `[S, B, n, k]`, for h the others' mean of t and of t^2."""
     others = (1 - torch.eye(len(codes), dtype=codes.dtype, device=codes.device)) / (len(codes) - 1)  # [m, m']
-    # A slope is defined up to a constant in each row. With E_p[w_i] = 0, row i of z replaced by j turns t into t - w_i(z) + w_ij.
+    # A slope is defined up to a constant in each row. With E_p[w_i] = 0, replacing row i of z by j turns t into
+    # t - w_i(z) + w_ij.
     w = slope - (p * slope).sum(-1, keepdim=True)  # [m', B, n, k]
     spread = (p * w.square()).sum(-1)  # [m', B, n], the variance of w_i under p
     at_code = torch.einsum("xbik,ybik->xybi", codes, w)  # [m, m', B, n], w_i(z_m) of sample m'

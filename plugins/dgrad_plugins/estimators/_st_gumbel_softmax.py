@@ -1,33 +1,35 @@
-"""The straight-through Gumbel-softmax. May import torch and dgrad."""
+"""The straight-through Gumbel-softmax."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import check_count
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Schedule
 
 
 class StraightThroughGumbelSoftmax(GradientEstimator):
-    """Straight-through Gumbel-softmax: a hard code forward, the Jacobian of the relaxed one backward.
+    """Straight-through Gumbel-softmax: a hard code forward, a relaxed one backward.
 
-    The gradient of `f(z + soft - stop(soft))`, `z = argmax(phi + G)`, `soft = softmax((phi + G) / tau)`, `stop` without gradient.
+    The gradient of `f(z + soft - stop(soft))`, with `z = argmax(phi + G)` and `soft = softmax((phi + G) / tau)`.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Biased; the loss's value is not, the code being hard. As the temperature falls the Jacobian is zero but where two values tie, and
-    the gradients of `f` at both, either being the code half of the time, make the trapezoidal rule for the difference of their losses:
-    exact for quadratic objectives, the bias being O(tau), with a variance that grows as 1/tau. S evaluations and one backward pass.
+    Bias: O(tau), none in the value, the code being hard. As the temperature falls the Jacobian is zero but where two
+    values tie. Either is the code half of the time. So the gradients of `f` at both make the trapezoidal rule for the
+    difference of their losses, which is exact for quadratic objectives. The variance is ~ 1/tau.
 
-    Source: Jang, Gu & Poole 2016 (arXiv 1611.01144).
+    Cost: S evaluations and one backward pass.
+
+    Reference: Jang, Gu & Poole 2016 (arXiv 1611.01144).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
-    >>> estimate = dgrad.estimator("st-gumbel-softmax", temperature=0.5)(layer, logits, lambda codes: codes[..., 0].sum(-1))
+    >>> estimator = dgrad.estimator("st-gumbel-softmax", temperature=0.5)
+    >>> estimate = estimator(layer, logits, lambda codes: codes[..., 0].sum(-1))
     >>> bool((estimate.loss == estimate.codes[0, ..., 0].sum(-1)).all())
     True
     """
@@ -47,16 +49,11 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Jang et al. 2016",
             perturbs=True,
-            limit=Limit("quadratic", {"temperature": 0.005}),
+            limit=ExactLimit("quadratic", {"temperature": 0.005}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         codes = layer.argmax(potentials.detach())

@@ -1,30 +1,32 @@
-"""The straight-through estimator. May import torch and dgrad."""
+"""The straight-through estimator."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.estimator_tools import add_gradient, check_count
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Limit, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.core.schedules import Constant, Schedule
 
 
 class StraightThrough(GradientEstimator):
-    """Straight-through: a hard code forward, the Jacobian of the code's mean backward.
+    """Straight-through: a hard code forward, the Jacobian of its mean backward.
 
-    `J(softmax(phi / tau)) h / tau`, with `h` the gradient of `f` at the code, `tau` the temperature and `J(q) = diag(q) - q q^T`.
+    `J(softmax(phi / tau)) h / tau`. `h` is the gradient of `f` at the code, `tau` the temperature, `J(q) = diag(q) - q
+    q^T`.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Biased: `f` is replaced by its first-order expansion, so that at temperature 1 it is exact for linear objectives alone; low variance.
-    S evaluations and one backward pass. Codes drawn at a forward temperature other than 1 (decoupled straight-through) are not samples
-    of `q`: the loss's value is then biased too.
+    Bias: `f` is replaced by its first-order expansion: at temperature 1 it is exact for linear objectives alone. Low
+    variance. Codes drawn at a forward temperature other than 1 (decoupled straight-through) are not samples of `q`:
+    then the loss's value is biased too.
 
-    Source: Bengio, Léonard & Courville 2013 (arXiv 1308.3432); two temperatures: Shah et al. 2024, Improving discrete optimisation
-    via decoupled straight-through Gumbel-softmax.
+    Cost: S evaluations and one backward pass.
+
+    Reference: Bengio, Léonard & Courville 2013 (arXiv 1308.3432); two temperatures: Shah et al. 2024, Improving
+    discrete optimisation via decoupled straight-through Gumbel-softmax.
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -52,16 +54,11 @@ class StraightThrough(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Bengio et al. 2013; Shah et al. 2024",
             unbiased_value=self.schedules["forward_temperature"] == Constant(1.0),
-            limit=Limit("linear", {"temperature": 1.0}),
+            limit=ExactLimit("linear", {"temperature": 1.0}),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits / self.forward_temperature, self.samples, generator=generator)  # [S, B, *code]
         # The Jacobian of E[z] at phi / tau: J(softmax(phi / tau)) / tau

@@ -1,14 +1,13 @@
-"""Sum and sample: the most probable codes summed, the rest sampled. May import torch and dgrad."""
+"""Sum and sample: the most probable codes summed, the rest sampled."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from dgrad.core.estimator_tools import check_choice, check_count, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_choice, check_count, needs_one_hot_rows, replace_gradient, weighted
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad_plugins.estimators._beam import codes_without_replacement, top_codes
 
@@ -16,20 +15,21 @@ BASELINES = ("none", "explicit-mean")
 
 
 class SumAndSample(GradientEstimator):
-    """Sum and sample: the expectation over the most probable codes in full, over all others by one sample of them.
+    """Sum and sample: the most probable codes summed, the rest sampled.
 
-    `sum_{s in C} p_s (f_s - b) grad log p_s + (1 - P_C) (f_z - b) grad log p_z`: `C` the `explicit` most probable codes of the
-    joint space, `P_C` their probability, `z` drawn from q without them. `b` is the mean of `f` over `C`, weighted by
-    probability, which depends on no draw; `baseline="none"` is the paper's estimator, `b = 0`. A support that the evaluations
-    can cover is summed in full.
+    `sum_{s in C} p_s (f_s - b) grad log p_s + (1 - P_C) (f_z - b) grad log p_z`. `C` are the `explicit` most probable
+    codes of the joint space, `P_C` is their probability, and `z` is drawn from q without them. `b` is the mean of `f`
+    over `C`, weighted by probability, which depends on no draw. `baseline="none"` is the paper's estimator, `b = 0`. A
+    support that the evaluations can cover is summed in full.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[C + 1, B, n, k]`: the explicit ones and `z`, not equally weighted.
 
-    Unbiased; little variance where few codes have most of the probability, that of REINFORCE where none has. `explicit + 1`
-    evaluations, any objective.
+    Bias: none. Little variance where few codes have most of the probability, that of REINFORCE where none has.
 
-    Source: Liu, Regier, Tripuraneni, Jordan & McAuliffe 2019, Rao-Blackwellized stochastic gradients for discrete distributions
-    (arXiv 1810.04777).
+    Cost: `explicit + 1` evaluations of any objective.
+
+    Reference: Liu, Regier, Tripuraneni, Jordan & McAuliffe 2019, Rao-Blackwellized stochastic gradients for discrete
+    distributions (arXiv 1810.04777).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -50,7 +50,7 @@ class SumAndSample(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self._explicit(layer) + 1,
             reference="Liu et al. 2019",
-            limitation=needs_independent_rows("sum-and-sample"),
+            why_unsupported=needs_one_hot_rows("sum-and-sample"),
         )
 
     def _explicit(self, layer: LatentLayer) -> int:
@@ -58,12 +58,7 @@ class SumAndSample(GradientEstimator):
         return min(self.explicit, layer.support_size - 1)
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             log_p = logits.double().log_softmax(-1)
@@ -83,6 +78,6 @@ class SumAndSample(GradientEstimator):
             if self.baseline == "explicit-mean":
                 share = log_explicit.softmax(0).to(logits.dtype)  # p_s / P_C
                 advantage = loss - (share * loss[:-1]).sum(0)
-            direction = (weights * advantage)[..., None, None] * (codes - layer.mean(logits))
+            direction = weighted(codes - layer.mean(logits), weights * advantage)
         # sum_{s in C} p_s f_s + (1 - P_C) f_z
         return Estimate(loss=replace_gradient(weights * loss, logits, direction).sum(0), codes=codes)

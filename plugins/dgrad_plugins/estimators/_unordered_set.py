@@ -1,16 +1,15 @@
-"""The unordered-set estimator: samples without replacement. May import torch and dgrad."""
+"""The unordered-set estimator: samples without replacement."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, needs_independent_rows, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient, weighted
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Logits
 from dgrad.core.objectives import Objective
 from dgrad.errors import InputError
 from dgrad_plugins.estimators._beam import codes_without_replacement
@@ -20,19 +19,21 @@ LARGEST_SET = 8
 
 
 class UnorderedSet(GradientEstimator):
-    """The unordered-set estimator: leave-one-out with samples without replacement, averaged over the order of the draws.
+    """The unordered-set estimator: leave-one-out with samples without replacement.
 
-    `sum_{s in S} p_s R_s [f_s - sum_{s' in S} p_s' R_ss' f_s'] grad log p_s`. `S` are m codes of the joint space drawn without
-    replacement; `R_s = p(S | s drawn first) / p(S)` and `R_ss' = p(S | s, s' drawn first) / p(S | s drawn first)`, `R_ss = 1`:
-    `p_s R_s` is the probability that `s` came first, given `S`.
+    `sum_{s in S} p_s R_s [f_s - sum_{s' in S} p_s' R_ss' f_s'] grad log p_s`, averaged over the order of the draws. `S`
+    are m codes of the joint space drawn without replacement. `R_s = p(S | s drawn first) / p(S)`, `R_ss' = p(S | s, s'
+    drawn first) / p(S | s drawn first)` and `R_ss = 1`: `p_s R_s` is the probability that `s` came first, given `S`.
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[m, B, n, k]`, which are all different and not equally weighted.
 
-    Unbiased; less variance than leave-one-out with as many evaluations, which may draw a code twice. m evaluations (m <= 8), any
-    objective, no state. With as many samples as there are codes it is exact.
+    Bias: none. Less variance than leave-one-out with as many evaluations, which may draw a code twice. No state. With
+    as many samples as there are codes it is exact.
 
-    Source: Kool, van Hoof & Welling 2020, Estimating gradients for discrete random variables by sampling without replacement
-    (arXiv 2002.06043).
+    Cost: m evaluations of any objective, m <= 8.
+
+    Reference: Kool, van Hoof & Welling 2020, Estimating gradients for discrete random variables by sampling without
+    replacement (arXiv 2002.06043).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("1x2"), torch.zeros(1, 1, 2, requires_grad=True)
@@ -54,36 +55,32 @@ class UnorderedSet(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: min(self.samples, layer.support_size),
             reference="Kool et al. 2020",
-            limitation=needs_independent_rows("unordered-set"),
+            why_unsupported=needs_one_hot_rows("unordered-set"),
         )
 
     def estimate(
-        self,
-        layer: LatentLayer,
-        logits: Float[Tensor, "batch *code"],
-        objective: Objective,
-        *,
-        generator: Generator | None = None,
+        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
             log_p = logits.double().log_softmax(-1)
             log_probs, values = codes_without_replacement(log_p, self.samples, generator=generator)  # [m, B], [m, B, n]
-            weights, pairs = (each.to(logits.dtype) for each in set_weights(log_probs))  # [m, B], [m, m, B]
+            weights, pairs = (table.to(logits.dtype) for table in set_weights(log_probs))  # [m, B], [m, m, B]
             codes = layer.codes(values, logits.dtype)  # [m, B, n, k]
         loss = objective(codes)  # [m, B]
         with torch.no_grad():
             # p_s R_s [f_s - sum_s' p_s' R_ss' f_s'] (z_s - p)
             advantage = weights * (loss - (pairs * loss).sum(1))  # [m, B]
-            direction = advantage[..., None, None] * (codes - layer.mean(logits))
+            direction = weighted(codes - layer.mean(logits), advantage)
         # sum_s p_s R_s f_s
         return Estimate(loss=replace_gradient(weights * loss, logits, direction).sum(0), codes=codes)
 
 
 def set_weights(log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """`p_s R_s` `[m, B]` and `p_s' R_ss'` `[m (s), m (s'), B]` of the codes of a set, from their log-probabilities `[m, B]`.
+    """`p_s R_s` `[m, B]` and `p_s' R_ss'` `[m (s), m (s'), B]` of a set, from its `log p` `[m, B]`.
 
-    With `W(A)` the probability of drawing the rest of `S` next when the codes of `A` are gone, `R_s = W({s}) / W({})` and
-    `R_ss' = W({s, s'}) / W({s})`. All subsets `A` are computed at once, each a number whose bits say which codes it has.
+    With `W(A)` the probability of drawing the rest of `S` next when the codes of `A` are gone, `R_s = W({s}) / W({})`
+    and `R_ss' = W({s, s'}) / W({s})`. All subsets `A` are computed at once, each a number whose bits say which codes it
+    has.
     """
     m = len(log_p)
     singles = 1 << torch.arange(m, device=log_p.device)  # [m]

@@ -1,4 +1,4 @@
-"""The categorical latent layer: n independent variables of k values. May import torch and dgrad."""
+"""The categorical latent layer: n independent variables of k values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, OneHotCategorical
 
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.random import gumbel
-from dgrad.errors import InputError, rough
+from dgrad.errors import InputError, approx_int
 from dgrad.kernels.numerics import log_softmax, softmax
 
 LARGEST_CODE = 2**24
@@ -74,7 +74,7 @@ class Categorical(LatentLayer):
         return self.values**self.variables
 
     @property
-    def independent_rows(self) -> bool:
+    def one_hot_rows(self) -> bool:
         return True
 
     def noise(
@@ -116,7 +116,8 @@ class Categorical(LatentLayer):
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
         if self.support_size > ENUMERABLE:
             raise InputError(
-                f"latent {self} has {rough(self.support_size)} codes, too many to list; at most {ENUMERABLE} are, for example 4x10"
+                f"latent {self} has {approx_int(self.support_size)} codes, too many to list; "
+                f"at most {ENUMERABLE} are, for example 4x10"
             )
         values = torch.arange(self.values, device=like.device)
         return self.codes(torch.cartesian_prod(*[values] * self.variables).view(-1, self.variables), like.dtype)

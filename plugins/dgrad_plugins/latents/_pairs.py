@@ -1,4 +1,4 @@
-"""The pairwise latent layer: n bits with a potential for each and for every pair. May import torch and dgrad."""
+"""The pairwise latent layer: n bits with a potential for each and for every pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LatentLayer, Moves
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError
 
@@ -26,15 +26,16 @@ SETTINGS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Pairs(LatentLayer):
-    """`bits` binary variables with a potential for each and for every pair, `<l, z> = sum_i l_i b_i + sum_(i<j) l_ij b_i b_j`.
+    """`bits` binary variables with a potential for each and for every pair.
 
-    A code is `[n + n(n-1)/2]`: the bits, then their products in the order (0,1), (0,2) ... (n-2,n-1). A decoder sees the bits alone. MAP, log Z,
-    marginals and draws are exact, by weighing all settings: those of one half of the bits against those of the other, in a few matrix
-    products for a whole batch. (The authors of Lorberbom et al. 2019 solve the MAP with CPLEX, or with max-flow where all `l_ij >= 0`,
-    an image at a time.)
+    `<l, z> = sum_i l_i b_i + sum_(i<j) l_ij b_i b_j`. A code is `[n + n(n-1)/2]`: the bits, then their products in the
+    order (0,1), (0,2) ... (n-2,n-1). A decoder sees the bits alone. MAP, log Z, marginals and draws are exact, by
+    weighing all settings: those of one half of the bits against those of the other, in a few matrix products for a
+    whole batch. The authors of Lorberbom et al. 2019 solve the MAP an image at a time, with CPLEX, or with max-flow
+    where all `l_ij >= 0`.
 
-    `noise` is that of the paper, logistic noise on the bits and none on the pairs: with potentials of pairs `argmax(l + noise)` is
-    perturb-and-MAP, no draw of `q`. `sample` draws from `q` itself.
+    `noise` is that of the paper: logistic noise on the bits and none on the pairs. With potentials of pairs
+    `argmax(l + noise)` is perturb-and-MAP, no draw of `q`. `sample` draws from `q` itself.
 
     >>> import torch
     >>> layer = Pairs(3)
@@ -49,7 +50,8 @@ class Pairs(LatentLayer):
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MOST_BITS:
             raise InputError(
-                f"latent {self} has {self.bits} bits; expected 1 to {MOST_BITS}, of which every setting is weighed, for example pairs:15"
+                f"latent {self} has {self.bits} bits; expected 1 to {MOST_BITS}, of which every setting is weighed, "
+                "for example pairs:15"
             )
 
     @classmethod
@@ -75,12 +77,12 @@ class Pairs(LatentLayer):
         return 2**self.bits
 
     @property
-    def independent_rows(self) -> bool:
+    def one_hot_rows(self) -> bool:
         return False
 
     @property
-    def changes(self) -> int:
-        return self.bits
+    def moves(self) -> Moves:
+        return BitFlips(self)
 
     @property
     def decoded_shape(self) -> tuple[int, ...]:
@@ -148,17 +150,6 @@ class Pairs(LatentLayer):
         slope = weights[..., : self.bits] + (self._matrix(weights, both=True) @ bits.unsqueeze(-1)).squeeze(-1)
         return F.pad((1 - 2 * bits) * slope, (0, math.comb(self.bits, 2)))
 
-    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
-        bits = codes[..., : self.bits]
-        flips = torch.eye(self.bits, dtype=codes.dtype, device=codes.device)[:, None, None]  # [n, 1, 1, n]
-        return self._with_products(bits + flips * (1 - 2 * bits))
-
-    def change_potentials(
-        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
-    ) -> Float[Tensor, "samples batch *code"]:
-        # what a bit that is 1 loses by becoming 0 is what it gains by being 1
-        return F.pad((1 - 2 * codes[..., : self.bits]) * changes.movedim(0, -1), (0, math.comb(self.bits, 2)))
-
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
         return self._code_of(torch.arange(self.support_size, device=like.device), like.dtype)
 
@@ -166,7 +157,7 @@ class Pairs(LatentLayer):
         return codes[..., : self.bits].long()
 
     def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
-        return self._with_products(indices.to(dtype))
+        return self.with_products(indices.to(dtype))
 
     def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
         return PairsDistribution(self, logits)
@@ -190,7 +181,7 @@ class Pairs(LatentLayer):
     # All settings: rows for those of the first half of the bits, columns for those of the second
 
     def _in_parts(self, evaluate: Callable[[Tensor], Tensor], potentials: Tensor) -> Tensor:
-        """`evaluate`, `[..., code] -> [..., *any]`, of potentials with as many leading axes; on a CPU of some at a time."""
+        """`evaluate`, `[..., code] -> [..., *any]`, of potentials; on a CPU of some at a time."""
         at_once = max(1, SETTINGS_AT_ONCE >> self.bits)
         if potentials.device.type != "cpu" or torch.compiler.is_compiling() or potentials.shape[:-1].numel() <= at_once:
             return evaluate(potentials)
@@ -232,17 +223,21 @@ class Pairs(LatentLayer):
         matrix[..., i, j] = potentials[..., self.bits :]
         return matrix + matrix.mT if both else matrix
 
-    def _with_products(self, bits: Tensor) -> Tensor:
+    def with_products(self, bits: Tensor) -> Tensor:
+        """The code of some bits."""
         i, j = self._pairs(bits.device)
         return torch.cat([bits, bits[..., i] * bits[..., j]], -1)
 
     def _code_of(self, number: Tensor, dtype: torch.dtype) -> Tensor:
         """The code of a setting by its number, whose first bit is the greatest."""
-        return self._with_products(_bits_of(number, self.bits).to(dtype))
+        return self.with_products(_bits_of(number, self.bits).to(dtype))
 
 
 def _logsumexp(weights: Tensor) -> Tensor:
-    """Over the last axis. Here most exponentials underflow, at which torch's `exp` is ten times as slow as its softmax on some processors."""
+    """Over the last axis, by a softmax.
+
+    Most exponentials underflow here. On some processors torch's `exp` is then ten times as slow as its softmax.
+    """
     return weights[..., 0] - weights.log_softmax(-1)[..., 0]
 
 
@@ -254,6 +249,25 @@ def _settings(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _bits_of(number: Tensor, bits: int) -> Tensor:
     place = 2 ** torch.arange(bits - 1, -1, -1, device=number.device)
     return number.unsqueeze(-1).div(place, rounding_mode="floor") % 2  # ONNX has no shift
+
+
+class BitFlips(Moves):
+    """A code is changed by flipping one of its bits, which takes the products along."""
+
+    def __init__(self, layer: Pairs) -> None:
+        self.layer = layer
+        self.count = layer.bits
+
+    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
+        bits = codes[..., : self.count]
+        flips = torch.eye(self.count, dtype=codes.dtype, device=codes.device)[:, None, None]  # [n, 1, 1, n]
+        return self.layer.with_products(bits + flips * (1 - 2 * bits))
+
+    def potentials(
+        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
+    ) -> Float[Tensor, "samples batch *code"]:
+        # what a bit that is 1 loses by becoming 0 is what it gains by being 1
+        return F.pad((1 - 2 * codes[..., : self.count]) * changes.movedim(0, -1), (0, math.comb(self.count, 2)))
 
 
 class PairsDistribution(Distribution):

@@ -1,9 +1,7 @@
-"""The convolutional model: a code, such as one variable for each attribute of a picture, and Gaussian variables for all the rest.
+"""The convolutional model: a code, such as the attributes of a picture, and Gaussian variables.
 
-Between its layers stands SiLU. With ReLU, whose units die, 300 steps on drawn faces (tests/helpers.py, widths 8, 16, 32) came to 7054 nats
-instead of 6599.
-
-May import torch, latents, likelihoods and networks.
+Between its layers stands SiLU. With ReLU, whose units die, 300 steps on drawn faces (widths 8, 16, 32) came to 7054
+nats instead of 6599.
 """
 
 from __future__ import annotations
@@ -31,9 +29,10 @@ TAPS, STRIDE, PADDING = 4, 2, 1
 
 
 class ConvEncoder(nn.Module):
-    """From images to logits `[B, *code]` and to `[B, 2 gaussian]` means and log-variances: convolutions, then a head for each.
+    """From images to logits and Gaussian parameters: convolutions, then a head for each.
 
-    The Gaussian variables' head, its last two layers, is the same for all codes: they share its parameters.
+    Logits are `[B, *code]`. The parameters are `[B, 2 gaussian]`: means and log-variances. The Gaussian variables'
+    head, its last two layers, is the same for all codes: they share its parameters.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class ConvEncoder(nn.Module):
 
 
 class Upwards(nn.Module):
-    """From the first layer's outputs `[..., width]` to outputs `[..., C*H*W]`: the encoder's convolutions turned around."""
+    """From the first layer's outputs `[..., width]` to `[..., C*H*W]`: the encoder's convolutions reversed."""
 
     def __init__(self, image_shape: tuple[int, int, int], widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -87,8 +86,8 @@ class Upwards(nn.Module):
 class ConvDecoder(Decoder):
     """From codes and Gaussian variables side by side, `[..., n*k + gaussian]`, to outputs `[..., C*H*W]`.
 
-    The first layer adds a vector for the value of each of the code's variables to a linear map of the Gaussian ones: the code shifts
-    what these say, and all that follows is the same for all codes.
+    The first layer adds a vector for the value of each of the code's variables to a linear map of the Gaussian ones:
+    the code shifts what these say, and all that follows is the same for all codes.
     """
 
     def __init__(
@@ -113,7 +112,8 @@ def conv_vae(
     """Strided convolutions each way, with Gaussian variables beside the code.
 
     Args:
-        hidden: channels after each convolution from the image to the code, mirrored in the decoder; each halves the image's sides.
+        hidden: channels after each convolution from the image to the code, mirrored in the decoder. Each convolution
+            halves the image's sides.
         gaussian: how many Gaussian variables.
 
     Raises:
@@ -123,8 +123,9 @@ def conv_vae(
     halved = STRIDE ** len(widths)
     if image_shape[1] % halved or image_shape[2] % halved:
         raise InputError(
-            f"the conv model with {len(widths)} convolutions needs sides that are multiples of {halved}; got images of shape {list(image_shape)} "
-            "(channels, height, width): give fewer widths in --hidden, or take --model mlp"
+            f"the conv model with {len(widths)} convolutions needs sides that are multiples of {halved}; "
+            f"got images of shape {list(image_shape)} (channels, height, width): "
+            "give fewer widths in --hidden, or take --model mlp"
         )
     if gaussian < 1:
         raise InputError(f"the conv model needs at least one Gaussian variable; got --gaussian {gaussian}")
@@ -142,9 +143,10 @@ def _smallest(image_shape: tuple[int, int, int], widths: tuple[int, ...]) -> tup
 
 @torch.no_grad()
 def _initialise(encoder: ConvEncoder, decoder: ConvDecoder) -> None:
-    """Weights that keep the scale of the signals through such layers (He et al. 2015), but for those of the code, which begin small.
+    """Weights that keep the scale of the signals (He et al. 2015), but small ones for the code.
 
-    A value of the code should change little of a picture. From larger weights its random pattern all over the picture is long in going.
+    A value of the code should change little of a picture. With larger weights its random pattern on the picture goes
+    slowly.
     """
     for module in [*encoder.modules(), *decoder.modules()]:
         if isinstance(module, nn.Linear | nn.Conv2d):

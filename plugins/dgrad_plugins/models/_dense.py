@@ -24,7 +24,8 @@ def linear_vae(
     """
     if hidden:
         raise InputError(
-            f"the linear model has no hidden layers; got {','.join(map(str, hidden))}: use --model mlp, or leave --hidden out"
+            f"the linear model has no hidden layers; got {','.join(map(str, hidden))}: "
+            "use --model mlp, or leave --hidden out"
         )
     return _dense_vae(layer, image_shape, likelihood, ())
 

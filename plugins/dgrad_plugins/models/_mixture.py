@@ -1,7 +1,4 @@
-"""The mixed discrete-continuous model: a code chooses which part of the decoder's input the Gaussian variables fill.
-
-May import torch, latents, likelihoods and networks.
-"""
+"""The mixed discrete-continuous model: a code chooses the inputs that the Gaussian variables fill."""
 
 from __future__ import annotations
 
@@ -27,19 +24,23 @@ def mixture_vae(
     gaussian: int = 20,
     dropout: float = 0.0,
 ) -> DiscreteVAE:
-    """A code and Gaussian variables, which fill the row of a matrix that the code chooses (the paper's sections 5.1 and 6).
+    """A code and Gaussian variables: they fill the row of a matrix that the code chooses.
+
+    Reference: Lorberbom et al. 2019, sections 5.1 and 6.
 
     Args:
         hidden: widths of the encoder's shared layers; the decoder's one hidden layer is as wide as the first of them.
         gaussian: how many Gaussian variables.
-        dropout: the share of the shared features that the continuous head leaves out in a training step. The paper has some.
+        dropout: the share of the shared features that the continuous head leaves out in a training step. The paper has
+            some.
 
     Raises:
         InputError: fewer than one Gaussian variable.
     """
     if gaussian < 1:
         raise InputError(
-            f"the mixture model needs at least one Gaussian variable; got --gaussian {gaussian}: take --model mlp for none"
+            f"the mixture model needs at least one Gaussian variable; got --gaussian {gaussian}: "
+            "take --model mlp for none"
         )
     hidden = hidden or SHARED
     encoder = MixtureEncoder(layer, image_shape, hidden, gaussian, dropout)
@@ -49,10 +50,11 @@ def mixture_vae(
 
 
 def _keep_scale(encoder: MixtureEncoder, decoder: Decoder) -> None:
-    """Initial weights that keep the scale of the signals through five layers (He et al. 2015), and through the row of a matrix of zeros.
+    """Initial weights that keep the scale of the signals through five layers (He et al. 2015).
 
-    With torch's default each layer leaves a sixth of the variance, and the Gaussian variables are learned slowly: with the code held at
-    one value and without dropout, 750 steps on MNIST at a rate of 1e-3 came to 137 nats instead of 114.
+    The row of a matrix of zeros counts as a layer. With torch's default each layer leaves a sixth of the variance, and
+    the Gaussian variables are learned slowly. With the code fixed and without dropout, 750 steps on MNIST at a rate of
+    1e-3 came to 137 nats instead of 114.
     """
     for module in encoder.modules():
         if isinstance(module, nn.Linear):

@@ -76,7 +76,7 @@ def test_a_share_of_a_sweep_that_is_had_at_once_is_the_whole_sweep(name: str) ->
 def test_a_share_of_the_sweep_needs_independent_rows() -> None:
     estimator = dgrad.estimator("direct-rb", sweep_share=0.5)
     assert "direct-rb with a sweep_share needs a code of independent" in str(
-        estimator.traits.limitation(dgrad.latent("pairs:3"))
+        estimator.traits.why_unsupported(dgrad.latent("pairs:3"))
     )
 
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 import dgrad
 from dgrad import registry
 from dgrad.core.gradient_estimator import Traits
-from dgrad.core.objectives import KLObjective, SharedSweeps, as_objective
+from dgrad.core.objectives import KLObjective, SweepCache, as_objective
 from dgrad.core.random import gumbel
 from dgrad.data import Split
 from dgrad.testing import check_estimator, small_logits, small_objectives
@@ -159,8 +159,7 @@ def test_potentials_are_the_losses_of_changed_bits() -> None:
     codes = layer.sample(logits, 2, generator=Generator().manual_seed(0))
     for loss in small_objectives(layer).values():
         objective = as_objective(loss)
-        table = objective.potentials(layer, codes, objective(codes))
-        torch.testing.assert_close(table, objective.potentials(layer, codes))
+        table = objective.at(codes).potentials(layer)
         for bit in range(bits):
             on, off = layer.indices(codes), layer.indices(codes)
             on[..., bit], off[..., bit] = 1, 0
@@ -169,12 +168,12 @@ def test_potentials_are_the_losses_of_changed_bits() -> None:
         assert (table[..., bits:] == 0).all()
     kl = KLObjective(layer, logits)
     sum_ = as_objective(small_objectives(layer)["cross-entropy"]) + 0.5 * kl
-    changed = layer.neighbours(codes)
-    for objective in (kl, sum_, SharedSweeps(sum_, {})):
-        table = objective.potentials(layer, codes)
+    changed = layer.moves.neighbours(codes)
+    for objective in (kl, sum_, SweepCache(sum_, {})):
+        table = objective.at(codes).potentials(layer)
         by_potentials = ((changed - codes) * table).flatten(3).sum(-1)  # <T, z'> - <T, z>
         torch.testing.assert_close(by_potentials, objective(changed.flatten(0, 1)).view(bits, 2, 3) - objective(codes))
-    assert torch.equal(kl.potentials(layer, codes)[0], logits), (
+    assert torch.equal(kl.at(codes).potentials(layer)[0], logits), (
         "log q is linear in the code: they are exact for any change"
     )
     weights = small_logits(layer, batch=3, seed=1)
@@ -224,7 +223,7 @@ def test_direct_rb_is_direct_with_a_gumbel_for_every_setting_in_the_mean() -> No
     estimator = dgrad.estimator("direct-rb", epsilon=epsilon)
     estimate = estimator(layer, logits, loss, generator=Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad(estimate.loss.sum(), logits)
-    table = as_objective(loss).potentials(layer, estimate.codes)[0]  # [B, *code]
+    table = as_objective(loss).at(estimate.codes).potentials(layer)[0]  # [B, *code]
     support, plain = _support(4), logits.detach()
     noise = gumbel(torch.zeros(6, len(support), dtype=torch.float64), draws, generator=Generator().manual_seed(1))
     drawn, perturbed = (support[(u @ support.T + noise).argmax(-1)] for u in (plain, plain - epsilon * table))
@@ -291,7 +290,7 @@ def test_it_trains_and_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_layers_that_do_not_say_how_to_change_a_variable_are_refused() -> None:
     class Silent(Pairs):
-        changes = 0
+        moves = None
 
     with pytest.raises(dgrad.InputError, match="does not say how: take rloo"):
         dgrad.estimator("direct")(Silent(3), torch.zeros(1, 6), lambda codes: codes.sum(-1))

@@ -1,10 +1,10 @@
-"""The estimator `weighted-rloo`. May import torch and dgrad."""
+"""The estimator `weighted-rloo`."""
 
 from __future__ import annotations
 
 import dgrad
 import torch
-from dgrad.core.estimator_tools import check_count
+from dgrad.core.estimator_tools import check_count, weighted
 
 
 class WeightedRlooEstimator(dgrad.GradientEstimator):
@@ -14,10 +14,12 @@ class WeightedRlooEstimator(dgrad.GradientEstimator):
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
-    Unbiased for every weight, because the losses of the others know nothing of sample m: weight 0 is plain REINFORCE,
-    weight 1 the leave-one-out baseline. S evaluations, S >= 2; any objective, no state.
+    Bias: none for every weight, because the losses of the others know nothing of sample m. Weight 0 is plain REINFORCE,
+    weight 1 the leave-one-out baseline. No state.
 
-    Source: Williams 1992; Kool, van Hoof & Welling 2019.
+    Cost: S >= 2 evaluations of any objective.
+
+    Reference: Williams 1992; Kool, van Hoof & Welling 2019.
     """
 
     weight: torch.Tensor
@@ -51,6 +53,5 @@ class WeightedRlooEstimator(dgrad.GradientEstimator):
             # mean of the other f
             others = (loss.sum(0) - loss) / (self.samples - 1)  # [S, B]
             # grad log q(z) = z - E_q[z]
-            score = (codes - layer.mean(logits)).flatten(2)  # [S, B, n*k]
-            direction = ((loss - self.weight * others).unsqueeze(-1) * score).view_as(codes)
+            direction = weighted(codes - layer.mean(logits), loss - self.weight * others)
         return dgrad.Estimate(loss=dgrad.replace_gradient(loss, logits, direction).mean(0), codes=codes)
