@@ -1,4 +1,4 @@
-"""`dgrad plugins`, `plugins check` and `plugins new`: plugins that are wrong, and a new one."""
+"""`dgrad plugins`, `plugins check` and `plugins new`: wrong plugins, and a new one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """`install(distribution, text)`: a distribution with one module, as if by pip, in a registry that finds all."""
+    """`install(distribution, text)`: a distribution of one module, as pip leaves it, and a registry that finds it."""
 
     @functools.cache
     def fresh() -> Registry:

@@ -19,6 +19,7 @@ from dgrad.experiments.experiment import Experiment
 from dgrad.experiments.grid import expand
 from dgrad.experiments.launchers import Job, run_here
 from dgrad.experiments.results import collect
+from dgrad.registry import load_plugin, registry
 from dgrad.training.run_directory import Run
 from dgrad_cli.commands.sweep import show_results
 from dgrad_cli.main import main
@@ -278,6 +279,8 @@ def test_a_run_that_fails_stops_no_other(capsys: pytest.CaptureFixture[str]) -> 
     assert Run(Path("out/rloo-3x4-seed0")).config.set == {"samples": "3"}
     rows = {row["run"]: row for row in json.loads(Path("out/results.json").read_text())["runs"]}
     assert rows["broken-3x4-seed0"]["state"] == "failed"
+    registry().remove(load_plugin("broken.py").module)  # other tests go through all estimators
+    sys.modules.pop("broken")
 
 
 @pytest.mark.parametrize(
