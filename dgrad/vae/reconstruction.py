@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import Evaluation, FunctionObjective, Objective
 from dgrad.kernels import cpu
 from dgrad.kernels.code_sweeps import bernoulli_linear_sweep, difference_sweep, support_is_smaller, support_sweep
-from dgrad.vae.likelihoods import Bernoulli, SquaredError
+from dgrad.vae.likelihoods import Bernoulli, Likelihood, SquaredError
 from dgrad.vae.networks import Decoder
-
-if TYPE_CHECKING:
-    from dgrad.vae.model import DiscreteVAE
 
 COMPILED_LOSSES = {Bernoulli: cpu.bernoulli_loss, SquaredError: cpu.squared_error}
 """Losses of a decoder's outputs that need no gradient, in C++, for tensors that `cpu.serves`."""
+
+
+@runtime_checkable
+class GenerativeModel(Protocol):
+    """What a reconstruction loss asks of a model: `dgrad.vae.model.DiscreteVAE` has it."""
+
+    layer: LatentLayer
+    decoder: nn.Module
+    likelihood: Likelihood
+    gaussian: int
+    beside: bool
+    compiled_kernels: bool
+    sweep_dtype: torch.dtype
+
+    @property
+    def numbers_per_code(self) -> int: ...
+
+    def decoder_inputs(self, codes: Tensor, gaussian: Tensor | None) -> Tensor: ...
 
 
 class Reconstruction(Objective):
@@ -26,7 +42,7 @@ class Reconstruction(Objective):
 
     def __init__(
         self,
-        model: DiscreteVAE,
+        model: GenerativeModel,
         pixels: Float[Tensor, "batch d"],
         gaussian: Float[Tensor, "batch g"] | None = None,
     ) -> None:
@@ -146,14 +162,14 @@ class ReconstructionEvaluation(Evaluation):
 class CompiledReconstruction(Reconstruction):
     """The same for a linear Bernoulli decoder on a CPU: hard codes go through a kernel that knows they are hard."""
 
-    def __init__(self, model: DiscreteVAE, pixels: Float[Tensor, "batch d"]) -> None:
+    def __init__(self, model: GenerativeModel, pixels: Float[Tensor, "batch d"]) -> None:
         super().__init__(model, pixels)
         first: nn.Linear = model.decoder.first  # type: ignore[assignment]
         n, k = model.layer.shape
         self.kernel = cpu.BernoulliLinear(first.weight, first.bias, pixels, (n, k))
 
     @staticmethod
-    def serves(model: DiscreteVAE, pixels: Tensor) -> bool:
+    def serves(model: GenerativeModel, pixels: Tensor) -> bool:
         """Whether there is such a kernel for this model and these images. It may be compiled now."""
         return (
             model.compiled_kernels
