@@ -5,8 +5,8 @@
     estimate = estimator(layer, logits, lambda codes: reconstruction_loss(decoder(codes), x))
     (estimate.loss.mean() + layer.kl(logits).mean()).backward()
 
-Names are loaded on first use, so that programs which need a part of dgrad (the command's help, the exported codec) do not
-pay for torch.
+Names are loaded on first use, so that programs which need a part of dgrad (the command's help, the exported
+codec) do not pay for torch.
 """
 
 from __future__ import annotations

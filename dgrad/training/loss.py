@@ -32,7 +32,10 @@ CHECKPOINT_PARTS = ("model", "best", "estimator", "optimizer", "batches")
 
 @contextmanager
 def frozen(network: nn.Module, freeze: bool) -> Iterator[None]:
-    """Freeze the parameters of a network: evaluations inside give them no gradient. With `freeze` false, nothing is frozen."""
+    """Freeze the parameters of a network: evaluations inside give them no gradient.
+
+    With `freeze` false, nothing is frozen.
+    """
     parameters = [parameter for parameter in network.parameters() if freeze and parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

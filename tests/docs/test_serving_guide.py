@@ -1,4 +1,6 @@
-"""What docs/serving.md shows is run: its commands, one after another, with a small model; its example of a client is tried in test_serving.py."""
+"""What docs/serving.md shows is run: its commands, one after another, with a small model; its example of a
+client is tried in test_serving.py.
+"""
 
 from __future__ import annotations
 

@@ -231,7 +231,8 @@ BAD: dict[str, tuple[str, str, Any, dict[str, str], int, str]] = {
     "true": ("POST", INFER, {"inputs": [{**image(), "data": [True] * 64}]}, {}, 400, "not all numbers"),
     "long digits": ("POST", INFER, {"inputs": [{**image(), "data": [10**400] * 64}]}, {}, 400, "not all numbers"),
     "empty and huge": (
-        "POST", INFER, {"inputs": [{**image(), "shape": [0, 2**39, 2**39], "data": []}]}, {}, 400, "[N of at least 1, 1,",
+        "POST", INFER, {"inputs": [{**image(), "shape": [0, 2**39, 2**39], "data": []}]}, {}, 400,
+        "[N of at least 1, 1,",
     ),
     "axes": ("POST", INFER, {"inputs": [{**image(), "shape": [1] * 100_000}]}, {}, 400, "[-1, 1, 8, 8]"),
     "one long string": (  # an array of strings has room for the longest in each place

@@ -221,7 +221,8 @@ def load_split(
     build = Build(config)
     if build.dataset.image_shape != model.image_shape:
         raise InputError(
-            f"{config.dataset} has images of shape {list(build.dataset.image_shape)} (channels, height, width); the model of {path} takes "
+            f"{config.dataset} has images of shape {list(build.dataset.image_shape)} (channels, height, width); the "
+            f"model of {path} takes "
             f"{list(model.image_shape)}: choose a data set of that size"
         )
     chosen: Split = getattr(build.evaluation_data, split)

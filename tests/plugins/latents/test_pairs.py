@@ -1,4 +1,6 @@
-"""The pairwise latent layer against enumeration in plain Python, and direct optimization with it against a transcription of the paper's."""
+"""The pairwise latent layer against enumeration in plain Python, and direct optimization with it against a
+transcription of the paper's.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def test_gradients_of_log_z_are_the_marginals() -> None:
 
 
 def test_samples_are_of_the_family_itself() -> None:
-    """A chi-squared statistic below its 1 - 1e-6 quantile, which for 31 degrees of freedom is 87.2; noise on the bits alone exceeds it."""
+    """A chi-squared statistic below its 1 - 1e-6 quantile, which for 31 degrees of freedom is 87.2; noise on
+    the bits alone exceeds it.
+    """
     layer = dgrad.latent("pairs:5")
     logits, draws = small_logits(layer, batch=1), 20_000
     support = layer.enumerate(like=logits)
@@ -127,7 +131,9 @@ def test_estimators_conform_where_they_do_not_refuse(name: str) -> None:
 
 
 def test_the_debiased_direct_is_rloo_with_two_samples_and_exact_where_its_surrogate_is() -> None:
-    """The loss is linear in bits and products: without a ridge 64 samples of all settings alike tell all of it; 4,000 draws."""
+    """The loss is linear in bits and products: without a ridge 64 samples of all settings alike tell all of it;
+    4,000 draws.
+    """
     layer, draws = dgrad.latent("pairs:4"), 4000
     weights = torch.randn(layer.shape, dtype=torch.float64, generator=Generator().manual_seed(5))
     logits = torch.zeros(draws, *layer.shape, dtype=torch.float64)
@@ -182,7 +188,9 @@ def test_potentials_are_the_losses_of_changed_bits() -> None:
 
 
 def test_direct_is_the_papers_algorithm() -> None:
-    """One-hot bits, Gumbel noise on each, every setting tried by brute force, the loss of the changed bits on top: as the authors' code."""
+    """One-hot bits, Gumbel noise on each, every setting tried by brute force, the loss of the changed bits on
+    top: as the authors' code.
+    """
     layer, n, epsilon = dgrad.latent("pairs:4"), 4, 0.7
     logits = small_logits(layer, batch=6).requires_grad_()
     loss = small_objectives(layer)["cross-entropy"]
@@ -216,7 +224,9 @@ def test_direct_is_the_papers_algorithm() -> None:
 
 
 def test_direct_rb_is_direct_with_a_gumbel_for_every_setting_in_the_mean() -> None:
-    """Of one code's potentials: 40,000 draws of all settings' noise against the closed form, in 5 standard errors (60 numbers: a false alarm in 29,000 seeds)."""
+    """Of one code's potentials: 40,000 draws of all settings' noise against the closed form, in 5 standard
+    errors (60 numbers: a false alarm in 29,000 seeds).
+    """
     layer, epsilon, draws = dgrad.latent("pairs:4"), 0.7, 40_000
     logits = small_logits(layer, batch=6).requires_grad_()
     loss = small_objectives(layer)["cross-entropy"]

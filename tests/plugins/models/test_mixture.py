@@ -114,7 +114,9 @@ def test_draws_have_the_mean_and_the_variance_and_their_gradients() -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_bound_is_that_of_torch_distributions(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within 6 standard errors, of both estimates together, of an independent one: a false alarm in a hundred million."""
+    """Within 6 standard errors, of both estimates together, of an independent one: a false alarm in a hundred
+    million.
+    """
     if not exact:
         monkeypatch.setattr("dgrad.vae.evaluation.EXACT_SUPPORT", 1)
     model, images = _model(), _images()
