@@ -1,7 +1,7 @@
 """A loss of the code: `dgrad train --plugin examples/code_loss.py --latent 20x10`; its first variable learns the class.
 
-Every fourth training image shows its label. There, a first variable with another value than the label costs 10
-nats. The estimator carries that to the encoder like any other part of the objective.
+Every fourth training image shows its label. There, a first variable with another value than the label costs 10 nats.
+The estimator carries that to the encoder like any other part of the objective.
 """
 
 import torch

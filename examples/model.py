@@ -55,8 +55,7 @@ class ConvDecoder(Decoder):
     """Codes `[..., *layer.shape]` to outputs `[..., C*H*W]`.
 
     It is a `Decoder`, because its first layer is linear in the code. The sweep of `direct` and `leg` changes a
-    coordinate behind that layer. Any other module serves too: its sweep evaluates every changed code from the
-    beginning.
+    coordinate behind that layer. Any other module serves too: its sweep evaluates every changed code in full.
     """
 
     def __init__(self, layer: LatentLayer, image_shape: tuple[int, int, int], wide: tuple[int, int]) -> None:

@@ -79,8 +79,8 @@ class Objective(ABC):
 class Evaluation:
     """Codes that were evaluated: their loss, and how it changes. Made by `objective.at(codes)`.
 
-    A subclass keeps what its loss and its sweep have in common, and overrides `sweep`, or `changed` where only
-    the changed codes are cheaper. No gradient flows through a sweep.
+    A subclass keeps what its loss and its sweep have in common, and overrides `sweep`, or `changed` where only the
+    changed codes are cheaper. No gradient flows through a sweep.
 
     Attributes:
         objective: the objective that was evaluated.

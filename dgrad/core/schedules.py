@@ -67,8 +67,8 @@ class Constant(Schedule):
 class Exponential(Schedule):
     """`max(minimum, start * exp(-rate * step))`, renewed every `interval` steps.
 
-    This is the annealing of Jang et al. 2016 and of the paper. The rate counts single steps: at rate 1e-5 it
-    takes 230,000 steps to come from 1 to 0.1.
+    This is the annealing of Jang et al. 2016 and of the paper. The rate counts single steps: at rate 1e-5 it takes
+    230,000 steps to come from 1 to 0.1.
 
     >>> schedule = Exponential(1.0, 1e-5, 1000, 0.1)
     >>> schedule(999), round(schedule(1000), 4), schedule(10**6)

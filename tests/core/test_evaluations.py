@@ -154,9 +154,7 @@ def test_a_layer_without_moves_has_no_potentials() -> None:
 
 
 def test_an_objective_of_ones_own_overrides_its_sweep_alone() -> None:
-    """The example's sweep is that of changed codes, one by one: alone, in a sum, of some rows, and through an
-    estimator.
-    """
+    """The example's sweep is that of changed codes: alone, in a sum, of some rows, and through an estimator."""
     distance = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "objective.py"))["Distance"]
     generator = Generator().manual_seed(0)
     objective = distance(torch.randn(4, 3, 6, generator=generator), torch.randn(BATCH, 6, generator=generator))

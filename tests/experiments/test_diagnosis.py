@@ -18,7 +18,7 @@ from dgrad.errors import InputError
 from dgrad.experiments.diagnosis import Diagnosis, choose_images, diagnose, random_start
 from dgrad.experiments.variants import read_variants
 from dgrad.training.run_directory import Run
-from dgrad.vae.reconstruction import Reconstruction
+from dgrad.vae.reconstruction import ReconstructionEvaluation
 from dgrad_cli.main import main
 
 
@@ -99,13 +99,13 @@ def test_a_small_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_estimators_that_draw_the_same_codes_share_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    swept, sweep = [], Reconstruction.sweep
+    swept, sweep = [], ReconstructionEvaluation.sweep
 
-    def counted(self: Reconstruction, *arguments: Tensor) -> Tensor:
+    def counted(self: ReconstructionEvaluation) -> Tensor:
         swept.append(1)
-        return sweep(self, *arguments)
+        return sweep(self)
 
-    monkeypatch.setattr(Reconstruction, "sweep", counted)
+    monkeypatch.setattr(ReconstructionEvaluation, "sweep", counted)
     monkeypatch.setattr(dgrad.experiments.diagnosis, "TIMED_CALLS", 1)
     monkeypatch.setattr(dgrad.experiments.diagnosis, "TIMED_SECONDS", 0.0)
     alone, together = {}, {}
