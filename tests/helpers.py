@@ -34,6 +34,15 @@ class EveryCode(Categorical):
         return self.enumerate(like=logits).unsqueeze(0)
 
 
+class EveryDraw(Categorical):
+    """Its samples hold each tuple of codes of the support once, along the batch."""
+
+    def sample(self, logits: Tensor, samples: int = 1, *, generator: Generator | None = None) -> Tensor:
+        support = self.enumerate(like=logits)
+        draws = torch.cartesian_prod(*[torch.arange(len(support))] * samples)  # [K^S, S]
+        return support[draws].transpose(0, 1)  # [S, K^S, n, k]
+
+
 class EveryNoise(Categorical):
     """Two values, whose noise takes evenly spaced quantiles along the batch."""
 
@@ -63,6 +72,17 @@ def gradient_of(
     estimator: GradientEstimator, layer: dgrad.LatentLayer, logits: Tensor, loss: CodeLoss, seed: int = 0
 ) -> Tensor:
     return estimate_and_gradient(estimator, layer, logits, loss, seed)[1]
+
+
+def mean_over_draws(estimator: GradientEstimator, spec: str, logits: Tensor, loss: CodeLoss, samples: int) -> Tensor:
+    """The exact mean gradient `[n, k]` of an estimator that draws this many independent codes, and nothing else."""
+    n, k = map(int, spec.split("x"))
+    layer = EveryDraw(n, k)
+    draws = layer.sample(logits, samples)
+    everywhere = logits.expand(draws.shape[1], -1, -1)
+    weights = layer.log_prob(everywhere, draws).sum(0).exp()  # [K^S]
+    gradients = gradient_of(estimator, layer, everywhere, loss)
+    return torch.einsum("b,bnk->nk", weights, gradients)
 
 
 def mean_of_direct(
