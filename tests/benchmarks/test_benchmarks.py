@@ -512,9 +512,9 @@ def test_every_tuning_names_constants_of_the_kernel() -> None:
 
 def test_tuning_is_undone() -> None:
     triton_sweep = pytest.importorskip("dgrad.kernels.triton_sweep", reason="needs Triton")
-    with pytest.raises(RuntimeError), device._tuned({"WARPS": 2}):
+    with pytest.raises(RuntimeError, match="stop here"), device._tuned({"WARPS": 2}):
         assert triton_sweep.WARPS == 2
-        raise RuntimeError
+        raise RuntimeError("stop here")
     assert triton_sweep.WARPS == 4
 
 
@@ -552,7 +552,7 @@ def test_one_variable_refuses_what_cannot_be(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["one_variable", *arguments])
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         one_variable.main()
     assert exit_.value.code == 2
     captured = capsys.readouterr()

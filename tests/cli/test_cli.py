@@ -33,7 +33,7 @@ class Dgrad:
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         self.capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
             main([str(argument) for argument in arguments])
         output = self.capsys.readouterr()
         assert isinstance(exit_.value.code, int)

@@ -22,7 +22,7 @@ SMALL = ["--latent", "3x4", "--epochs", "2", "--seeds", "2", "--device", "cpu", 
 
 def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     assert isinstance(exit_.value.code, int)

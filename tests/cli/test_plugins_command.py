@@ -43,7 +43,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
             main([str(argument) for argument in arguments])
         output = capsys.readouterr()
         assert isinstance(exit_.value.code, int)

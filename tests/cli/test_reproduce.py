@@ -17,7 +17,7 @@ from dgrad_cli.main import main
 
 def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     assert isinstance(exit_.value.code, int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def dgrad_register_estimators(register):
 
 def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     assert isinstance(exit_.value.code, int)
@@ -149,9 +150,8 @@ def test_settings_that_are_lists_take_several_as_a_list_of_lists() -> None:
     ids=str,
 )
 def test_recipes_that_cannot_be(recipe: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=re.escape(message)):
         expand(recipe, Path("out"))
-    assert message in str(error.value)
 
 
 def _finished(path: Path, config: TrainConfig, valid: float, test: float, accuracy: float | None = None) -> Experiment:

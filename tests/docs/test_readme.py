@@ -29,7 +29,7 @@ def _block_with(language: str, text: str) -> str:
 
 
 def _dgrad(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main(list(arguments))
     assert isinstance(exit_.value.code, int)
     return exit_.value.code

@@ -23,7 +23,7 @@ def _commands() -> list[list[str]]:
 
 
 def _dgrad(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main(list(arguments))
     assert isinstance(exit_.value.code, int)
     return exit_.value.code

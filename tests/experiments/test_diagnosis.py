@@ -139,7 +139,7 @@ def test_an_estimator_that_fails_costs_its_own_row(monkeypatch: pytest.MonkeyPat
 
 def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main(["diagnose", *(str(argument) for argument in arguments)])
     output = capsys.readouterr()
     assert isinstance(exit_.value.code, int)

@@ -350,7 +350,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, var
     config = configure({**SETTINGS, **variant})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="stopped at step 15 of "):
         Trainer(config, _StopAt()).train(broken)
     trainer, run = resume(broken.path)
     trainer.train(run)
@@ -414,7 +414,7 @@ def test_a_run_without_labels_has_no_accuracy(train: Callable[..., Run]) -> None
 
 
 def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
@@ -581,7 +581,7 @@ def test_pretraining_that_cannot_be_is_refused(given: dict[str, object], message
 
 def test_training_says_that_it_pretrains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "train --latent 1x10 --labels 20 --steps 2 --pretrain-steps 3 --labelled-batch 0 --device cpu --out"
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([*options.split(), str(tmp_path / "run")])
     assert exit_.value.code == 0
     assert "20 labelled images, 2 steps after 3 on labelled images alone, on" in capsys.readouterr().out

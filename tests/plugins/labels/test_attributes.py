@@ -52,9 +52,8 @@ def _small(path: Path) -> Path:
 
 
 def _error(function: Callable[[], object]) -> str:
-    with pytest.raises(dgrad.InputError) as error:
+    with pytest.raises(dgrad.InputError, match=r"\A[^\n]+\Z") as error:
         function()
-    assert "\n" not in str(error.value)
     return str(error.value)
 
 
@@ -405,7 +404,7 @@ def test_an_attribute_is_switched_on_and_off_where_it_is_and_hardly_elsewhere(ru
 
 
 def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     assert isinstance(exit_.value.code, int)
     return exit_.value.code

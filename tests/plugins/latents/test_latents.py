@@ -110,10 +110,20 @@ def test_extreme_logits_stay_finite(logits: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["20by10", "0x10", "5x1", "x", "", "20x", "-1x4", "2x3x4", "20×10", "1e3x2", "categorical:", "nothing:3"]
+    ("spec", "message"),
+    [
+        *(
+            (spec, f"cannot read '{spec}' as a categorical latent; expected VARIABLESxVALUES")
+            for spec in ("20by10", "x", "", "20x", "-1x4", "2x3x4", "20×10", "1e3x2")
+        ),
+        ("categorical:", "cannot read '' as a categorical latent"),
+        ("0x10", "at least 1 variable and 2 values; got 0x10"),
+        ("5x1", "at least 1 variable and 2 values; got 5x1"),
+        ("nothing:3", "unknown latent 'nothing'; known: categorical, pairs"),
+    ],
 )
-def test_bad_specs_are_refused(spec: str) -> None:
-    with pytest.raises(dgrad.InputError):
+def test_bad_specs_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(dgrad.InputError, match=message):
         dgrad.latent(spec)
 
 

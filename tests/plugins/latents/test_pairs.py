@@ -272,7 +272,7 @@ def test_a_drawn_bound_agrees_with_the_sum_over_all_codes() -> None:
 
 def test_it_trains_and_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def dgrad_(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
             main([str(argument) for argument in arguments])
         assert isinstance(exit_.value.code, int)
         return exit_.value.code, capsys.readouterr().err

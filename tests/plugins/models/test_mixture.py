@@ -170,7 +170,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> 
     config = configure({**SETTINGS, "estimator": "direct-rb", "dropout": 0.2, "input-dropout": 0.1})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="stopped at step 15 of "):
         Trainer(config, _StopAt()).train(broken)
     trainer, run = resume(broken.path)
     trainer.train(run)
@@ -191,7 +191,7 @@ def test_it_trains_with_any_estimator(train: Callable[..., Run], estimator: str)
 
 
 def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
