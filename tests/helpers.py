@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -133,6 +134,11 @@ def softmax_jacobian(q: Tensor) -> Tensor:
 def times(jacobian: Tensor, slope: Tensor) -> Tensor:
     return (jacobian @ slope.unsqueeze(-1)).squeeze(-1)
 
+
+# Programs that are not Python's
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
 
 # A running server
 

@@ -260,7 +260,7 @@ def test_no_step_asks_for_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
         next(stream)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_no_step_waits_for_a_cuda_device() -> None:
     stream = Batches(toy().to("cuda"), 8, generator=torch.Generator("cuda").manual_seed(0), dynamic=True)
     next(stream)

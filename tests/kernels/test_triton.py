@@ -88,7 +88,7 @@ def test_where_it_cannot_run_one_warning_says_why() -> None:
     assert len(warned) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (20, 2), (1, 40), (3, 100)])
 def test_on_a_gpu_it_is_what_torch_computes(n: int, k: int) -> None:
     generator = torch.Generator("cuda").manual_seed(0)

@@ -187,7 +187,7 @@ def test_a_step_that_cannot_be_recorded_is_done_without(monkeypatch: pytest.Monk
     assert trainer.captured is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_run_is_the_ordinary_run_on_the_same_device(case: str) -> None:
     settings = {**SETTINGS, **CASES[case], "device": "cuda"}

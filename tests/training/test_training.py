@@ -17,7 +17,6 @@ import torch
 
 import dgrad
 from dgrad.config import configure
-from dgrad.files.atomic import replacing
 from dgrad.registry import Plugin, registry
 from dgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from dgrad.training.listener import Listener
@@ -266,16 +265,6 @@ def test_a_run_directory_is_complete(train: Callable[..., Run]) -> None:
     assert configure(json.loads(run.config_file.read_text())) == run.config
 
 
-def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(OSError, match="No space left"), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "other"])
 def test_a_damaged_checkpoint_is_refused(train: Callable[..., Run], damage: str, tmp_path: Path) -> None:
     run = train()
@@ -322,7 +311,7 @@ def test_a_checkpoint_that_lacks_a_part_is_not_resumed(train: Callable[..., Run]
         resume(run.path)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "estimator", ["direct", "direct-rb", "leg", "gumbel-softmax", "st-gumbel-softmax", "reinforce", "rloo"]
 )

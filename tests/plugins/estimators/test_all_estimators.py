@@ -37,13 +37,27 @@ CASES: list[tuple[str, dict[str, object]]] = [
     *((name, {"sweep_share": 0.5}) for name in ("direct", "direct-rb", "leg")),
 ]
 
+STATISTICAL = ("unbiased", "limit", "baseline has not seen its sample")
+"""The checks that draw many samples."""
+
 
 def _id(name: str, hyperparameters: dict[str, object]) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in hyperparameters.items())])
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=name_of)
-@pytest.mark.parametrize(("name", "hyperparameters"), CASES, ids=[_id(*case) for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "check"),
+    [
+        pytest.param(
+            *case,
+            check,
+            id=f"{_id(*case)}-{name_of(check)}",
+            marks=[pytest.mark.slow] if name_of(check) in STATISTICAL else [],
+        )
+        for case in CASES
+        for check in CHECKS
+    ],
+)
 def test_built_in_estimators_conform(name: str, hyperparameters: dict[str, object], check: Check) -> None:
     Case(check)(dgrad.estimator(name, **hyperparameters))
 
