@@ -53,7 +53,7 @@ def copied(exports: dict[str, Path]) -> Path:
 
 
 def _check(*arguments: object) -> int:
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
+    with pytest.raises(SystemExit, match=r"^\d$") as exit_:
         main(["export", *map(str, arguments)])
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
