@@ -36,7 +36,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dgrad_cli.main",),
     ("dgrad_cli.__main__", "dgrad_cli.worker"),
 )
-"""Each module stands on the floor of its longest prefix here. An import leads down, or along a floor without a circle."""
+"""Each module stands on the floor of its longest prefix here.
+
+An import leads down, or along a floor without a circle.
+"""
 DOORS = {"dgrad": "dgrad", "dgrad_export": "dgrad_export", "dgrad_cli": "dgrad_cli", "dgrad_plugins": "dgrad_plugins"}
 """Packages whose `__init__` loads names on first use. Whoever imports a door imports none of the rooms behind it."""
 REACH = {
@@ -72,7 +75,10 @@ def imported_names(source: str) -> set[str]:
 
 
 def imports_of(modules: Mapping[str, str]) -> dict[str, set[str]]:
-    """For each module, by its source, the others of ours that it imports. `from package import module` imports the module."""
+    """For each module, by its source, the others of ours that it imports.
+
+    `from package import module` imports the module.
+    """
     found = {}
     for module, source in modules.items():
         names = imported_names(source) & modules.keys()

@@ -1,4 +1,4 @@
-"""`dgrad plugins`, `plugins check` and `plugins new`: what is shown of plugins that are wrong, and what a new one is worth."""
+"""`dgrad plugins`, `plugins check` and `plugins new`: wrong plugins, and a new one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """`install(distribution, text)`: a distribution with one module, as if pip had installed it, in a registry that finds all."""
+    """`install(distribution, text)`: a distribution of one module, as pip leaves it, and a registry that finds it."""
 
     @functools.cache
     def fresh() -> Registry:
@@ -136,8 +136,8 @@ def test_names_claimed_twice_are_shown_with_the_remedy(command: Command, install
     install("toy-bold", GOOD.format(name="rloo"))
     both = "estimator 'toy' is claimed by toy-first (toy-first) and toy-second (toy-second); uninstall one of them"
     bold = (
-        "estimator 'rloo' is claimed by dgrad (builtin) and toy-bold (toy-bold); uninstall toy-bold, or have it register "
-        "another name"
+        "estimator 'rloo' is claimed by dgrad (builtin) and toy-bold (toy-bold); uninstall toy-bold, "
+        "or have it register another name"
     )
     code, out, err = command("plugins")
     assert (code, err) == (0, "")
@@ -169,8 +169,8 @@ def test_a_name_that_a_file_claims_too_names_the_option(
     code, _, err = command("train", "--plugin", "toy_claims.py", *options)
     assert code == 2
     assert err == (
-        f"error: {hook} {name!r} is claimed by dgrad (builtin) and --plugin toy_claims.py; register another name there, or "
-        "leave out --plugin toy_claims.py\n"
+        f"error: {hook} {name!r} is claimed by dgrad (builtin) and --plugin toy_claims.py; "
+        "register another name there, or leave out --plugin toy_claims.py\n"
     )
     assert [path.name for path in Path().iterdir()] == ["toy_claims.py"]
 

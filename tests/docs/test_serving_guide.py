@@ -1,4 +1,7 @@
-"""What docs/serving.md shows is run: its commands, one after another, with a small model; its example of a client is tried in test_serving.py."""
+"""The commands of docs/serving.md run one after another, with a small model.
+
+Its example of a client is tried in `test_serving.py`.
+"""
 
 from __future__ import annotations
 

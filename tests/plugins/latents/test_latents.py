@@ -53,7 +53,10 @@ def test_enumeration_lists_every_code_once_and_sums_to_one(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SMALL)
 def test_samples_have_the_right_frequencies(spec: str) -> None:
-    """A chi-squared statistic below its 1 - 1e-6 quantile: one false alarm in a million for each spec, were the seed not fixed."""
+    """A chi-squared statistic below its 1 - 1e-6 quantile.
+
+    Were the seed not fixed, one false alarm in a million for each spec.
+    """
     layer = dgrad.latent(spec)
     logits = small_logits(layer, batch=1)
     draws = 20_000
