@@ -165,6 +165,7 @@ def test_packages_import_only_what_they_may(package: str) -> None:
         assert "click" not in tops, name  # typer vendors it
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("statement", "forbidden"),
     [

@@ -215,6 +215,7 @@ def test_the_latent_trains_with(name: str, train: Callable[..., Run]) -> None:
     assert last["valid_bound"] < first["valid_bound"]
 
 
+@pytest.mark.slow
 def test_the_latent_exports(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train(latent="bits:6", plugins=("examples/latent.py",))
     assert _dgrad("export", run.path, "--out", tmp_path / "model") == 0
@@ -251,11 +252,13 @@ def test_the_model_sweeps_right_and_refuses_what_it_cannot() -> None:
             build("models", "small-conv", torch.nn.Module, layer, shape, likelihood("bernoulli"), hidden)
 
 
+@pytest.mark.slow
 def test_the_model_exports(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train(model="small-conv", epochs=1, plugins=("examples/model.py",))
     assert _dgrad("export", run.path, "--out", tmp_path / "model") == 0
 
 
+@pytest.mark.slow
 def test_the_code_loss_teaches_the_first_variable_the_class(train: Callable[..., Run]) -> None:
     run = train(latent="4x10", epochs=20, plugins=("examples/code_loss.py",))
     model, _ = run.load_model("last")

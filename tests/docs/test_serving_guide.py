@@ -32,6 +32,7 @@ def _dgrad(*arguments: str) -> int:
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_every_command_runs(train: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
     run = train(latent="3x4", epochs=1)
     Path("images").mkdir()

@@ -27,6 +27,7 @@ def _diagnose(latent: str, estimators: str, *values: str, draws: int = 400, imag
     return diagnose(model, choose_images(split, images, 0), read_variants(estimators, values), draws=draws)
 
 
+@pytest.mark.slow
 def test_unbiased_estimators_are_within_noise_and_exact_has_none() -> None:
     diagnosis = _diagnose("2x4", "exact,rloo,leg,reinforce", images=100)
     rows = {row.label: row for row in diagnosis.rows}
@@ -89,6 +90,7 @@ def test_a_large_support_is_measured_against_leg() -> None:
     assert all(row.within_noise for row in others), "leg is measured with other noise than the reference"
 
 
+@pytest.mark.slow
 def test_a_small_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _diagnose("2x3", "exact,leg", draws=20, images=5).rows
     monkeypatch.setattr("dgrad.experiments.diagnosis.NUMBERS_AT_ONCE", 16 * 70)  # two images at once
@@ -97,6 +99,7 @@ def test_a_small_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert parts[1].deviation == pytest.approx(whole[1].deviation, rel=0.3)
 
 
+@pytest.mark.slow
 def test_estimators_that_draw_the_same_codes_share_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     swept, sweep = [], Reconstruction.sweep
 

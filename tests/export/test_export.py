@@ -272,6 +272,7 @@ def plugin(tmp_path: Path) -> Iterator[Path]:
     sys.modules.pop(path.stem, None)
 
 
+@pytest.mark.slow
 def test_latent_of_another_integer_form_and_data_that_moved_away(
     tmp_path: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,6 +337,7 @@ def mixed(home: Path) -> tuple[DiscreteVAE, Path]:
     return run.load_model()[0], home / "mixed"
 
 
+@pytest.mark.slow
 def test_mixed_model_computes_what_torch_computes(mixed: tuple[DiscreteVAE, Path]) -> None:
     model, folder = mixed
     manifest = manifest_of(folder)
@@ -516,6 +518,7 @@ class FixedBatch(nn.Module):
         return images.reshape(2, 6, 4, -1).sum(-1)
 
 
+@pytest.mark.slow
 def test_model_that_cannot_be_exported_is_said_so() -> None:
     model = build_model(TrainConfig(latent="6x4"), (1, 6, 4))
     model.encoder = FixedBatch()
@@ -669,6 +672,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "onnx
 """
 
 
+@pytest.mark.processes
 def test_codec_needs_neither_torch_nor_onnx(exports: dict[str, Path]) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-W", "error", "-c", ROUND_TRIP, str(exports[LINEAR])]

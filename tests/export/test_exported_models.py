@@ -62,6 +62,7 @@ def exported(home: Path, request: pytest.FixtureRequest) -> tuple[DiscreteVAE, P
     return run.load_model()[0], out, json.loads((out / "manifest.json").read_text())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_computes_what_torch_computes_at_every_batch_size(exported: tuple[DiscreteVAE, Path, dict[str, Any]]) -> None:
     model, out, manifest = exported

@@ -64,6 +64,7 @@ def with_device_step(trainer: Trainer) -> Trainer:
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_step_that_is_recorded_trains_as_the_ordinary_one(case: str) -> None:
     config = configure({**SETTINGS, **CASES[case]})

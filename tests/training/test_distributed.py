@@ -60,6 +60,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_train_as_one_does_on_the_whole_batch(trained: list[dict[str, Any]]) -> None:
     """Without noise, to rounding errors: a last batch that cannot be halved, pixels drawn anew."""
     alone = Trainer(configure(processes.DETERMINISTIC))
@@ -89,6 +91,8 @@ def test_with_every_estimator_all_processes_have_the_same_weights(trained: list[
             assert tensor.isfinite().all()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_stopped_run_goes_on_bit_for_bit_with_one_writer(tmp_path: Path) -> None:
     plain, stopped = tmp_path / "plain", tmp_path / "stopped"
     train = ["train", *RUN, "--steps", "40", "--estimator", "relax", "--plugin", str(HERE)]
@@ -123,6 +127,8 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_one_writer(tmp_path: Path) -> No
         resume(plain)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_what_is_wrong_is_said_once_and_ends_all(tmp_path: Path) -> None:
     done = torchrun("cli", "train", *RUN, "--estimator", "nonsense", "--out", str(tmp_path / "run"))
     assert done.returncode != 0

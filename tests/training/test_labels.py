@@ -362,6 +362,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, var
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -382,6 +383,7 @@ def test_few_labels_teach_the_classes_with_any_estimator(train: Callable[..., Ru
     assert summary["best"]["valid_accuracy"] == best, "chosen by validation"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["bound", "reconstruction", "accuracy"])
 def test_the_best_weights_are_those_with_the_best_figure_that_choose_by_names(
     train: Callable[..., Run], criterion: str
@@ -420,6 +422,7 @@ def _dgrad(*arguments: object) -> int:
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_the_commands_show_the_accuracy_and_the_grid_has_a_column_for_each_class(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -512,6 +515,7 @@ def test_pretraining_sees_the_labelled_images_alone_and_comes_before_the_first_s
     )
 
 
+@pytest.mark.slow
 def test_pretraining_teaches_the_labels() -> None:
     """Without a labelled image in the run's own steps, accuracy is owed to the pretraining alone: of ten classes chance names 10 %."""
     found = {}
@@ -537,6 +541,7 @@ class _StopInPretraining(Listener):
             trainer.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listener", [_StopInPretraining, _StopAt])
 def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(
     tmp_path: Path, listener: Callable[[], Listener]
@@ -554,6 +559,7 @@ def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_seeds_in_parallel_are_pretrained_each_and_stop_in_it(tmp_path: Path) -> None:
     config = configure({**PRETRAINED, "labelled-batch": 0, "epochs": 1})
     with pytest.raises(Interrupted, match=r"--resume .*seeds$"):

@@ -254,6 +254,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
     return call
 
 
+@pytest.mark.slow
 def test_the_command_trains_reports_and_leaves_ordinary_runs(command: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = command(*SMALL, "--seeds-in-parallel", 2, "--seed", 5, "--out", "seeds")
     assert code == 0, err
@@ -275,6 +276,7 @@ def test_the_command_trains_reports_and_leaves_ordinary_runs(command: Callable[.
     assert sorted(path.name for path in Path("seeds").iterdir()) == ["seed0", "seeds.json", "summary.json"]
 
 
+@pytest.mark.slow
 def test_pictures_that_are_missing_are_made(command: Callable[..., tuple[int, str, str]]) -> None:
     assert command(*SMALL, "--seeds-in-parallel", 2, "--out", "seeds")[0] == 0
     before = json.loads(Path("seeds/summary.json").read_text())

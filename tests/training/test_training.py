@@ -52,7 +52,7 @@ def _figures(run: Run) -> tuple[list[dict[str, object]], dict[str, object]]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: str(variant.get("estimator", "rloo")))
-@pytest.mark.parametrize("stop_at", [7, 13])
+@pytest.mark.parametrize("stop_at", [7, pytest.param(13, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
     tmp_path: Path, variant: dict[str, object], stop_at: int
 ) -> None:
@@ -75,6 +75,8 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
         assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_kill_9_then_resume_equals_an_undisturbed_run(tmp_path: Path) -> None:
     """A process killed without warning, at whatever point, loses at most what came after its last checkpoint."""
     command = [
@@ -155,6 +157,7 @@ def test_every_purpose_has_noise_of_its_own() -> None:
     assert len({tuple(torch.rand(4, generator=each).tolist()) for each in generators}) == len(generators) == 5
 
 
+@pytest.mark.slow
 def test_training_learns(train: Callable[..., Run]) -> None:
     lines = train(estimator="direct-rb", latent="8x4", epochs=20, lr="0.01").metrics()
     assert lines[-1]["valid_bound"] < 0.75 * lines[0]["valid_bound"]
@@ -216,6 +219,7 @@ def test_weight_decay_is_decoupled_and_spares_biases() -> None:
         assert decays[id(parameter)] == (0.0 if name.endswith("bias") else 0.3), name
 
 
+@pytest.mark.slow
 def test_hooks_see_a_run_and_code_losses_join_the_objective(tmp_path: Path) -> None:
     seen: list[str] = []
 

@@ -81,6 +81,7 @@ def test_the_importance_weighted_bound_falls_to_the_log_likelihood() -> None:
     assert values[0] == pytest.approx(bound, abs=1.0), "with one sample it is the evidence bound"
 
 
+@pytest.mark.slow
 def test_an_evaluation_repeats_and_leaves_the_global_generator_alone(train: Callable[..., Run]) -> None:
     run = train(latent="6x4")
     model, _ = run.load_model()

@@ -52,7 +52,7 @@ def _id(name: str, hyperparameters: dict[str, object]) -> str:
             *case,
             check,
             id=f"{_id(*case)}-{name_of(check)}",
-            marks=[pytest.mark.slow] if name_of(check) in STATISTICAL else [],
+            marks=[pytest.mark.slow] * bool(case[1] or name_of(check) in STATISTICAL),
         )
         for case in CASES
         for check in CHECKS

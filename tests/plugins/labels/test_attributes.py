@@ -314,6 +314,7 @@ def test_the_numbers_of_a_code_are_those_of_all_layers() -> None:
     assert model.numbers_per_code == sum(counted)
 
 
+@pytest.mark.slow
 def test_the_bound_of_a_large_decoder_is_drawn_and_that_of_a_small_one_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mean of 200 draws is within 6 of its standard errors of the sum over all codes, whose own noise (the Gaussian variables') is as small."""
     model, split = _model(), Split(_images(count=8))
@@ -368,6 +369,7 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return result
 
 
+@pytest.mark.slow
 def test_the_attributes_of_test_images_are_known(run: Run) -> None:
     summary, metrics = run.summary(), run.metrics()
     assert summary is not None
@@ -388,6 +390,7 @@ def _switched(run: Run, name: str) -> tuple[Tensor, Split]:
     return pictures[:, off + 1] - pictures[:, off], test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_an_attribute_is_switched_on_and_off_where_it_is_and_hardly_elsewhere(run: Run, name: str) -> None:
     change, test = _switched(run, name)
@@ -410,6 +413,7 @@ def _dgrad(*arguments: object) -> int:
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_the_commands_say_how_well_each_attribute_is_known_and_draw_the_grid(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -428,6 +432,7 @@ def test_the_commands_say_how_well_each_attribute_is_known_and_draw_the_grid(
     assert "--grid has two columns for each attribute" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_npz_takes_the_same_path(capsys: pytest.CaptureFixture[str]) -> None:
     path = _npz(attributes=_attributes(), attribute_names=np.array(["a", "b", "c"]))
     options = [

@@ -179,6 +179,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> 
     assert [line["valid_bound"] for line in broken.metrics()] == [line["valid_bound"] for line in whole.metrics()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["direct", "leg", "gumbel-softmax", "rloo", "exact"])
 def test_it_trains_with_any_estimator(train: Callable[..., Run], estimator: str) -> None:
     run = train(**{**SETTINGS, "estimator": estimator, "epochs": 8, "lr": "0.005"})
@@ -197,6 +198,7 @@ def _dgrad(*arguments: object) -> int:
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_every_command_works_on_a_run_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     options = [part for name, value in SETTINGS.items() for part in (f"--{name}", value)]
     assert _dgrad("train", *options, "--estimator", "leg", "--out", "run") == 0
