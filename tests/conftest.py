@@ -25,6 +25,13 @@ NEEDS = {
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings, and tests may run side by side
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser takes seconds to start: its tests are slow too."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker("slow")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test whose marker names what this machine lacks is skipped, before any fixture of it is made."""

@@ -550,6 +550,7 @@ def test_a_page_of_20x10_has_less_than_a_megabyte(tmp_path: Path) -> None:
     assert "connect-src 'none'" in built.path.read_text().partition("<title>")[0]
 
 
+@pytest.mark.slow
 def test_pages_that_cannot_be_made(linear: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def said(*arguments: object) -> str:
         with pytest.raises(SystemExit, match=r"^\d$") as exit_:
