@@ -45,6 +45,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Dgrad:
     return Dgrad(capsys)
 
 
+@pytest.mark.slow
 def test_train_then_everything_else(command: Dgrad, tmp_path: Path) -> None:
     code, out, _ = command(*SMALL, "--epochs", 2)
     assert code == 0, out
@@ -163,6 +164,8 @@ def test_a_plugin_file_trains(command: Dgrad) -> None:
     sys.modules.pop("toy_for_the_cli")
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_says_how_to_go_on_and_exits(number: signal.Signals, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
@@ -283,6 +286,7 @@ def test_images_of_another_size_are_refused(command: Dgrad, train: Callable[...,
         assert "takes [1, 8, 8]" in err
 
 
+@pytest.mark.slow
 def test_export_refuses_a_data_set_that_changed_its_size(command: Dgrad) -> None:
     _digits_npz()
     assert command(*SMALL, "--dataset", "toy.npz", "--out", "run", "--quiet")[0] == 0
@@ -347,6 +351,8 @@ def test_weights_from_before_the_first_evaluation_are_not_used(command: Dgrad, t
     assert [path.name for path in Path().iterdir()] == ["run"]
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
 def test_ctrl_c_while_starting_up_is_one_line(seconds: float) -> None:
     root = Path(__file__).parents[2]

@@ -29,6 +29,7 @@ def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
     return exit_.value.code, output.out, output.err
 
 
+@pytest.mark.slow
 def test_two_estimators(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = _command(capsys, "compare", "--estimators", "rloo,direct", "--set", "direct.epsilon=0.5", *SMALL)
     assert (code, err) == (0, "")
@@ -63,6 +64,7 @@ def test_two_estimators(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(out)["bound"] == pytest.approx(tests[0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept_and_others_added(capsys: pytest.CaptureFixture[str]) -> None:
     assert _command(capsys, "compare", "--estimators", "rloo", *SMALL)[0] == 0
     stamp = Path("out/rloo-seed0/summary.json").stat().st_mtime_ns
@@ -131,6 +133,8 @@ def _wait_for(path: Path, lines: int = 1) -> None:
     assert path.is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_comparison_goes_on_to_the_same_figures(
     capsys: pytest.CaptureFixture[str], number: signal.Signals

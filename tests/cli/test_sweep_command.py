@@ -225,6 +225,8 @@ def test_the_best_is_what_choose_by_says(capsys: pytest.CaptureFixture[str]) -> 
 # The command
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_runs_are_trained_once_and_others_are_added(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = _command(capsys, "sweep", "--estimators", "exact,leg", "--lr", "0.01", "--jobs", 2, *SMALL)
     assert code == 0, err
@@ -264,6 +266,8 @@ def test_runs_are_trained_once_and_others_are_added(capsys: pytest.CaptureFixtur
     )
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_that_fails_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.py").write_text(BROKEN)
     Path("recipe.toml").write_text(
@@ -346,6 +350,8 @@ def _free(name: str) -> bool:
         return True
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_leaves_no_process_and_goes_on_to_the_same_figures(
     capsys: pytest.CaptureFixture[str], number: signal.Signals
@@ -408,6 +414,7 @@ def _job(name: str, code: str) -> Job:
     return Job(name, (sys.executable, "-c", code), Path("logs", f"{name}.log").absolute())
 
 
+@pytest.mark.processes
 def test_devices_are_given_in_turn_and_threads_shared() -> None:
     code = "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS'])"
     ended: list[tuple[str, str | None]] = []
@@ -430,6 +437,7 @@ def test_devices_are_given_in_turn_and_threads_shared() -> None:
     assert said == [f"['--device', '{device}'] {threads}\n" for device in ("cuda:0", "cuda:1", "cuda:0")]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
@@ -447,6 +455,8 @@ def test_what_went_wrong_is_told_in_one_line(code: str, problem: str | None) -> 
     assert ended == [problem]
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_jobs_by_submitit(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("submitit")
     options = [

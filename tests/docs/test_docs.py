@@ -208,6 +208,7 @@ def test_the_latent_keeps_the_rest_of_its_contract(bits: LatentLayer) -> None:
         dgrad.latent("bits:20").enumerate(like=logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exact", "direct-joint", "reinforce", "rloo", "gumbel-softmax"])
 def test_the_latent_trains_with(name: str, train: Callable[..., Run]) -> None:
     run = train(estimator=name, latent="bits:6", epochs=4, plugins=("examples/latent.py",))

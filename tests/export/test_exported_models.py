@@ -17,6 +17,8 @@ from dgrad.training.trainer import Trainer
 from dgrad.vae.model import DiscreteVAE
 from dgrad_export import Codec, export_run
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("Eyeglasses", "Smiling", "Wearing_Hat")
 CONV = {"model": "conv", "hidden": "4,6,8,8", "gaussian": 5, "binarize": "none"}
 LABELS = {"labels": 20, "labelled-batch": 10, "latent": "3x2"}
@@ -62,7 +64,6 @@ def exported(home: Path, request: pytest.FixtureRequest) -> tuple[DiscreteVAE, P
     return run.load_model()[0], out, json.loads((out / "manifest.json").read_text())
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_computes_what_torch_computes_at_every_batch_size(exported: tuple[DiscreteVAE, Path, dict[str, Any]]) -> None:
     model, out, manifest = exported

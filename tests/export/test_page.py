@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
