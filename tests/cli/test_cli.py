@@ -428,6 +428,7 @@ def test_a_run_with_a_refined_q_says_what_the_encoders_is(command: Dgrad) -> Non
     assert "with its own q" not in command(*SMALL, "--out", "plain")[1]
 
 
+@pytest.mark.slow
 def test_evaluate_says_what_the_encoder_loses(train: Callable[..., Run], command: Dgrad) -> None:
     run = train(latent="6x3", estimator="direct-rb", epochs=10, **{"eval-refine-steps": 5})
     code, out, _ = command("evaluate", run.path)

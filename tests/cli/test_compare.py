@@ -192,6 +192,7 @@ def test_bad_options_are_refused_before_anything_is_trained(
     assert [path.name for path in Path().iterdir()] == ["file"], "nothing is left behind"
 
 
+@pytest.mark.slow
 def test_several_values_are_variants_of_one_estimator(capsys: pytest.CaptureFixture[str]) -> None:
     values = ["--set", "gumbel-softmax.temperature=1,0.5"]
     code, out, _ = _command(capsys, "compare", "--estimators", "gumbel-softmax", *values, *SMALL, "--seeds", 1)

@@ -108,6 +108,7 @@ def test_every_option_of_every_command_exists(capsys: pytest.CaptureFixture[str]
             assert option in shown, f"{option} of {command}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in _commands() if command[0] == "train"], ids=" ".join)
 def test_every_training_command_trains(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -152,6 +152,7 @@ def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
 SMALL = ["--latent", "1x4", "--images", 10, "--draws", 20, "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_the_command_at_a_random_start(capsys: pytest.CaptureFixture[str]) -> None:
     values = ["--set", "direct.epsilon=1,0.1", "--set", "gumbel-softmax.temperature=0.5,1"]
     code, out, err = _command(capsys, *SMALL, *values, "--out", "a/b")

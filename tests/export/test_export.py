@@ -371,6 +371,7 @@ def test_mixed_model_computes_what_torch_computes(mixed: tuple[DiscreteVAE, Path
     assert "not finite" in error_of(lambda: codec.decode(code, np.full((7, 4), np.inf)))
 
 
+@pytest.mark.slow
 def test_draws_follow_the_logits_and_can_be_had_again(mixed: tuple[DiscreteVAE, Path]) -> None:
     codec = Codec(mixed[1])
     image = np.repeat(grey(1), 4000, axis=0)

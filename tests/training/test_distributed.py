@@ -75,6 +75,8 @@ def test_two_processes_train_as_one_does_on_the_whole_batch(trained: list[dict[s
             torch.testing.assert_close(together["weights"][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_each_process_has_noise_of_its_own_and_the_first_that_of_one_alone(trained: list[dict[str, Any]]) -> None:
     alone = Trainer(configure(processes.DETERMINISTIC))
     noise = [one["deterministic"]["noise"] for one in trained]
@@ -82,6 +84,8 @@ def test_each_process_has_noise_of_its_own_and_the_first_that_of_one_alone(train
     assert not torch.equal(noise[0], noise[1])
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_with_every_estimator_all_processes_have_the_same_weights(trained: list[dict[str, Any]]) -> None:
     estimators = [one["estimators"] for one in trained]
     assert set(estimators[0]) >= set(dgrad.estimators()) - {"averaging-exact"}
