@@ -1,8 +1,8 @@
-"""The server against bare onnxruntime calls, in one run: `python -m benchmarks.serving MODEL [--run RUN]`.
+"""The server beside bare onnxruntime calls, in one run: `python -m benchmarks.serving MODEL`.
 
-MODEL is what `dgrad export` wrote; with --run, the run it was made from, torch is measured too. Ratios are of medians of calls that
-take turns. What a client costs by itself is measured with a socket that sends the server's answers, stored before, and computes
-nothing. May import tritonclient, onnxruntime, numpy; torch only for --run.
+MODEL is what `dgrad export` wrote. All ratios are of medians of calls that take turns.
+With --beside, the dgrad of another Python serves the same model and takes turns too.
+With --run, the run that MODEL was made from, torch is measured as well.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +33,9 @@ Images = npt.NDArray[np.float32]
 
 
 @contextmanager
-def serving(model: Path) -> Iterator[tuple[int, int]]:
+def serving(model: Path, python: str = sys.executable) -> Iterator[tuple[int, int]]:
     """A server in a process of its own: its port and process id."""
-    command = [sys.executable, "-m", "dgrad_cli", "serve", str(model), "--port", "0"]
+    command = [python, "-P", "-m", "dgrad_cli", "serve", str(model), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     match = re.search(r":(\d+)/v2", process.stdout.readline())
@@ -51,7 +48,7 @@ def serving(model: Path) -> Iterator[tuple[int, int]]:
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call; they take turns, so that what the machine does meets all of them."""
+    """Median milliseconds of each call. Calls take turns, so that other work on the machine meets all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -62,13 +59,13 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def bare(models: dict[str, Served], images: Images) -> None:
-    """Encode and decode with nothing but the sessions."""
+    """Encode and decode with the sessions alone."""
     (code,) = models["encoder"]._session.run(["code"], {"image": images})
     models["decoder"]._session.run(["image"], {"code": code})
 
 
 class Plain:
-    """A client of http.client and numpy, binary mode: it copies less than tritonclient."""
+    """A client of http.client and numpy in binary mode. It copies less than tritonclient."""
 
     def __init__(self, port: int) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -94,57 +91,6 @@ class Plain:
         """Encode and decode by two requests; the images."""
         code = self.infer("encoder", ("image", "FP32", images), ("code", "<i8"))
         return self.infer("decoder", ("code", "INT64", code), ("image", "<f4"))
-
-
-@contextmanager
-def stored(port: int, images: Images) -> Iterator[int]:
-    """The port of a process that computes nothing: it sends what the server answered when `images` were encoded and decoded."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        # Not forked: that maps this process's memory anew, which the bare calls and the clients would pay for.
-        context = multiprocessing.get_context("spawn")
-        process = context.Process(target=_answer_stored, args=(listener, port), daemon=True)
-        process.start()
-        Plain(listener.getsockname()[1]).both(images)
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            process.terminate()
-            process.join()
-
-
-def _answer_stored(listener: socket.socket, port: int) -> None:
-    """Ask the server what the first client asks; give its answers to all that follow."""
-    answers: list[bytes] = []
-
-    def serve_one(client: socket.socket) -> None:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        buffer = bytearray(2**22)
-        while request := _read_message(client, buffer):
-            client.sendall(answers[b"/decoder/" in bytes(request[:100])])
-
-    buffer = bytearray(2**22)
-    with closing(listener.accept()[0]) as client, closing(socket.create_connection(("127.0.0.1", port))) as server:
-        for _ in range(2):
-            server.sendall(_read_message(client, buffer))
-            answers.append(bytes(_read_message(server, buffer)))
-            client.sendall(answers[-1])
-    while True:
-        threading.Thread(target=serve_one, args=(listener.accept()[0],), daemon=True).start()
-
-
-def _read_message(connection: socket.socket, buffer: bytearray) -> memoryview:
-    """A request or an answer with its length; nothing at the end."""
-    view, filled, size = memoryview(buffer), 0, len(buffer)
-    while filled < size:
-        count = connection.recv_into(view[filled:size])
-        if count == 0:
-            break
-        filled += count
-        if size == len(buffer) and (end := buffer.find(b"\r\n\r\n", 0, filled)) >= 0:
-            length = re.search(rb"\r\ncontent-length: (\d+)", buffer[:end].lower())
-            assert length
-            size = end + 4 + int(length[1])
-    return view[:filled]
 
 
 def through_client(client: triton.InferenceServerClient, images: Images, *, binary: bool) -> npt.NDArray[np.int64]:
@@ -196,22 +142,20 @@ def resident_mebibytes(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def measure_server(model: Path, rounds: int, requests: int) -> None:
-    """Print what the server costs beside the bare calls."""
+def measure_server(model: Path, beside: str | None, rounds: int, requests: int) -> None:
+    """Print what the server costs beside the bare calls, and beside another server."""
     models = open_models(model)
     shape = models["encoder"].inputs["image"].shape
     images = np.random.default_rng(0).random((256, *shape), dtype=np.float32)
-    with serving(model) as (port, process), triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
-        for size in (1, 256):
-            measure_batch(port, models, images[:size], rounds)
-        print(f"a refusal: {medians({'bad': lambda: bad_request(port)}, rounds)['bad']:.2f} ms")
-        one_by_one = np.concatenate([encode(client, images[i : i + 1]) for i in range(len(images))])
-        seconds, codes = concurrent(port, images, 2000)
-        same = bool((codes == one_by_one[np.arange(2000) % len(images)]).all())
-        print(f"2000 requests from 16 connections: {2000 / seconds:.0f} a second, codes equal to one by one: {same}")
-        text = _metrics(port)
-        print("\n".join(line for line in text.splitlines() if re.search(r"_(sum|count)\{", line)))
-    with serving(model) as (port, process):  # fresh: memory freed after large requests would hide what grows
+    with ExitStack() as stack:
+        ports = {"this server": stack.enter_context(serving(model))[0]}
+        if beside:
+            ports["the other"] = stack.enter_context(serving(model, beside))[0]
+        for size in (1, 32, 256):
+            measure_batch(ports, models, images[:size], rounds)
+        for name, port in ports.items():
+            measure_many(name, port, images, rounds)
+    with serving(model) as (port, process):  # fresh: memory freed after large requests would hide growth
         concurrent(port, images, 500)
         before = resident_mebibytes(process)
         for part in range(4):
@@ -220,18 +164,26 @@ def measure_server(model: Path, rounds: int, requests: int) -> None:
             print(f"memory after {(part + 1) * requests // 4}: {more:+.2f} MiB of {before:.0f}")
 
 
-def measure_batch(port: int, models: dict[str, Served], images: Images, rounds: int) -> None:
-    """Print what encoding and decoding `images` costs by the server, by a client alone and by neither.
+def measure_batch(ports: dict[str, int], models: dict[str, Served], images: Images, rounds: int) -> None:
+    """Print what encoding and decoding `images` costs by each client and server."""
+    for client, call in (("http.client", _plain), ("tritonclient", _triton), ("tritonclient, JSON", _triton_json)):
+        calls = {name: call(port, images) for name, port in ports.items()}
+        count = rounds if call is not _triton_json else rounds // 20
+        times = medians({"bare": lambda: bare(models, images), **calls}, count)
+        print(f"encode and decode {len(images)}, {client}:")
+        for name, milliseconds in times.items():
+            print(f"  {name:12} {milliseconds:8.3f} ms, {milliseconds / times['bare']:6.2f} times bare")
 
-    Each client takes turns with the bare calls and with no other client, whose memory and caches it would not share in use.
-    """
-    with stored(port, images) as nothing:
-        for name, client in (("tritonclient", _triton), ("http.client", _plain)):
-            calls = {name: client(port, images), f"{name}, client alone": client(nothing, images)}
-            _print_times(models, images, calls, rounds)
-    client = triton.InferenceServerClient(f"127.0.0.1:{port}")
-    calls = {"tritonclient, JSON": lambda: through_client(client, images, binary=False)}
-    _print_times(models, images, calls, 10)
+
+def measure_many(name: str, port: int, images: Images, rounds: int) -> None:
+    """Print how long a refusal takes, and how many requests of 16 connections are answered in a second."""
+    print(f"{name}: a refusal {medians({'bad': lambda: bad_request(port)}, rounds)['bad']:.2f} ms", end="; ")
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        one_by_one = np.concatenate([encode(client, images[i : i + 1]) for i in range(len(images))])
+    seconds, codes = concurrent(port, images, 2000)
+    same = bool((codes == one_by_one[np.arange(2000) % len(images)]).all())
+    print(f"16 connections {2000 / seconds:.0f} requests a second, codes equal to one by one: {same}")
+    print("\n".join(line for line in _metrics(port).splitlines() if re.search(r"_(sum|count)\{", line)))
 
 
 def _triton(port: int, images: Images) -> Callable[[], object]:
@@ -239,18 +191,14 @@ def _triton(port: int, images: Images) -> Callable[[], object]:
     return lambda: through_client(client, images, binary=True)
 
 
+def _triton_json(port: int, images: Images) -> Callable[[], object]:
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}")
+    return lambda: through_client(client, images, binary=False)
+
+
 def _plain(port: int, images: Images) -> Callable[[], object]:
     client = Plain(port)
     return lambda: client.both(images)
-
-
-def _print_times(
-    models: dict[str, Served], images: Images, calls: dict[str, Callable[[], object]], rounds: int
-) -> None:
-    times = medians({"bare": lambda: bare(models, images), **calls}, rounds)
-    print(f"encode and decode {len(images)}:")
-    for name, time_ in times.items():
-        print(f"  {name:28} {time_:8.3f} ms, {time_ / times['bare']:6.2f} times bare, {time_ - times['bare']:+.2f} ms")
 
 
 def _metrics(port: int) -> str:
@@ -262,7 +210,7 @@ def _metrics(port: int) -> str:
 
 
 def measure_torch(model: Path, run: Path, rounds: int) -> None:
-    """Print what torch, eager and with one thread, costs beside onnxruntime."""
+    """Print what eager torch with one thread costs beside onnxruntime."""
     import torch
 
     from dgrad.training.run_directory import Run
@@ -292,10 +240,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--beside", metavar="PYTHON", help="of another dgrad, whose server takes turns")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--requests", type=int, default=20_000, help="over which memory is watched")
     arguments = parser.parse_args()
-    measure_server(arguments.model, arguments.rounds, arguments.requests)
+    measure_server(arguments.model, arguments.beside, arguments.rounds, arguments.requests)
     if arguments.run:
         measure_torch(arguments.model, arguments.run, arguments.rounds)
 

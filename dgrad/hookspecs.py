@@ -1,7 +1,7 @@
-"""The hooks of dgrad: all that a plugin can add. May import typing names of dgrad only.
+"""The hooks of dgrad: all that a plugin can add.
 
-A plugin is a module (or any object) with functions of these names, marked `@dgrad.hookimpl`, published under the entry-point
-group `dgrad` or named with `--plugin`. A function may leave out arguments that it does not use.
+A plugin is a module, or any object, with functions of these names, each marked `@dgrad.hookimpl`. It is published under
+the entry-point group `dgrad` or named with `--plugin`. A function may leave out arguments that it does not use.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from dgrad.config import TrainConfig
     from dgrad.core.gradient_estimator import GradientEstimator
     from dgrad.core.latent_layer import LatentLayer
@@ -27,7 +29,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def recordable(function: Function) -> Function:
-    """Mark a hook whose result a GPU may record and replay: see `dgrad_code_losses`."""
+    """Mark a hook, or a loss's class, that a GPU may record and replay.
+
+    Its Python code then runs once, not at every step: what it gives must depend on its tensors alone.
+    """
     function.recordable = True  # type: ignore[attr-defined]
     return function
 
@@ -49,16 +54,26 @@ def dgrad_register_datasets(register: Callable[[str, Callable[[Path], Dataset]],
 
 @hookspec
 def dgrad_register_models(register: Callable[[str, Callable[..., DiscreteVAE]], None]) -> None:
-    """Call `register(name, factory)` for each model: `factory(layer, image_shape, likelihood, hidden[, gaussian, dropout])`."""
+    """Call `register(name, factory)`: `factory(layer, image_shape, likelihood, hidden[, gaussian, dropout])`."""
+
+
+@hookspec(firstresult=True)
+def dgrad_label_images(
+    images: Tensor, index: Tensor, labels: Tensor, config: TrainConfig
+) -> tuple[Tensor, Tensor] | None:
+    """Which training images get which labels, `(index, labels)`, given the few that are known; or None."""
 
 
 @hookspec
 def dgrad_code_losses(batch: Batch, config: TrainConfig) -> CodeLoss | None:
-    """A loss of the codes of this batch, `[S, B, *code] -> [S, B]`, to add to the objective; or None.
+    """A loss of a batch's codes, `[S, B, *code] -> [S, B]`, to add to the objective; or None."""
 
-    Marked `@dgrad.recordable` it says that the loss depends on the batch and the configuration alone; then a GPU may record the step
-    once and replay it, without calling this again.
-    """
+
+@hookspec
+def dgrad_batch_losses(
+    model: DiscreteVAE, labels: Tensor | None, config: TrainConfig
+) -> Mapping[str, nn.Module] | None:
+    """Named losses for a run, modules from an `EncodedBatch` to nats an image; or None."""
 
 
 @hookspec

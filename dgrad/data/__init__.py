@@ -17,7 +17,6 @@ from dgrad.data.labelled import (
 )
 from dgrad.data.npz import load_npz
 from dgrad.data.partitioning import partition
-from dgrad.data.propagation import propagated
 from dgrad.data.sources import dataset_loader, default_data_root, load_dataset
 from dgrad.data.splits import Dataset, Split, unit
 
@@ -41,6 +40,5 @@ __all__ = [
     "load_idx",
     "load_npz",
     "partition",
-    "propagated",
     "unit",
 ]

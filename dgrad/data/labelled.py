@@ -1,5 +1,4 @@
-"""Few labels: which images keep theirs, and how a training step draws them. May import torch, numpy,
-jaxtyping, dgrad.errors and dgrad.data.
+"""Few labels: which images keep theirs, and how a training step draws them.
 
 Nothing in a draw waits for the device.
 """
@@ -58,7 +57,7 @@ def choose_labelled(labels: Int[Tensor, " images"], count: int, *, seed: int) ->
 
 
 def choose_labelled_attributes(labels: Int[Tensor, "images n"], count: int, *, seed: int) -> Int[Tensor, " count"]:
-    """Which images keep the values of their attributes: places in ascending order, any of them, chosen by the seed alone.
+    """Which images keep their attributes: places in ascending order, chosen by the seed alone.
 
     Raises:
         InputError: there are fewer images than that, or an attribute has one value in all that were chosen.
@@ -104,7 +103,8 @@ class LabelledImages:
     Args:
         images: of the labelled ones alone; grey where they are binarised after the draw.
         index: their places in the training split.
-        binarize: what becomes of a drawn image's pixels: `threshold` (rounded at 0.5), `draw` (a Bernoulli variable each) or `none`.
+        binarize: what becomes of a drawn image's pixels: `threshold` (rounded at 0.5), `draw` (a Bernoulli variable
+            each) or `none`.
         augment: whether a drawn image is first redrawn by a small random affine map.
         generator: of the draws, on that device.
     """

@@ -1,13 +1,11 @@
-"""The images of a training run, and the batches that it draws, as its configuration says.
-
-May import torch, dgrad.config, dgrad.data, dgrad.core.random, dgrad.training.run_directory and dgrad.training.labels.
-"""
+"""The images of a training run and the batches that it draws, as its configuration says."""
 
 from __future__ import annotations
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
+from dgrad import registry
 from dgrad.config import TrainConfig
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.random import seed_for
@@ -19,8 +17,6 @@ from dgrad.data import (
     Split,
     choose_labelled,
     choose_labelled_attributes,
-    propagated,
-    unit,
 )
 from dgrad.errors import InputError
 from dgrad.training.build import build_dataset, evaluation_data
@@ -28,8 +24,7 @@ from dgrad.training.labels import check_labels
 from dgrad.training.processes import World
 
 BINARIZE_WHEN_DRAWN = {"threshold": "threshold", "static": "draw", "dynamic": "draw", "none": "none"}
-"""What becomes of the pixels of an image that was redrawn; one that was not is binarised already, unless that is dynamic."""
-
+"""How redrawn images are binarised. The others already are, unless that is dynamic."""
 
 SEEDLESS = ("threshold", "none")
 """The binarisations that give every seed the same pixels."""
@@ -60,14 +55,14 @@ class TrainingData:
         self.test = binary.test.to(device)
 
     def with_seed_of(self, config: TrainConfig) -> TrainingData:
-        """The images of a run that differs from this one in its seed at most; what the seed does not decide is shared."""
+        """The images of a run that differs in its seed at most; shared where the seed does not decide them."""
         return self if config.binarize in SEEDLESS else TrainingData(config, self.train.images.device, like=self)
 
 
 def training_batches(
     config: TrainConfig, data: TrainingData, layer: LatentLayer, world: World
 ) -> Batches | SemiSupervisedBatches:
-    """Batches of the training split, on the device; with `labels`, all of its images unlabelled and the labelled ones beside them.
+    """Batches of the training split, on the device; with `labels`, labelled images beside unlabelled ones.
 
     Raises:
         InputError: the data set, the latent and the number of labels do not go together.
@@ -88,21 +83,35 @@ def training_batches(
     assert labels is not None
     choose = choose_labelled_attributes if data.dataset.attributes else choose_labelled
     index = choose(labels, config.labels, seed=config.seed)
-    labels = labels[index]
-    if config.propagate_labels:
-        if data.dataset.attributes:
-            raise InputError(
-                f"--propagate-labels {config.propagate_labels:g} is for classes; got attributes, leave it out"
-            )
-        index, labels = propagated(
-            unit(data.train.images), index.to(device), labels.to(device), config.propagate_labels
-        )
+    known = labels[index].to(device)
+    index, labels = label_images(data.train.images, index.to(device), known, config, layer.shape[-1])
     source = data.dataset.train if config.augment else data.train
     labelled = LabelledImages(
-        Split(source.images[index.to(source.images.device)].to(device), labels.to(device)),
-        index.to(device),
+        Split(source.images[index.to(source.images.device)].to(device), labels),
+        index,
         generator=Generator(device).manual_seed(seed_for("labelled images", config.seed)),
         binarize=BINARIZE_WHEN_DRAWN[config.binarize if config.augment or dynamic else "none"],
         augment=config.augment,
     )
     return SemiSupervisedBatches(batches, labelled, config.labelled_batch)
+
+
+def label_images(
+    images: Tensor, index: Tensor, labels: Tensor, config: TrainConfig, values: int
+) -> tuple[Tensor, Tensor]:
+    """The places and labels of labelled images, as a plugin's `dgrad_label_images` hook leaves them.
+
+    Raises:
+        InputError: the hook gives other shapes, places outside the images, or labels outside the `values`.
+    """
+    hook = registry.registry().manager.hook.dgrad_label_images
+    places, theirs = hook(images=images, index=index, labels=labels, config=config) or (index, labels)
+    fits = places.ndim == 1 and len(places) > 0 and theirs.shape == (len(places), *labels.shape[1:])
+    inside = fits and places.min() >= 0 and places.max() < len(images) and theirs.min() >= -1 and theirs.max() < values
+    if not inside:
+        shape = ", ".join(["M", *map(str, labels.shape[1:])])
+        raise InputError(
+            f"dgrad_label_images gives places {list(places.shape)} and labels {list(theirs.shape)}; expected [M] "
+            f"places from 0 to {len(images) - 1} and [{shape}] labels from -1 to {values - 1}: ask the plugin's author"
+        )
+    return places, theirs

@@ -1,9 +1,9 @@
-"""What a training step minimises, as one module: from a batch to a number. May import torch, the models, objectives and the registry."""
+"""The loss of a training step as one module: from a batch to a number."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,19 +16,23 @@ from dgrad import registry
 from dgrad.config import TrainConfig
 from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.objectives import KLObjective, as_objective
-from dgrad.core.random import drop
+from dgrad.core.random import drop, seed_for
 from dgrad.core.refinement import check_refinable, refine
 from dgrad.core.schedules import Constant, Schedule, schedule
 from dgrad.data import Batch
-from dgrad.training.labels import ObservedObjective, Supervision, adversarial_change, known_codes
+from dgrad.errors import InputError
+from dgrad.training.labels import ObservedObjective, known_codes
 from dgrad.training.processes import World
 from dgrad.vae.model import DiscreteVAE
-from dgrad.vae.posterior import Posterior
+from dgrad.vae.posterior import EncodedBatch, Posterior
+
+CHECKPOINT_PARTS = ("model", "best", "estimator", "optimizer", "batches")
+"""Names that begin a checkpoint's tensors; those of a plugin's loss begin with the loss's name."""
 
 
 @contextmanager
 def held(network: nn.Module, hold: bool) -> Iterator[None]:
-    """A network whose parameters get no gradient from what is evaluated inside; if `hold` is false, the network as it is."""
+    """Hold the parameters of a network: evaluations inside give them no gradient; none is held if `hold` is false."""
     parameters = [parameter for parameter in network.parameters() if hold and parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -39,10 +43,40 @@ def held(network: nn.Module, hold: bool) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def batch_losses(model: DiscreteVAE, labels: Tensor | None, config: TrainConfig) -> nn.ModuleDict:
+    """The losses that the plugins' `dgrad_batch_losses` hooks add to a run, by name.
+
+    Their initial weights follow from the run's seed, and leave torch's own generator alone.
+
+    Raises:
+        InputError: a hook gives something else than modules by name, or a name that is taken.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("losses of plugins", config.seed))
+        hook = registry.registry().manager.hook.dgrad_batch_losses
+        given = hook(model=model, labels=labels, config=config)
+    losses: dict[str, nn.Module] = {}
+    for each in given:
+        if not isinstance(each, Mapping) or not all(isinstance(loss, nn.Module) for loss in each.values()):
+            raise InputError(f"dgrad_batch_losses gives {type(each).__name__}; expected torch modules by name, or None")
+        for name, loss in each.items():
+            if not name.isidentifier() or name in CHECKPOINT_PARTS or name in losses:
+                taken = ", ".join((*CHECKPOINT_PARTS, *losses))
+                raise InputError(f"dgrad_batch_losses names a loss {name!r}; expected an identifier other than {taken}")
+            losses[name] = loss
+    return nn.ModuleDict(losses)
+
+
 class TrainingLoss(nn.Module):
     """The negative bound of a batch, in nats an image, as the estimator estimates it and its gradient.
 
-    It holds every parameter that training moves: the model's and the estimator's own. `frequencies` are those of `Supervision`.
+    It holds every parameter that training moves: of the model, the estimator and the plugins' losses.
+
+    Args:
+        labels: of the images that show them; None for a run without labels.
+
+    Raises:
+        InputError: a plugin's losses cannot be.
     """
 
     kl_weight: Tensor
@@ -53,7 +87,7 @@ class TrainingLoss(nn.Module):
         estimator: GradientEstimator,
         config: TrainConfig,
         noise: Generator,
-        frequencies: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -66,7 +100,7 @@ class TrainingLoss(nn.Module):
         self.register_buffer("kl_weight", torch.tensor(self.kl_schedule.over(1)(0)), persistent=False)
         if config.refine_steps or config.steps_to_evaluate:
             check_refinable(model.layer)
-        self.supervision = Supervision(config, model.layer, frequencies, model.gaussian) if config.labels else None
+        self.batch_losses = batch_losses(model, labels, config)
         self.code_losses = registry.registry().manager.hook.dgrad_code_losses.get_hookimpls()
 
     def set_run_length(self, steps: int) -> None:
@@ -81,9 +115,10 @@ class TrainingLoss(nn.Module):
 
     @property
     def recordable(self) -> bool:
-        """Whether a step may be recorded once and replayed: nothing in it is decided by Python code that runs at each step."""
+        """Whether a step may be recorded once and replayed: no Python code decides anything at each step."""
         own_steps = type(self.estimator).set_step is not GradientEstimator.set_step
-        return not own_steps and all(getattr(each.function, "recordable", False) for each in self.code_losses)
+        of_plugins = [*(hook.function for hook in self.code_losses), *self.batch_losses.values()]
+        return not own_steps and all(getattr(each, "recordable", False) for each in of_plugins)
 
     def set_step(self, step: int) -> None:
         """Set what is scheduled to its value at `step`, without waiting for the device."""
@@ -98,8 +133,8 @@ class TrainingLoss(nn.Module):
         logits = posterior.logits  # [B, *code]
         gaussian = posterior.draw(generator=self.noise)
         objective = self.model.reconstruction(batch.images, gaussian)
-        kl_logits = logits
-        if self.supervision is not None:
+        kl_logits, known, labelled = logits, None, None
+        if config.labels:
             assert batch.labels is not None
             known, labelled = known_codes(batch.labels, layer.shape, logits.dtype)
             objective = ObservedObjective(objective, known, labelled)
@@ -116,12 +151,10 @@ class TrainingLoss(nn.Module):
             loss = loss + self.kl_weight * layer.kl(kl_logits).mean()
         if posterior.gaussian is not None:
             loss = loss + posterior.gaussian.kl().mean()
-        if self.supervision is not None:
-            loss = loss + self.supervision(logits, known, labelled, posterior.mean)
-            if config.adversarial_weight > 0:
-                radius = config.adversarial_radius
-                change = adversarial_change(self._logits, seen, logits, radius, generator=self.noise)
-                loss = loss + config.adversarial_weight * change
+        if self.batch_losses:
+            encoded = EncodedBatch(batch, seen, posterior, known, labelled, self.model.posterior, self.noise)
+            for batch_loss in self.batch_losses.values():
+                loss = loss + batch_loss(encoded)
         if config.refine_steps:  # so far the encoder's gradient, whose q is not the one that the decoder learns from
             return loss - loss.detach() + self._refined_bound(batch.images, posterior, gaussian)
         return loss
@@ -136,21 +169,18 @@ class TrainingLoss(nn.Module):
             bound = bound + posterior.gaussian.kl().detach()
         return bound.mean()
 
-    def _logits(self, images: Tensor) -> Tensor:
-        return self.model.posterior(images).logits
-
 
 def _buffers_apart() -> dict[str, Any]:
-    """Tells DistributedDataParallel to leave buffers alone, by the name that this torch has for it; the older one is deprecated."""
+    """Tells DistributedDataParallel to leave buffers alone, by the name that this version of torch has for it."""
     names = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
 class SharedLoss(nn.Module):
-    """One process's part of the loss of a batch: its mean over the processes, and that of its gradient, are the whole batch's.
+    """One process's part of a batch's loss: the mean over the processes is the whole batch's, and so is the gradient's.
 
-    The gradient is averaged in the backward pass, by DistributedDataParallel; what is averaged over a batch outside the gradient (a
-    baseline, a coefficient) by `share_averages`. Every parameter must have a gradient in every step.
+    DistributedDataParallel averages the gradient in the backward pass. `share_averages` averages the buffers, such as
+    a baseline or a coefficient. Every parameter must have a gradient in every step.
     """
 
     def __init__(self, loss: TrainingLoss, world: World) -> None:
@@ -158,8 +188,8 @@ class SharedLoss(nn.Module):
         self.world = world
         self.share = 1.0
         self.part = DistributedDataParallel(_Rehearsed(loss), gradient_as_bucket_view=True, **_buffers_apart())
-        # DistributedDataParallel arranges the gradients anew after the first backward pass, and with that the order in which those of
-        # more than two processes are added. It is behind us here: a resumed run adds in the order of one that nobody disturbed.
+        # DistributedDataParallel rearranges the gradients after the first backward pass, and so the order of their sum
+        # over more than two processes. After this one, a resumed run adds in the order of an undisturbed one.
         self.part(None).backward()
         self.zero_grad()
         self.averages = [
@@ -174,9 +204,9 @@ class SharedLoss(nn.Module):
 
     @torch.no_grad()
     def share_averages(self) -> None:
-        """After each step: the buffers that are saved become their mean over the processes, weighted by the shares of the last batch.
+        """Average the saved buffers over the processes, weighted by the shares of the last batch.
 
-        What is linear in the mean over a batch, as moving averages are, is then what one process that saw the whole batch would have.
+        A moving average is linear in the batch's mean. So it is then what one process with the whole batch would have.
         """
         for name in self.averages:
             average = self.part.module.get_buffer(name)

@@ -31,7 +31,6 @@ from dgrad.training.batches import TrainingData, training_batches
 from dgrad.training.build import build_model, load_state, resolve
 from dgrad.training.checkpoint import damaged, load_checkpoint, save_checkpoint
 from dgrad.training.cuda_graph import CapturedSteps, DeviceStep, NotCapturable
-from dgrad.training.labels import label_frequencies
 from dgrad.training.listener import Listener
 from dgrad.training.loss import SharedLoss, TrainingLoss
 from dgrad.training.processes import World
@@ -109,7 +108,7 @@ class Trainer:
         self.model.compiled_kernels = self._worth_compiling
         self.model.sweep_dtype = getattr(torch, config.sweep_precision)
         self.lr = schedule(config.lr).over(self.total_steps)
-        self.loss = TrainingLoss(self.model, self.estimator, config, self.noise, self._frequencies()).to(self.device)
+        self.loss = TrainingLoss(self.model, self.estimator, config, self.noise, self._labels()).to(self.device)
         self.loss.set_run_length(self.total_steps)
         alone = self.world.size == 1
         self.captures = alone and self.device.type == "cuda" and self._worth_compiling and self.loss.recordable
@@ -143,17 +142,13 @@ class Trainer:
         """How many images count as labelled: `labels` and those that these were spread to."""
         return len(self.batches.labelled.index) if isinstance(self.batches, SemiSupervisedBatches) else 0
 
-    def _frequencies(self) -> Tensor | None:
-        """Of the values of attributes, as the labelled images have them; None for classes, which these have equally often."""
-        if not self.config.attributes or not isinstance(self.batches, SemiSupervisedBatches):
-            return None
-        return label_frequencies(self.batches.labelled.labels.cpu(), self.model.layer.shape[-1])
+    def _labels(self) -> Tensor | None:
+        return self.batches.labelled.labels if isinstance(self.batches, SemiSupervisedBatches) else None
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         decayed = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.model.parameters() if parameter.ndim <= 1] + list(
-            self.estimator.parameters()
-        )
+        others = [parameter for parameter in self.model.parameters() if parameter.ndim <= 1]
+        others += [*self.estimator.parameters(), *self.loss.batch_losses.parameters()]
         if self.config.weight_decay:
             groups = [
                 {"params": decayed, "weight_decay": self.config.weight_decay},
@@ -415,7 +410,7 @@ class Trainer:
                 for index, entry in optimizer.items()
                 for name, tensor in entry.items()
             },
-            **{f"supervision.{name}": tensor for name, tensor in self._supervision_state().items()},
+            **self.loss.batch_losses.state_dict(),
             **{f"batches.{name}": tensor for name, tensor in self.batches.state_dict().items()},
             **{f"{_of_rank(rank)}{name}": tensor for rank, own in enumerate(of_ranks) for name, tensor in own.items()},
         }
@@ -430,9 +425,6 @@ class Trainer:
             "processes": self.world.size,
         }
         save_checkpoint(run.checkpoint_file, tensors, state)
-
-    def _supervision_state(self) -> dict[str, Tensor]:
-        return {} if self.loss.supervision is None else self.loss.supervision.state_dict()
 
     def restore(self, run: Run) -> None:
         """Go on from the run's checkpoint; metrics of later steps are dropped, they will be measured again.
@@ -464,8 +456,8 @@ class Trainer:
     def _restore(self, run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         load_state(self.model, tensors, "model.", run.checkpoint_file)
         load_state(self.estimator, tensors, "estimator.", run.checkpoint_file)
-        if self.loss.supervision is not None:
-            load_state(self.loss.supervision, tensors, "supervision.", run.checkpoint_file)
+        for name, loss in self.loss.batch_losses.items():
+            load_state(loss, tensors, f"{name}.", run.checkpoint_file)
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):

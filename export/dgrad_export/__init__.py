@@ -4,7 +4,7 @@
     codes = Codec("model").encode(images)              # needs numpy and onnxruntime alone
     check_export(Path("model"))                        # needs onnx too, not torch
 
-May import dgrad. Names are loaded on first use: importing this package, or `Codec` from it, imports neither torch nor onnx.
+Names are loaded on first use. So importing this package, or `Codec` from it, imports neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgrad_export.check.verification import check_export
     from dgrad_export.codec.codec import Codec
-    from dgrad_export.page.single_page import build_page
     from dgrad_export.write.export import export_run
-    from dgrad_export.write.reference import check_export
+    from dgrad_export.write.single_page import build_page
 
 __all__ = ["Codec", "build_page", "check_export", "export_run"]
 
 _HOME_OF = {
     "Codec": "codec.codec",
-    "build_page": "page.single_page",
-    "check_export": "write.reference",
+    "build_page": "write.single_page",
+    "check_export": "check.verification",
     "export_run": "write.export",
 }
 

@@ -1,7 +1,4 @@
-"""The built-in plugin: estimators, latents, data sets, models and the loss of labels, registered through the same hooks as anybody's.
-
-May import dgrad; never dgrad_cli or dgrad_export.
-"""
+"""The built-in plugin: all that dgrad registers, through the hooks that any plugin has."""
 
 from __future__ import annotations
 
@@ -11,12 +8,14 @@ from typing import Any
 import dgrad
 from dgrad_plugins.datasets import DATASETS
 from dgrad_plugins.estimators import ESTIMATORS
-from dgrad_plugins.labels import dgrad_code_losses
+from dgrad_plugins.labels import dgrad_batch_losses, dgrad_code_losses, dgrad_label_images
 from dgrad_plugins.latents import Categorical, Pairs
 from dgrad_plugins.models import conv_vae, linear_vae, mixture_vae, mlp_vae
 
 __all__ = [
+    "dgrad_batch_losses",
     "dgrad_code_losses",
+    "dgrad_label_images",
     "dgrad_register_datasets",
     "dgrad_register_estimators",
     "dgrad_register_latents",

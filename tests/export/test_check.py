@@ -23,7 +23,7 @@ from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 from dgrad_cli.main import main
 from dgrad_export import check_export, export_run
-from dgrad_export.write.reference import _check_codes
+from dgrad_export.check.reference import _check_codes
 
 pytestmark = pytest.mark.slow
 
@@ -144,11 +144,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "no archive": (lambda folder: _list_again(folder, "reference.npz", b"x"), 2, "reference.npz is damaged"),
     "other output": (_rename_output, 2, "has the outputs picture ['batch', 1, 8, 8] float32; manifest.json says image"),
     "short reference": (lambda folder: _change_reference(folder, encoder_code=None), 2, "encoder.code is missing"),
-    "encoder weight": (lambda folder: _change_weight(folder, "encoder.onnx", _nudge), 1, "logits of the encoder differs"),
-    "decoder weight": (lambda folder: _change_weight(folder, "decoder.onnx", lambda w: 1.01 * w), 1, "image of the decoder differs"),
-    "nan": (lambda folder: _change_weight(folder, "decoder.onnx", lambda w: w * np.nan), 1, "image of the decoder differs by nan"),
-    "other code": (lambda folder: _change_reference(folder, encoder_code=np.full((4, 6), 9)), 1, "code of the encoder differs"),
-    "other shape": (lambda folder: _change_reference(folder, decoder_image=np.zeros((4, 1, 8, 7), np.float32)), 1, "it was [4, 1, 8, 7]"),
+    "encoder weight": (
+        lambda folder: _change_weight(folder, "encoder.onnx", _nudge), 1, "logits of the encoder differs",
+    ),
+    "decoder weight": (
+        lambda folder: _change_weight(folder, "decoder.onnx", lambda w: 1.01 * w), 1, "image of the decoder differs",
+    ),
+    "nan": (
+        lambda folder: _change_weight(folder, "decoder.onnx", lambda w: w * np.nan), 1,
+        "image of the decoder differs by nan",
+    ),
+    "other code": (
+        lambda folder: _change_reference(folder, encoder_code=np.full((4, 6), 9)), 1, "code of the encoder differs",
+    ),
+    "other shape": (
+        lambda folder: _change_reference(folder, decoder_image=np.zeros((4, 1, 8, 7), np.float32)), 1,
+        "it was [4, 1, 8, 7]",
+    ),
 }  # fmt: skip
 
 
@@ -163,7 +175,7 @@ def test_what_differs_is_named(copied: Path, name: str, capsys: pytest.CaptureFi
 
 
 def test_a_batch_must_not_matter(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A graph that takes the batch's mean away gives what is stored for all four together, and something else for one."""
+    """A graph without the batch's mean gives the stored outputs for all four, and others for one alone."""
     proto = onnx.load(copied / "decoder.onnx")
     last = proto.graph.node[-1]
     last.output[0] = "alone"
@@ -218,7 +230,8 @@ from dgrad_cli.main import main
 try:
     main(sys.argv[1:])
 finally:
-    found = {name.partition(".")[0] for name in sys.modules} & {"torch", "torchvision", "onnxscript", "safetensors", "sklearn"}
+    heavy = {"torch", "torchvision", "onnxscript", "safetensors", "sklearn"}
+    found = {name.partition(".")[0] for name in sys.modules} & heavy
     print("heavy:", *sorted(found), file=sys.stderr)
 """
 

@@ -1,4 +1,4 @@
-"""`dgrad encode` and `dgrad decode`: what they write against the codec and against onnxruntime, what they refuse, that they do without torch."""
+"""`dgrad encode` and `dgrad decode` without torch: files against the codec and onnxruntime, and what is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "grey": {"latent": "6x4"},
     "mixed": {"model": "mixture", "latent": "2x3", "gaussian": 4, "hidden": "16,8"},
     "colour": {
-        "dataset": "faces.npz", "model": "mlp", "hidden": "16", "binarize": "none", "latent": "2x2", "labels": 20, "labelled-batch": 10,
+        "dataset": "faces.npz", "model": "mlp", "hidden": "16", "binarize": "none", "latent": "2x2", "labels": 20,
+        "labelled-batch": 10,
     },
 }  # fmt: skip
 
@@ -191,7 +192,7 @@ def test_every_kind_of_file_gives_the_same_codes(models: dict[str, Path]) -> Non
 
 
 def test_grey_and_colour_meet_halfway(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """A grey picture stored in colour is grey; a grey one is a colour picture; one with colours is not made grey in silence."""
+    """Grey stored in colour is grey, and grey passes as colour. Colours are not made grey in silence."""
     image = _grey(1)[0]
     Image.fromarray(np.repeat(image[..., None], 3, 2)).save("stored.png")
     Image.fromarray(image).save("grey.png")
@@ -404,7 +405,8 @@ from dgrad_cli.main import main
 try:
     main(sys.argv[1:])
 finally:
-    found = {name.partition(".")[0] for name in sys.modules} & {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn"}
+    heavy = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn"}
+    found = {name.partition(".")[0] for name in sys.modules} & heavy
     print("heavy:", *sorted(found), file=sys.stderr)
 """
 

@@ -1,4 +1,4 @@
-"""Every kind of model as ONNX: each row of the table is trained a little, exported, and compared with torch at several batch sizes."""
+"""Every kind of model as ONNX: trained a little, exported, and compared with torch at several batch sizes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "model": "mlp", "hidden": "400,200,100,50", "likelihood": "squared-error", "binarize": "none", "latent": "6x4",
     },
     "mlp-colour-chosen-attributes": {
-        "dataset": "faces.npz", "model": "mlp", "hidden": "16", "attributes": "Wearing_Hat,Eyeglasses", **LABELS, "latent": "2x2",
+        "dataset": "faces.npz", "model": "mlp", "hidden": "16", "attributes": "Wearing_Hat,Eyeglasses", **LABELS,
+        "latent": "2x2",
     },
     "mixture": {"model": "mixture", "latent": "2x3", "gaussian": 4, "hidden": "16,8"},
     "conv-colour": {"dataset": "faces.npz", **CONV, "latent": "4x3"},

@@ -1,4 +1,4 @@
-"""`dgrad export --int8 decoder`: what is written, that an image does not depend on its batch, and that what it costs is measured right."""
+"""`dgrad export --int8 decoder`: its files, its images without regard to the batch, and the measurement of its cost."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_linear_decoder_is_exact_but_for_its_weights(exports: dict[str, tuple[
 
 
 def test_the_change_of_the_bound_is_that_of_the_files(exports: dict[str, tuple[Run, Path, Path]], name: str) -> None:
-    """From the images that the two files give, in numpy; the codes are drawn anew, so that the change has its standard error."""
+    """From the images of both files, in numpy. The codes are drawn anew, so the change has its standard error."""
     run, before, after = exports[name]
     cost = json.loads((after / "manifest.json").read_text())["int8"]
     assert json.loads((before / "manifest.json").read_text())["int8"] is None

@@ -1,4 +1,4 @@
-"""The page that shows a latent space, served or in a file, as someone uses it: in Chromium, its canvases compared with onnxruntime."""
+"""The page that shows a latent space, served or in a file, used in Chromium and compared with onnxruntime."""
 
 from __future__ import annotations
 
@@ -266,8 +266,10 @@ def drop(browser: Page, data: bytes, name: str) -> None:
     browser.driver.execute_script(
         """
         const transfer = new DataTransfer();
-        transfer.items.add(new File([Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0))], arguments[1]));
-        document.getElementById("own").dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer }));
+        const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
+        transfer.items.add(new File([bytes], arguments[1]));
+        const options = { bubbles: true, cancelable: true, dataTransfer: transfer };
+        document.getElementById("own").dispatchEvent(new DragEvent("drop", options));
         """,
         base64.b64encode(data).decode(),
         name,
@@ -344,7 +346,8 @@ def test_it_fits_a_phone(
     screen = Image.open(io.BytesIO(base64.b64decode(browser.driver.get_screenshot_as_base64()))).convert("L")
     assert (np.median(screen) > 128) == (scheme == "light")
     sizes = browser.js(
-        "[...document.querySelectorAll('.cell, button, #choose')].filter((x) => x.offsetParent).map((x) => [x.offsetWidth, x.offsetHeight])"
+        "[...document.querySelectorAll('.cell, button, #choose')].filter((x) => x.offsetParent)"
+        ".map((x) => [x.offsetWidth, x.offsetHeight])"
     )
     assert np.min(sizes) >= 24
     browser.driver.execute_script("scrollTo(0, document.documentElement.scrollHeight)")
@@ -582,12 +585,12 @@ def test_pages_that_cannot_be_made(linear: Run, tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dgrad_export.page.single_page.write_text", refuse)
+    monkeypatch.setattr("dgrad_export.write.single_page.write_text", refuse)
     with pytest.raises(RunError, match="No space left on device; make room"):
         built.save()
     model, state = linear.load_model("best")
     torch.nn.init.constant_(model.decoder.first.bias, math.nan)
-    monkeypatch.setattr("dgrad_export.page.single_page.Run.load_model", lambda *_: (model, state))
+    monkeypatch.setattr("dgrad_export.write.single_page.Run.load_model", lambda *_: (model, state))
     with pytest.raises(RunError, match="are no numbers"):
         build_page(linear.path, tmp_path / "page.html")
     with pytest.raises(InputError, match="no run"):

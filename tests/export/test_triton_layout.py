@@ -1,4 +1,4 @@
-"""`dgrad export --layout triton`: a model repository whose configuration Triton's own protobuf reads, and which dgrad opens too."""
+"""`dgrad export --layout triton`: a model repository that Triton's own protobuf reads, and dgrad too."""
 
 from __future__ import annotations
 

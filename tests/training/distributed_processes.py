@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 import dgrad
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits
@@ -21,6 +21,7 @@ from dgrad.config import TrainConfig, configure
 from dgrad.data import Batch
 from dgrad.training.processes import World
 from dgrad.training.trainer import Trainer
+from dgrad.vae.posterior import EncodedBatch
 
 SETTINGS = {"latent": "2x3", "device": "cpu", "steps": 100, "plugin": [__file__]}
 DETERMINISTIC = {**SETTINGS, "estimator": "averaging-exact", "binarize": "dynamic"}
@@ -61,6 +62,27 @@ def dgrad_train_start(run: Path, config: TrainConfig) -> None:
         file.write(f"started by {os.getpid()}\n")
 
 
+class Centred(nn.Module):
+    """The mean square of the logits about a learned centre, with their moving average in a buffer."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.ones(()))
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, encoded: EncodedBatch) -> Tensor:
+        logits = encoded.posterior.logits
+        self.average.mul_(0.9).add_(0.1 * logits.detach().mean())
+        return (logits - self.centre).square().mean()
+
+
+@dgrad.hookimpl
+def dgrad_batch_losses() -> dict[str, nn.Module]:
+    return {"centred": Centred()}
+
+
 _batches = 0
 
 
@@ -75,7 +97,8 @@ def dgrad_code_losses(batch: Batch, config: TrainConfig) -> None:
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that training moves."""
-    return {**trainer.model.state_dict(), **trainer.estimator.state_dict(prefix="estimator.")}
+    of_plugins = trainer.loss.batch_losses.state_dict()
+    return {**trainer.model.state_dict(), **trainer.estimator.state_dict(prefix="estimator."), **of_plugins}
 
 
 def train(folder: Path) -> None:

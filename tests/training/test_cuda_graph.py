@@ -37,6 +37,7 @@ CASES = {
         "kl-weight": "geometric:10:1",
         "label-loss": "code",
         "augment": "true",
+        "adversarial-weight": "0.5",
     },
     "the KL inside": {"estimator": "gumbel-softmax", "kl": "inside", "set": {"temperature": "linear:1:0.3"}},
     "a refined q": {"estimator": "direct-rb", "refine-steps": 2},

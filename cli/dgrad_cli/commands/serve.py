@@ -1,4 +1,4 @@
-"""`dgrad serve`: an exported model behind HTTP, in a process without torch. May import the export only inside commands."""
+"""`dgrad serve`: an exported model behind HTTP, in a process without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def serve(
 ) -> None:
     """Serve an exported model over HTTP by the Open Inference Protocol v2, until SIGTERM or Ctrl-C."""
     try:
-        from dgrad_export.serve.server import MEBIBYTE
+        from dgrad_export.serve.app import MEBIBYTE
         from dgrad_export.serve.server import serve as run_server
     except ModuleNotFoundError as error:
         raise InputError(

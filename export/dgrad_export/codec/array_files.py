@@ -1,4 +1,4 @@
-"""Arrays in files, some rows at a time: .npy, one array of a .npz, IDX files. May import numpy and dgrad.errors; never torch, never pickle."""
+"""Arrays in files, some rows at a time, without pickle: .npy, one array of a .npz, IDX files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from dgrad.errors import InputError
 
 SUFFIXES = (".npy", ".npz", "ubyte", "ubyte.gz")
-"""How the names of files with arrays end; the last two are those of MNIST and its kin."""
+"""The ends of names of files with arrays. The last two are those of MNIST and its kin."""
 DAMAGES = (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
@@ -27,7 +27,7 @@ class ArrayFile:
 
     Args:
         path: the file.
-        keys: of a .npz, the names under which the array may be, the first that is there; any name where there is one array alone.
+        keys: names that the array of a .npz may have. The first that exists counts. A single array may have any name.
 
     Raises:
         InputError: the file cannot be read, or has no such array.
@@ -48,7 +48,7 @@ class ArrayFile:
         return self.shape[0]
 
     def rows(self, size: int) -> Iterator[npt.NDArray[Any]]:
-        """Arrays `[size, ...]`, the last one as long as it takes.
+        """Arrays `[size, ...]`, the last one shorter where need be.
 
         Raises:
             InputError: the file is cut short or damaged.
@@ -73,7 +73,8 @@ class ArrayFile:
         except DAMAGES as error:
             detail = " ".join(str(error).split())
             raise InputError(
-                f"{self} cannot be read ({detail}); expected a whole file with an array of numbers, as np.save or np.savez writes it"
+                f"{self} cannot be read ({detail}); "
+                "expected a whole file with an array of numbers, as np.save or np.savez writes it"
             ) from None
 
 
@@ -82,7 +83,8 @@ def _member(path: Path, keys: tuple[str, ...]) -> str:
     found = [key for key in keys if key in names] or (names if len(names) == 1 else [])
     if not found:
         raise InputError(
-            f"{path} has {', '.join(names) or 'nothing'}; expected an array called {' or '.join(keys)}: save it with np.savez(path, {keys[0]}=...)"
+            f"{path} has {', '.join(names) or 'nothing'}; expected an array called {' or '.join(keys)}: "
+            f"save it with np.savez(path, {keys[0]}=...)"
         )
     return found[0]
 

@@ -1,8 +1,12 @@
-"""Codes in files: written as images are encoded, read to be decoded, a batch at a time. May import numpy and dgrad; never torch.
+"""Codes in files, a batch at a time: written as images are encoded, read to be decoded.
 
-JSON lines have an object for each image: `image`, the file it is from, `index` in it where it has several, `code`, in a mixed model `mean` and
-`log_variance`, and where the variables of the code are attributes `attributes`, each name with 0 or 1. A .npz has `code` and the others as arrays with
-a row for each image; `image` is text.
+JSON lines have an object for each image:
+
+- `image`, its file, and `index`, its place in a file of several;
+- `code`, in a mixed model also `mean` and `log_variance`;
+- `attributes`, each name with 0 or 1, where the variables of the code are attributes.
+
+A .npz has these as arrays with a row for each image, without `attributes`. Its `image` is text.
 """
 
 from __future__ import annotations
@@ -27,15 +31,15 @@ from dgrad_export.codec.codec import Codec
 from dgrad_export.codec.image_sources import Origin
 
 Values = dict[str, npt.NDArray[Any]]
-"""`code`, in a mixed model also `mean` and `log_variance`, with a row for each image."""
+"""`code`, in a mixed model also `mean` and `log_variance`. Each has a row for each image."""
 Write = Callable[[Sequence[Origin], Values], None]
 LINES = (".jsonl", ".ndjson")
 STYLES = ("style", "mean")
-"""Under which names a file may have the Gaussian variables; the first that is there counts."""
+"""Names that the Gaussian variables may have in a file. The first that exists counts."""
 
 
 def check_name(out: str) -> None:
-    """Make sure, before any work is done, that codes can be written there.
+    """Check, before any work, that codes can be written there.
 
     Raises:
         InputError: they cannot.
@@ -52,13 +56,13 @@ def check_name(out: str) -> None:
 
 
 def writing(out: str, codec: Codec, count: int, longest_name: int) -> AbstractContextManager[Write]:
-    """A function that takes batches of `count` codes in all; a file at `out` appears, whole, when the block ends well.
+    """A context whose value takes batches of codes. The file appears, whole, when the context ends well.
 
     Args:
         out: a path that ends with .npz or .jsonl, or `-` for lines on the standard output.
-        codec: the model whose codes they are.
-        count: how many there will be.
-        longest_name: how many characters the longest name of a file has.
+        codec: the model of the codes.
+        count: how many codes there will be.
+        longest_name: characters of the longest name of a file.
     """
     if out == "-":
         return _lines(sys.stdout, codec)
@@ -88,7 +92,7 @@ def _lines(file: IO[str], codec: Codec) -> Iterator[Write]:
 
 
 def _plain(values: npt.NDArray[Any]) -> Any:
-    """Numbers for JSON; nine digits tell any two of float32 apart."""
+    """Numbers for JSON. Nine digits tell any two of float32 apart."""
     if values.dtype.kind == "f":
         return [float(f"{value:.9g}") for value in values.tolist()]
     return values.tolist()
@@ -130,8 +134,9 @@ class Codes:
     """The codes in a file, with the Gaussian variables of each in a mixed model, where the file has them.
 
     Args:
-        source: .npz with `code` and, for a mixed model, `style` or `mean`; .npy with codes alone; JSON lines; `-` for lines on the standard input.
-        codec: the model that they are for.
+        source: a .npz with `code`, for a mixed model also `style` or `mean`, a .npy with codes alone, JSON lines, or
+            `-` for lines on the standard input.
+        codec: the model that decodes them.
 
     Raises:
         InputError: the file cannot be read, or can hold no codes of this model.
@@ -154,11 +159,11 @@ class Codes:
 
     @property
     def count(self) -> int | None:
-        """How many there are; None where that is known at the end only."""
+        """How many codes there are. None where only the end tells."""
         return None if self.code is None else len(self.code)
 
     def batches(self, size: int) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
-        """Codes `[B, *code_shape]` and style `[B, g]` or None, `size` of them at a time or fewer.
+        """Codes `[B, *code_shape]` and style `[B, g]` or None, at most `size` at a time.
 
         Raises:
             InputError: a line or an array is damaged.
@@ -179,11 +184,11 @@ class Codes:
         expected = [("code", self.code, self.codec.code_shape)]
         if self.style is not None:
             expected.append(("style", self.style, (self.codec.gaussian,)))
-        for what, array, shape in expected:
+        for name, array, shape in expected:
             if array.shape != (len(self.code), *shape):
                 wanted = ", ".join(map(str, [len(self.code), *shape]))
                 raise InputError(
-                    f"{array} has the shape {list(array.shape)}; expected [{wanted}], a {what} in each row"
+                    f"{array} has the shape {list(array.shape)}; expected [{wanted}], a {name} in each row"
                 )
 
     def _lines(self, size: int) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
@@ -249,13 +254,13 @@ def _reading(source: str) -> Iterator[IO[str]]:
         yield file
 
 
-def _numbers(values: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[Any]:
+def _numbers(values: Any, shape: tuple[int, ...], name: str) -> npt.NDArray[Any]:
     try:
         array = np.asarray(values)
     except ValueError:
         array = np.empty(0, object)
     if array.dtype.kind not in "iuf" or array.shape != shape:
-        raise InputError(f"{what} is {_short(values)}; expected numbers {list(shape)}")
+        raise InputError(f"{name} is {_short(values)}; expected numbers {list(shape)}")
     return array
 
 

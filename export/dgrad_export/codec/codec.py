@@ -1,4 +1,4 @@
-"""Running an exported model: images to codes and back. May import numpy, onnxruntime and dgrad.errors; never torch or onnx."""
+"""Running an exported model: images to codes and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dgrad_export.codec.manifest import graph_file, read_manifest
 from dgrad_export.codec.session import open_listed, run_session
 
 CHUNK = 1024
-"""Images or codes that go through the model at once."""
+"""Images or codes in one run of a graph."""
 
 Seed: TypeAlias = int | np.random.Generator | None
 
@@ -22,10 +22,10 @@ Seed: TypeAlias = int | np.random.Generator | None
 class Codec:
     """The encoder and decoder that `export_run` wrote.
 
-    Calls may come from several threads at once: nothing in a codec changes after it is built.
+    Several threads may use one codec at once: it never changes.
 
-    Images go in as uint8 (0 to 255) or as floats (0 to 1). Rounding at 0.5, where the run's `binarize` was `threshold`, is in
-    the encoder: send grey images. Accepted shapes, for images of C channels, H rows and W columns:
+    Images are uint8 (0 to 255) or floats (0 to 1). Send grey images: where the run's `binarize` was `threshold`, the
+    encoder rounds them at 0.5. Accepted shapes, for images of C channels, H rows and W columns:
 
     - `[N, C, H, W]`;
     - `[N, H, W]` where C is 1, else `[C, H, W]`, a single image;
@@ -35,7 +35,7 @@ class Codec:
 
     Args:
         directory: the exported folder.
-        threads: threads that one call may use; 0 for as many as there are cores.
+        threads: threads that one call may use, 0 for as many as there are cores.
 
     Raises:
         InputError: there is no exported model, or a file of it is missing, damaged or not the one that was written.
@@ -56,14 +56,14 @@ class Codec:
         self.code_shape: tuple[int, ...] = tuple(latent["code_shape"])
         """The shape of the code of one image, `(n,)` for categorical variables."""
         self.values: int | None = latent["values"]
-        """How many values each number of a code can take; None where the latent is no row of independent variables."""
+        """Values of each number of a code. None where the latent is no row of independent variables."""
         self.gaussian: int = self.manifest.get("gaussian", 0)
-        """How many Gaussian variables are beside the code; 0 where the model has a code alone."""
+        """Gaussian variables beside the code. 0 where the model has a code alone."""
         self.sampling: bool = self.manifest.get("sampling", False)
-        """Whether `draw` can be called: the run was exported with sampling."""
+        """Whether the run was exported with sampling, so that `draw` can be called."""
         attributes = self.manifest.get("attributes")
         self.attributes: tuple[str, ...] | None = None if attributes is None else tuple(attributes)
-        """The name of each variable of the code, whose values are off (0) and on (1); None where they have none."""
+        """The attribute of each variable of the code, off (0) or on (1). None where they stand for none."""
         self._encoder = open_listed(path, graph_file(self.manifest, "encoder"), self.manifest, threads)
         self._decoder = open_listed(path, graph_file(self.manifest, "decoder"), self.manifest, threads)
 
@@ -87,7 +87,7 @@ class Codec:
         return self._run_encoder(images, ["logits"])["logits"]
 
     def posterior(self, images: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
-        """What the encoder says of each image, in one run: `logits` and `code`, in a mixed model also `mean` and `log_variance`.
+        """`logits` and `code` of each image, in a mixed model also `mean` and `log_variance`.
 
         Raises:
             InputError: images of another shape, dtype or range.
@@ -99,10 +99,10 @@ class Codec:
 
         Args:
             images: as for `encode`.
-            seed: a number for the same codes every time, a generator to draw from, or None.
+            seed: a number for the same codes every time, a generator, or None.
 
         Raises:
-            InputError: images of another shape, dtype or range; a negative seed; the run was exported without sampling.
+            InputError: images of another shape, dtype or range, a negative seed, or an export without sampling.
         """
         if not self.sampling:
             raise InputError(
@@ -114,7 +114,7 @@ class Codec:
         """The mean of the Gaussian variables of each image, float32 `[N, gaussian]`.
 
         Raises:
-            InputError: images of another shape, dtype or range; a model without such variables.
+            InputError: images of another shape, dtype or range, or a model without such variables.
         """
         self._check_gaussian()
         return self._run_encoder(images, ["mean"])["mean"]
@@ -124,10 +124,11 @@ class Codec:
 
         Args:
             codes: integers `[N, *code_shape]`, or `[*code_shape]` for a single code.
-            style: the Gaussian variables of a mixed model, finite numbers `[N, gaussian]`; zero, their prior's mean, where left out.
+            style: the Gaussian variables of a mixed model, finite numbers `[N, gaussian]`. By default zero, the mean of
+                their prior.
 
         Raises:
-            InputError: codes or style of another shape, dtype or range; a style for a model without Gaussian variables.
+            InputError: codes or style of another shape, dtype or range, or a style for a model without such variables.
         """
         codes = self._check_codes(codes)
         feed: dict[str, npt.NDArray[Any]] = {"code": codes.astype(np.int64)}
@@ -153,16 +154,17 @@ class Codec:
         """
         if self.values is None:
             raise InputError(
-                f"cannot draw codes of latent {self.latent} here: its variables are not independent; draw them with its LatentLayer.sample"
+                f"cannot draw codes of latent {self.latent} here: its variables are not independent; "
+                "draw them with its LatentLayer.sample"
             )
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
             raise InputError(f"count must be a whole number of at least 0; got {count!r}")
         return _generator(seed).integers(self.values, size=(count, *self.code_shape), dtype=np.int64)
 
     def sample(self, count: int, seed: Seed = None) -> npt.NDArray[np.float32]:
-        """The images of codes drawn from the uniform prior, float32 in [0, 1], `[count, C, H, W]`.
+        """Images of codes drawn from the uniform prior, float32 in [0, 1], `[count, C, H, W]`.
 
-        The same as `decode(sample_codes(count, seed))`, and the same errors; Gaussian variables come from their prior.
+        The same as `decode(sample_codes(count, seed))`, with the same errors. Gaussian variables come from their prior.
         """
         generator = _generator(seed)
         codes = self.sample_codes(count, generator)
@@ -172,7 +174,7 @@ class Codec:
         """Gaussian variables drawn from their prior, N(0, 1), float32 `[count, gaussian]`.
 
         Raises:
-            InputError: a negative seed; a model without such variables.
+            InputError: a negative seed, or a model without such variables.
         """
         self._check_gaussian()
         return _generator(seed).standard_normal((count, self.gaussian), dtype=np.float32)
@@ -204,7 +206,7 @@ class Codec:
         return results
 
     def _uniform(self, count: int, generator: np.random.Generator | None) -> npt.NDArray[np.float32]:
-        """Noise for the encoder; without a generator any will do: no draw is asked for."""
+        """Noise for the encoder. Without a generator nothing is drawn, so any noise will do."""
         shape = (count, *self.logits_shape)
         if generator is None:
             return np.full(shape, 0.5, np.float32)
@@ -220,7 +222,8 @@ class Codec:
         array = _array(style, "style")
         if array.dtype.kind not in "iuf" or array.shape != (count, self.gaussian):
             raise InputError(
-                f"style is {list(array.shape)} of {array.dtype}; expected numbers [{count}, {self.gaussian}], a row for each code"
+                f"style is {list(array.shape)} of {array.dtype}; "
+                f"expected numbers [{count}, {self.gaussian}], a row for each code"
             )
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
@@ -282,9 +285,9 @@ def _generator(seed: Seed) -> np.random.Generator:
         ) from None
 
 
-def _array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+def _array(values: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         detail = " ".join(str(error).split())
-        raise InputError(f"{what} are no array ({detail}); expected a numpy array: convert them") from None
+        raise InputError(f"{name} are no array ({detail}); expected a numpy array: convert them") from None

@@ -1,4 +1,4 @@
-"""Decoded images as PNG files: one for each, or all in one grid. May import numpy, PIL, dgrad.errors and dgrad.files.atomic; never torch."""
+"""Decoded images as PNG files: one for each, or all in one grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dgrad.errors import InputError
 from dgrad.files.atomic import made_whole, replacing
 
 CELL = 56
-"""In a grid, smaller images are enlarged by a whole factor until their longer side has at least this many pixels, smoothly."""
+"""Pixels of the longer side of an image in a grid. Smaller images are enlarged smoothly, by a whole factor."""
 GAP = 4
 """White pixels around each image of a grid."""
 LARGEST_GRID = 100_000_000
@@ -32,7 +32,7 @@ class Pictures(Protocol):
 
 
 def check_out(out: Path) -> None:
-    """Make sure, before any work is done, that pictures can be written there.
+    """Check, before any work, that pictures can be written there.
 
     Raises:
         InputError: they cannot.
@@ -50,7 +50,12 @@ def check_out(out: Path) -> None:
 
 
 def writing(out: Path, columns: int) -> AbstractContextManager[Pictures]:
-    """What takes the images; their files appear when the block ends well: a grid at `out` where that ends with .png, else a directory."""
+    """A context whose value takes the images. Their files appear, whole, when it ends well.
+
+    Args:
+        out: a name that ends with .png for a grid, or else a directory.
+        columns: columns of a grid.
+    """
     return _grid(out, columns) if out.suffix.lower() == ".png" else _directory(out)
 
 
@@ -82,7 +87,7 @@ class _Separate:
 
 
 class _Grid:
-    """All images row by row on one picture, which is held in memory, a byte for each of its pixels and channels."""
+    """All images, row by row, on one picture in memory."""
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
@@ -95,7 +100,8 @@ class _Grid:
             self.cells.append(cell.resize((cell.width * factor, cell.height * factor), Image.Resampling.BICUBIC))
             if len(self.cells) * (cell.width * factor + GAP) * (cell.height * factor + GAP) > LARGEST_GRID:
                 raise InputError(
-                    f"a grid of more than {len(self.cells) - 1} such images is larger than {LARGEST_GRID:,} pixels; give --out a directory for one PNG each"
+                    f"a grid of more than {len(self.cells) - 1} such images is larger than {LARGEST_GRID:,} pixels; "
+                    "give --out a directory for one PNG each"
                 )
 
     def picture(self) -> Image.Image:
@@ -112,8 +118,9 @@ class _Grid:
         rows = -(-len(self.cells) // columns)
         white = 255 if first.mode == "L" else (255, 255, 255)
         grid = Image.new(first.mode, (columns * width + GAP, rows * height + GAP), white)
-        for place, cell in enumerate(self.cells):
-            grid.paste(cell, (GAP + place % columns * width, GAP + place // columns * height))
+        for index, cell in enumerate(self.cells):
+            row, column = divmod(index, columns)
+            grid.paste(cell, (GAP + column * width, GAP + row * height))
         return grid
 
 

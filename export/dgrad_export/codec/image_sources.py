@@ -1,4 +1,4 @@
-"""Images from files, folders and arrays, a batch at a time, in the form that a model takes. May import numpy, PIL, dgrad.errors; never torch."""
+"""Images from files, folders and arrays, a batch at a time, in the form that a model takes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from dgrad.errors import InputError
 from dgrad.files.images import read_image
-from dgrad_export.codec import array_files as _arrays
-from dgrad_export.codec.array_files import ArrayFile
+from dgrad_export.codec.array_files import SUFFIXES, ArrayFile
 
 PICTURES = (".png", ".jpg", ".jpeg")
 Shape = tuple[int, int, int]
@@ -21,7 +20,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an image is from; `index` where its file has several."""
+    """The file that an image is from, with its index where the file has several."""
 
     file: str
     index: int | None = None
@@ -29,7 +28,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images `[B, C, H, W]`, uint8 or floats, and where each of them is from; `source` names them in messages."""
+    """Images `[B, C, H, W]`, uint8 or floats, with the origin of each. `source` names them in messages."""
 
     source: str
     origins: list[Origin]
@@ -37,17 +36,17 @@ class Batch:
 
 
 class Images:
-    """The images of all the paths given, in this order; those of a folder, at any depth, in the order of their names.
+    """The images of all paths, in order. Those of a folder, at any depth, are in the order of their names.
 
     Raises:
-        InputError: there is nothing at a path, or what can be no images of a model of this shape. The pictures themselves are read later.
+        InputError: a path has no images that a model of this shape can take. Pictures are read later.
     """
 
     def __init__(self, paths: Iterable[Path], shape: Shape) -> None:
         self.shape = shape
         self.sources: list[list[Path] | ArrayFile] = []
         for path in paths:
-            if path.name.endswith(_arrays.SUFFIXES) and path.is_file():
+            if path.name.endswith(SUFFIXES) and path.is_file():
                 self._add_array(ArrayFile(path, "images"))
             else:
                 self._add_pictures(_pictures(path))
@@ -65,7 +64,7 @@ class Images:
         """All images, `size` of them at a time or fewer.
 
         Raises:
-            InputError: a picture cannot be read or has another size; an array is damaged.
+            InputError: a picture cannot be read or has another size, or an array is damaged.
         """
         for source in self.sources:
             if isinstance(source, ArrayFile):
@@ -93,7 +92,8 @@ class Images:
     def _add_array(self, array: ArrayFile) -> None:
         channels, height, width = self.shape
         if array.shape[1:] not in self._row_shapes():
-            shapes = f"[N, {channels}, {height}, {width}] or [N, {height}, {width}{'' if channels == 1 else f', {channels}'}]"
+            last = "" if channels == 1 else f", {channels}"
+            shapes = f"[N, {channels}, {height}, {width}] or [N, {height}, {width}{last}]"
             raise InputError(f"{array} has the shape {list(array.shape)}; expected {shapes}: reshape or resize them")
         if array.dtype != np.uint8 and array.dtype.kind != "f":
             raise InputError(f"{array} is {array.dtype}; expected uint8 (0 to 255) or floats (0 to 1): convert it")
@@ -136,6 +136,7 @@ def _pictures(path: Path) -> list[Path]:
         raise InputError(f"there is no file or folder {path}; check the path")
     if path.suffix.lower() not in PICTURES:
         raise InputError(
-            f"{path} is of no known kind; expected {', '.join(PICTURES)}, .npy, .npz, an IDX file (-ubyte, -ubyte.gz), or a folder of pictures"
+            f"{path} is of no known kind; expected {', '.join(PICTURES)}, .npy, .npz, an IDX file (-ubyte, -ubyte.gz), "
+            "or a folder of pictures"
         )
     return [path]

@@ -1,4 +1,4 @@
-"""What an exported folder holds, where it holds it, and reading its manifest. May import dgrad.errors only: the codec runs without torch and onnx."""
+"""The files of an exported folder, and reading its manifest."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ DECODER = "decoder.onnx"
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 FILES = (ENCODER, DECODER, REFERENCE, MANIFEST)
-"""What the flat layout holds."""
+"""The files of the flat layout."""
 LAYOUTS = {
     "flat": {"encoder": ENCODER, "decoder": DECODER},
     "triton": {"encoder": "encoder/1/model.onnx", "decoder": "decoder/1/model.onnx"},
 }
-"""Where each layout has the graphs."""
+"""The graphs of each layout."""
 TRITON_CONFIGS = {"encoder": "encoder/config.pbtxt", "decoder": "decoder/config.pbtxt"}
 EVERY_FILE = {*FILES, *LAYOUTS["triton"].values(), *TRITON_CONFIGS.values()}
-"""What any export may hold."""
+"""The files that any export may have."""
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{path} has format version {version!r}; expected {FORMAT_VERSION}: install the dgrad that wrote it, or export the run again"
+            f"{path} has format version {version!r}; expected {FORMAT_VERSION}: "
+            "install the dgrad that wrote it, or export the run again"
         )
     _check(path, manifest)
     return manifest
@@ -55,7 +56,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 def graph_file(manifest: dict[str, Any], graph: str) -> str:
     """The file, relative to the manifest, of `encoder` or `decoder`."""
-    # Exports of dgrad before there were layouts are flat.
+    # Exports from before there were layouts are flat.
     files: dict[str, str] = manifest.get("graphs", LAYOUTS["flat"])
     return files[graph]
 
@@ -69,25 +70,25 @@ def is_export(directory: Path) -> bool:
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
-def damaged(path: Path, what: str) -> InputError:
+def damaged(path: Path, detail: str) -> InputError:
     """The error for a file that is not as it was written, in one line."""
-    return InputError(f"{path} is damaged ({' '.join(what.split())}); restore it from a copy or export the run again")
+    return InputError(f"{path} is damaged ({' '.join(detail.split())}); restore it from a copy or export the run again")
 
 
 def _check(path: Path, manifest: dict[str, Any]) -> None:
-    """Everything that the codec relies on is there and of its kind."""
+    """Check the presence and types of everything that the codec needs."""
     if manifest.get("graphs", LAYOUTS["flat"]) not in LAYOUTS.values():
         raise damaged(path, "graphs is not what it should be")
     try:
         latent = manifest["latent"]
-        fine = {
+        checks = {
             "image_shape": len(manifest["image_shape"]) == 3
             and all(_natural(size) for size in manifest["image_shape"]),
             "latent.spec": isinstance(latent["spec"], str),
             "latent.shape": all(_natural(size) for size in latent["shape"]),
             "latent.code_shape": all(_natural(size) for size in latent["code_shape"]),
             "latent.values": latent["values"] is None or _natural(latent["values"]),
-            # Exports of dgrad before these were there have none of them.
+            # Older exports have none of these.
             "gaussian": manifest.get("gaussian", 0) == 0 or _natural(manifest["gaussian"]),
             "sampling": isinstance(manifest.get("sampling", False), bool),
             "attributes": _names(manifest.get("attributes"), latent["code_shape"]),
@@ -100,8 +101,8 @@ def _check(path: Path, manifest: dict[str, Any]) -> None:
         raise damaged(path, f"{error.args[0]} is missing") from None
     except TypeError as error:
         raise damaged(path, str(error)) from None
-    for name, is_fine in fine.items():
-        if not is_fine:
+    for name, passed in checks.items():
+        if not passed:
             raise damaged(path, f"{name} is not what it should be")
 
 

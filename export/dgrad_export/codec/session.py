@@ -1,4 +1,4 @@
-"""Opening and running an ONNX model in onnxruntime, on the CPU and without noise. May import numpy, onnxruntime and dgrad.errors."""
+"""Opening and running an ONNX model in onnxruntime, on the CPU and without messages."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from dgrad_export.codec.manifest import MANIFEST, damaged
 
 
 def open_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A session for a serialised model, with `threads` threads inside each operator (0: as many as there are cores)."""
+    """A session for a serialised model, with `threads` threads in each operator. 0: as many as there are cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that wait for work in a loop take the cores that others need: they do so from one operator to the next, where
-    # waking up would take longer, and never from one run to the next.
+    # Waiting in a loop takes cores from others. Threads do so between operators, where waking up would take longer, and
+    # never between runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # What fails raises; the same again on stderr helps nobody.
+    # Failures raise. The same again on stderr helps nobody.
     options.log_severity_level = 4
     onnxruntime.disable_telemetry_events()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def read_listed(directory: Path, name: str, manifest: dict[str, Any]) -> bytes:
-    """The contents of a file of an export, which are those that the manifest lists.
+    """The contents of a file of an export, checked against the manifest.
 
     Raises:
-        InputError: the file is missing, cannot be read, or is not the one that was written.
+        InputError: the file is missing, unreadable, or not the one that was written.
     """
     path = directory / name
     try:

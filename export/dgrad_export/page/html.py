@@ -1,6 +1,7 @@
-"""The page that shows a model's latent space: one HTML file that asks for nothing from elsewhere. May import the standard library alone.
+"""The page that shows a model's latent space: one HTML file that loads nothing else.
 
-The page gets what it must know as JSON inside it. With networks there too it computes by itself; without, it asks the server it came from.
+The page holds the facts of the model as JSON. Where it holds networks too, it computes by itself. Otherwise it asks the
+server that it came from.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ def page(model: dict[str, Any], networks: dict[str, Any] | None = None) -> str:
     """The HTML.
 
     Args:
-        model: what `model_facts` gives, with a `note` to stand below the page.
-        networks: weights to compute with; None where the page is served and may ask the server.
+        model: what `model_facts` gives, with a `note` that stands below the page.
+        networks: weights to compute with. None where the page asks the server.
     """
     data = json.dumps({"model": model, "networks": networks}, ensure_ascii=False, allow_nan=False)
-    # No text in the data may end the element that it stands in.
+    # A `<` in the data could end the element around it.
     return TEMPLATE.read_text(encoding="utf-8").replace(_DATA, data.replace("<", "\\u003c"))
 
 
 def sealed(html: str) -> str:
-    """The page as a file of its own, which says itself that it may ask for nothing."""
+    """The page as a file of its own, whose policy forbids every request."""
     first = '<meta charset="utf-8">'
     return html.replace(
         first, f'{first}\n<meta http-equiv="Content-Security-Policy" content="{policy(html, "none")}">', 1
@@ -37,7 +38,12 @@ def sealed(html: str) -> str:
 
 
 def policy(html: str, connect: str = "self") -> str:
-    """A Content-Security-Policy that allows the page its own script and style, requests to its own server or `none`, and nothing else."""
+    """A Content-Security-Policy for the page's script and style alone.
+
+    Args:
+        html: the page.
+        connect: where it may send requests: `self` for its own server, or `none`.
+    """
     return "; ".join(
         [
             "default-src 'none'",
@@ -52,21 +58,21 @@ def policy(html: str, connect: str = "self") -> str:
 
 
 def _hash(html: str, tag: str) -> str:
-    """The policy's word for what stands in the page's one element of this name, without attributes."""
+    """The hash that the policy gives for the text of the page's one such element."""
     (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def model_facts(manifest: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What the page needs to know of an exported model.
+    """The facts of an exported model that the page shows.
 
     Args:
-        manifest: of the export.
-        settings: of the run, as its configuration has them.
+        manifest: the export's manifest.
+        settings: the configuration of its run.
     """
     latent, run = manifest["latent"], manifest.get("run", {})
     attributes = manifest.get("attributes")
-    # Training with labels makes the values of the one variable the classes; without, they have no names.
+    # With labels the values of the one variable are the classes. Without, they have no names.
     named = settings.get("labels") and not attributes
     return {
         "dataset": settings.get("dataset"),

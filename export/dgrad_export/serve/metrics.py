@@ -1,4 +1,4 @@
-"""What the server counts, as Prometheus text. May import nothing but the standard library."""
+"""The counts of a server as Prometheus text: requests, examples, seconds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Metrics:
         self._buckets = {model: [0] * len(BUCKETS) for model in models}
 
     def failed(self, model: str, status: int) -> None:
-        """Count a request that was refused; `model` is one that there is, so that clients cannot make up new series."""
+        """Count a refused request to a model that exists, so that clients cannot make up new series."""
         self._requests[model, status] += 1
 
     def answered(self, model: str, examples: int, seconds: float) -> None:
-        """Count a request that was answered, from its last byte read to its answer ready."""
+        """Count an answered request. Its seconds go from its last byte to its answer."""
         self._requests[model, 200] += 1
         self._examples[model] += examples
         self._seconds[model] += seconds

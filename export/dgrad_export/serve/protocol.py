@@ -1,8 +1,8 @@
-"""The Open Inference Protocol, version 2, as bytes: requests to arrays and arrays to responses, JSON and the binary tensor extension.
+"""The Open Inference Protocol, version 2, as bytes: requests to arrays, arrays to answers.
 
-https://github.com/kserve/open-inference-protocol and, for the extension,
-https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/protocol/extension_binary_data.html. May import
-numpy and dgrad.errors; nothing of HTTP.
+JSON: https://github.com/kserve/open-inference-protocol. The binary tensor extension:
+https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/protocol/extension_binary_data.html.
+A request is checked in time linear in its size, before any work on its numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ from dgrad_export.serve.served_model import Served, TensorSpec
 
 HEADER_LENGTH = "inference-header-content-length"
 """The HTTP header that says where the JSON part ends and the binary tensors start."""
+MOST_AXES = 32
+"""Axes that a shape or nested data may have. A graph has far fewer."""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What a request asks for: `outputs` are pairs of a name and whether its data shall be binary."""
+    """A parsed request. `outputs` are pairs of a name and whether its data shall be binary."""
 
     id: str | None
     values: dict[str, npt.NDArray[Any]]
@@ -33,23 +36,23 @@ class Inference:
 
     @property
     def examples(self) -> int:
-        """How many there are, where the values are checked."""
+        """How many examples there are, where the values are checked."""
         return len(next(iter(self.values.values())))
 
 
-def read_request(model: Served, body: bytes | memoryview, header_length: str | None = None) -> Inference:
-    """Take a request apart. Shapes and values are the model's to check; here they only have to fit their data.
+def read_request(model: Served, body: bytes, header_length: str | None = None) -> Inference:
+    """Take a request apart. `model.check` checks ranges and the number of examples afterwards.
 
     Args:
-        model: what the request is for.
+        model: the model that it asks.
         body: the JSON, followed by the binary tensors where there are some.
-        header_length: the bytes of JSON, as the HTTP header says it; None for all of them.
+        header_length: the bytes of JSON, as the HTTP header says it. None for all of them.
 
     Raises:
         InputError: the body is no such request, or names what the model has not.
     """
     end = _json_length(header_length, len(body))
-    request = _object(_parse(bytes(body[:end])), "the request")
+    request = _object(_parse(body[:end]), "the request")
     binary = _Binary(memoryview(body)[end:])
     values = {}
     for entry in _list(request, "inputs"):
@@ -68,8 +71,8 @@ def read_request(model: Served, body: bytes | memoryview, header_length: str | N
 
 def write_response(
     model: Served, inference: Inference, results: Sequence[npt.NDArray[Any]]
-) -> tuple[list[bytes | memoryview], int | None]:
-    """The body of the answer in pieces, and how much of it is JSON where binary tensors follow; else None."""
+) -> tuple[bytes, int | None]:
+    """The body of the answer, and its bytes of JSON where binary tensors follow, else None."""
     entries = []
     tensors: list[memoryview] = []
     for (name, binary), result in zip(inference.outputs, results, strict=True):
@@ -88,11 +91,11 @@ def write_response(
     if inference.id is not None:
         answer["id"] = inference.id
     header = json.dumps(answer).encode()
-    return [header, *tensors], len(header) if tensors else None
+    return b"".join([header, *tensors]), len(header) if tensors else None
 
 
 def describe(model: Served) -> dict[str, Any]:
-    """The answer to a question for a model's metadata."""
+    """A model's metadata."""
     inputs, outputs = (
         [{"name": spec.name, "datatype": spec.datatype, "shape": spec.protocol_shape} for spec in specs.values()]
         for specs in (model.inputs, model.outputs)
@@ -154,16 +157,17 @@ def _read_input(model: Served, entry: dict[str, Any], binary: _Binary) -> tuple[
     if entry.get("datatype") != spec.datatype:
         raise InputError(f"input {spec.name} is of {_short(entry.get('datatype'))}; expected {spec.datatype}")
     shape = _list(entry, "shape")
-    if not all(type(axis) is int and 0 <= axis < 2**40 for axis in shape):
+    if len(shape) > MOST_AXES or not all(type(axis) is int and 0 <= axis < 2**40 for axis in shape):
         raise InputError(
             f"input {spec.name} has shape {_short(shape)}; expected {spec.protocol_shape}, -1 for any number"
         )
+    spec.check_shape(shape)
     count = math.prod(shape)
     size = _object(entry.get("parameters") or {}, "parameters").get("binary_data_size")
-    array = _json_values(spec, entry) if size is None else _binary_values(spec, size, binary)
-    if array.size != count:
-        raise InputError(f"input {spec.name} has {array.size} values; its shape {shape} has {count}")
-    return spec.name, array.reshape(shape)
+    values = _flat_data(spec, entry) if size is None else _binary_values(spec, size, binary)
+    if len(values) != count:
+        raise InputError(f"input {spec.name} has {len(values)} values; its shape {shape} has {count}")
+    return spec.name, (_json_values(spec, values) if isinstance(values, list) else values).reshape(shape)
 
 
 def _binary_values(spec: TensorSpec, size: Any, binary: _Binary) -> npt.NDArray[Any]:
@@ -175,18 +179,34 @@ def _binary_values(spec: TensorSpec, size: Any, binary: _Binary) -> npt.NDArray[
     return np.frombuffer(binary.take(spec.name, size), spec.dtype.newbyteorder("<")).astype(spec.dtype, copy=False)
 
 
-def _json_values(spec: TensorSpec, entry: dict[str, Any]) -> npt.NDArray[Any]:
-    kinds, what = ("iu", "integers") if spec.dtype.kind == "i" else ("iuf", "numbers")
+def _flat_data(spec: TensorSpec, entry: dict[str, Any]) -> list[Any]:
+    """The numbers of `data`, which may be nested, one axis after the other."""
+    values = _list(entry, "data")
+    for _ in range(MOST_AXES):
+        if not values or type(values[0]) is not list:
+            break
+        if set(map(type, values)) != {list} or len(set(map(len, values))) > 1:
+            raise InputError(
+                f"data of input {spec.name} is no array; expected {_kind(spec)}, flat or nested as its shape"
+            )
+        values = list(chain.from_iterable(values))
+    return values
+
+
+def _json_values(spec: TensorSpec, values: list[Any]) -> npt.NDArray[Any]:
     try:
-        array = np.asarray(_list(entry, "data"))
-    except (ValueError, OverflowError):  # ragged, or too large for any type
+        if not set(map(type, values)) <= ({int} if spec.dtype.kind == "i" else {int, float}):
+            raise TypeError
+        with np.errstate(over="ignore"):  # a number beyond the type becomes infinite, which no range holds
+            return np.array(values, spec.dtype)
+    except (TypeError, OverflowError):
         raise InputError(
-            f"data of input {spec.name} is no array; expected {what}, flat or nested as its shape"
+            f"data of input {spec.name} is not all {_kind(spec)}; expected {_kind(spec)} for {spec.datatype}"
         ) from None
-    if array.size and (array.dtype.kind not in kinds or array.dtype == np.uint64):
-        raise InputError(f"data of input {spec.name} is not all {what}; expected {what} for {spec.datatype}")
-    with np.errstate(over="ignore"):  # a number beyond the type becomes infinite, which no range holds
-        return array.ravel().astype(spec.dtype)
+
+
+def _kind(spec: TensorSpec) -> str:
+    return "integers" if spec.dtype.kind == "i" else "numbers"
 
 
 def _read_outputs(model: Served, request: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -223,9 +243,9 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _object(value: Any, what: str) -> dict[str, Any]:
+def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{what} is {_short(value)}; expected a JSON object")
+        raise InputError(f"{name} is {_short(value)}; expected a JSON object")
     return value
 
 
@@ -237,5 +257,8 @@ def _list(entry: dict[str, Any], name: str) -> list[Any]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 60 else f"{text[:60]}..."

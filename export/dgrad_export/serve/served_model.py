@@ -1,7 +1,4 @@
-"""The graphs of an export by name, as a server sees them: their tensors, the check of what goes in, the run.
-
-May import numpy, onnxruntime and dgrad.errors; never torch or onnx.
-"""
+"""The graphs of an export as a server sees them: their tensors, the check of inputs, the run."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ import onnxruntime
 from dgrad.errors import InputError
 from dgrad_export.codec.manifest import graph_file, read_manifest
 from dgrad_export.codec.session import open_listed, run_session
-from dgrad_export.serve.helper_threads import Helpers
 
 GRAPHS = ("encoder", "decoder")
 DATATYPES = {"float32": "FP32", "int64": "INT64"}
@@ -28,14 +24,14 @@ DATATYPES = {"float32": "FP32", "int64": "INT64"}
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers a tensor may hold: `low` to `high`, or between them where they are themselves excluded."""
+    """The numbers that a tensor may hold: `low` to `high`, without these two where they are excluded."""
 
     low: float
     high: float
     excluded: bool = False
 
     def holds(self, values: npt.NDArray[Any]) -> bool:
-        """Whether all values, of which there is at least one, are in the range; nan is in none."""
+        """Whether all values, at least one, are in the range. No range holds nan."""
         low, high = values.min(), values.max()
         if self.excluded:
             return bool(low > self.low and high < self.high)
@@ -54,7 +50,7 @@ FINITE = Range(-np.inf, np.inf, excluded=True)
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a graph; `shape` is that of one example, without the batch axis."""
+    """An input or output of a graph. `shape` is that of one example, without the batch axis."""
 
     name: str
     dtype: np.dtype[Any]
@@ -68,18 +64,26 @@ class TensorSpec:
 
     @property
     def protocol_shape(self) -> list[int]:
-        """The shape with the batch axis, which is free: -1."""
+        """The shape with the free batch axis, -1."""
         return [-1, *self.shape]
 
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Check a shape with its batch axis.
+
+        Raises:
+            InputError: it is not this one, or there is no example.
+        """
+        if tuple(shape[1:]) != self.shape or not shape or shape[0] == 0:
+            expected = ", ".join(["N of at least 1", *map(str, self.shape)])
+            raise InputError(f"input {self.name} has shape {list(shape)}; expected [{expected}]")
+
     def check(self, values: npt.NDArray[Any]) -> None:
-        """Make sure that values of the right data type have this shape, with at least one example, and this range.
+        """Check that values of the right data type have this shape and range.
 
         Raises:
             InputError: they do not.
         """
-        if values.shape[1:] != self.shape or values.ndim == 0 or len(values) == 0:
-            expected = ", ".join(["N of at least 1", *map(str, self.shape)])
-            raise InputError(f"input {self.name} has shape {list(values.shape)}; expected [{expected}]")
+        self.check_shape(values.shape)
         if not self.range.holds(values):
             low, high = values.min(), values.max()
             found = "holds nan" if np.isnan(low) else f"goes from {low:g} to {high:g}"
@@ -87,7 +91,7 @@ class TensorSpec:
 
 
 class Served:
-    """One graph. Calls may come from several threads at once; `helpers` share the large ones."""
+    """One graph. Several threads may call it at once."""
 
     def __init__(
         self,
@@ -95,27 +99,24 @@ class Served:
         session: onnxruntime.InferenceSession,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
-        helpers: Helpers,
     ) -> None:
         self.name = name
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self._session = session
-        self._helpers = helpers
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the run that the graph is from, which it carries; empty where it does not."""
-        settings: dict[str, Any] = json.loads(
-            self._session.get_modelmeta().custom_metadata_map.get("dgrad.config", "{}")
-        )
+        """The settings of the run that the graph is from. Empty where the graph does not carry them."""
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        settings: dict[str, Any] = json.loads(metadata.get("dgrad.config", "{}"))
         return settings
 
     def check(self, values: dict[str, npt.NDArray[Any]]) -> None:
-        """Make sure that every input, by name and of its data type, has values that the graph takes.
+        """Check that the graph takes these values, by name and of the right data types.
 
         Raises:
-            InputError: a shape or a value is not what the graph takes, or the inputs are for different numbers of examples.
+            InputError: it does not take a shape or a value, or inputs are for different numbers of examples.
         """
         for name, array in values.items():
             self.inputs[name].check(array)
@@ -129,43 +130,33 @@ class Served:
         Raises:
             RunError: onnxruntime failed.
         """
-        examples = len(next(iter(values.values())))
-        if not self._helpers.helps(examples):
-            return run_session(self._session, outputs, values)
-        specs = [self.outputs[name] for name in outputs]
-        results = [np.empty((examples, *spec.shape), spec.dtype) for spec in specs]
-
-        def run_part(part: slice) -> None:
-            found = run_session(self._session, outputs, {name: array[part] for name, array in values.items()})
-            for result, some in zip(results, found, strict=True):
-                result[part] = some
-
-        self._helpers.run(run_part, examples)
-        return results
+        return run_session(self._session, outputs, values)
 
 
-def open_models(directory: Path, helpers: Helpers | None = None) -> dict[str, Served]:
-    """The encoder and the decoder of an export, each with one thread; without helpers nobody shares a batch.
+def open_models(directory: Path) -> dict[str, Served]:
+    """The encoder and the decoder of an export, each with one thread inside onnxruntime.
+
+    Two threads inside onnxruntime are slower on two cores, as one waits for the other to wake up.
 
     Raises:
         InputError: there is no export, or a file of it is missing, damaged or not the one that was written.
     """
     manifest = read_manifest(directory)
-    return {name: _open(directory, name, manifest, helpers or Helpers(0)) for name in GRAPHS}
+    return {name: _open(directory, name, manifest) for name in GRAPHS}
 
 
-def _open(directory: Path, name: str, manifest: dict[str, Any], helpers: Helpers) -> Served:
+def _open(directory: Path, name: str, manifest: dict[str, Any]) -> Served:
     session = open_listed(directory, graph_file(manifest, name), manifest)
     ranges = {"image": Range(0, 1), "uniform": Range(0, 1, excluded=True)}
     values = manifest["latent"]["values"]
     if values is not None:
         ranges["code"] = Range(0, values - 1)
-    # The session's own word on its tensors, not the manifest's: this is what will be run.
+    # Tensors as the session has them, not the manifest: the session is what runs.
     inputs, outputs = (
         [_spec(tensor, ranges.get(tensor.name, FINITE)) for tensor in tensors]
         for tensors in (session.get_inputs(), session.get_outputs())
     )
-    return Served(name, session, inputs, outputs, helpers)
+    return Served(name, session, inputs, outputs)
 
 
 DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}

@@ -1,4 +1,4 @@
-"""What another decoder costs: the bound of test images with it, beside the bound with the first. May import torch and dgrad; draws only from its own generator."""
+"""The cost of another decoder: the bound of test images with it, beside that with the first."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ AT_ONCE = 256
 
 @torch.no_grad()
 def compare_bounds(model: DiscreteVAE, before: bytes, after: bytes, split: Split) -> dict[str, Any]:
-    """The bound of a split with two decoders, both in onnxruntime, on the same codes: one drawn for each image.
+    """The bound of a split with two decoders in onnxruntime, on the same codes: one drawn for each image.
 
     Args:
-        model: its encoder draws the codes; on the CPU, in evaluation mode.
+        model: the model whose encoder draws the codes, on the CPU, in evaluation mode.
         before: a decoder's graph that gives `image` and `outputs`.
-        after: another such.
+        after: the other decoder's graph.
         split: the images, binarised as in the run.
 
     Returns:
-        `bound_before`, `bound_after`, their difference `change` and its `standard_error`, in the likelihood's `unit`; `images`, how many; `largest`, the
-        largest difference of a pixel in [0, 1].
+        `bound_before`, `bound_after`, their difference `change` and its `standard_error`, in the likelihood's `unit`.
+        The number of `images`, and `largest`, the largest difference of a pixel in [0, 1].
     """
     sessions = [open_session(graph) for graph in (before, after)]
     generator = evaluation_generator(torch.device("cpu"), 0)

@@ -1,4 +1,4 @@
-"""Whether exported graphs compute what torch computes. May import torch, numpy, onnxruntime and dgrad; writes nothing."""
+"""Whether exported graphs compute what torch computes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Generator, Tensor
 
 from dgrad.errors import RunError
 from dgrad.vae.model import DiscreteVAE
+from dgrad_export.check.reference import IMAGE_TOLERANCE, LOGIT_TOLERANCE
 from dgrad_export.codec.session import open_session
 from dgrad_export.write.graphs import Decode, Encode, encoder_outputs, gumbel
-from dgrad_export.write.reference import IMAGE_TOLERANCE, LOGIT_TOLERANCE
 
 BATCH_SIZES = (1, 2, 7, 256)
 COUNT = max(BATCH_SIZES)
 
 TIE_TOLERANCE = 1e-5
-"""Two codes are a tie where their scores `<logits, z>` differ by less, times the largest logit where that is above 1."""
+"""The largest difference of the scores `<logits, z>` of two codes in a tie, times the largest logit if above 1."""
 
 
 @torch.no_grad()
@@ -32,22 +32,25 @@ def compare(
     sampling: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Run both graphs in onnxruntime and in torch at several batch sizes: on these images, their codes, and random codes.
+    """Run both graphs in onnxruntime and in torch, at several batch sizes.
+
+    The encoder gets these images. The decoder gets their codes, and random ones.
 
     Args:
-        model: what the graphs were made from, in evaluation mode, on the CPU.
+        model: the model of the graphs, in evaluation mode, on the CPU.
         encoder: the serialised encoder.
         decoder: the serialised decoder.
         images: `[256, C, H, W]` float32 in [0, 1].
         rounds: whether the encoder rounds pixels at 0.5 first.
         sampling: whether the encoder also draws codes.
-        seed: of the random codes, style and noise.
+        seed: the seed of the random codes, style and noise.
 
     Returns:
-        `logits` and `image`, in a mixed model also `mean` and `log_variance`, the largest absolute differences; `tied_codes`, how many codes differed in a tie.
+        The largest absolute differences of `logits` and `image`, in a mixed model also of `mean` and `log_variance`,
+        and `tied_codes`, the number of codes that differed in a tie.
 
     Raises:
-        RunError: a graph does not run, or differs by more than rounding does.
+        RunError: a graph does not run, or differs by more than rounding explains.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = {"image": images}
@@ -65,7 +68,7 @@ def compare(
 def _compare_encoder(
     model: DiscreteVAE, run: _Graph, inputs: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> tuple[dict[str, float], int]:
-    """The largest difference of each output of real numbers, and how many images got another code in a tie."""
+    """The largest difference of each output of real numbers, and the number of images with another code in a tie."""
     potentials = {"code": expected["logits"]}
     if "uniform" in inputs:
         potentials["sample"] = expected["logits"] + gumbel(inputs["uniform"])
@@ -84,7 +87,7 @@ def _compare_encoder(
 
 
 def _compare_decoder(model: DiscreteVAE, run: _Graph, code: Tensor, generator: Generator) -> float:
-    """The largest difference of an image: of these codes, and of random ones."""
+    """The largest difference of an image, for these codes and for random ones."""
     layer = model.layer
     random_codes = layer.indices(layer.sample(torch.zeros(COUNT, *layer.shape), generator=generator)[0])
     style = model.prior_gaussian(COUNT, generator=generator)
@@ -118,10 +121,10 @@ class _Graph:
             raise self._failure(f"run, at batch size {size},", error) from error
         return [torch.from_numpy(np.asarray(result)) for result in results]
 
-    def _failure(self, what: str, error: Exception) -> RunError:
+    def _failure(self, action: str, error: Exception) -> RunError:
         detail = " ".join(str(error).split())[:300]
         return RunError(
-            f"onnxruntime does not {what} the exported {self.name}: {detail}; nothing was written: try another opset"
+            f"onnxruntime does not {action} the exported {self.name}: {detail}; nothing was written: try another opset"
         )
 
 
@@ -132,13 +135,13 @@ def _difference(name: str, got: Tensor, expected: Tensor, allowed: Tensor, size:
         RunError: another shape or dtype, or a difference larger than `allowed`.
     """
     _check_kind(name, got, expected, size)
-    # Equal infinities do not differ; a nan on either side makes a nan, which no tolerance allows.
+    # Equal infinities do not differ. A nan on either side makes a nan, which no tolerance allows.
     difference = torch.where(got == expected, 0.0, (got.double() - expected.double()).abs())
     largest = float(difference.max())
     if not bool((difference <= allowed).all()):
         raise RunError(
-            f"exported {name} differs from torch by {largest:.3g} at batch size {size}; {float(allowed.min()):g} is allowed: "
-            "nothing was written; try another opset"
+            f"exported {name} differs from torch by {largest:.3g} at batch size {size}; "
+            f"{float(allowed.min()):g} is allowed: nothing was written; try another opset"
         )
     return largest
 
@@ -146,13 +149,14 @@ def _difference(name: str, got: Tensor, expected: Tensor, allowed: Tensor, size:
 def _check_kind(name: str, got: Tensor, expected: Tensor, size: int) -> None:
     if got.shape != expected.shape or got.dtype != expected.dtype:
         raise RunError(
-            f"exported {name} is {list(got.shape)} of {got.dtype} at batch size {size}; torch gives {list(expected.shape)} of "
-            f"{expected.dtype}: nothing was written; the model's code must not depend on the batch size"
+            f"exported {name} is {list(got.shape)} of {got.dtype} at batch size {size}; "
+            f"torch gives {list(expected.shape)} of {expected.dtype}: nothing was written; "
+            "the model's code must not depend on the batch size"
         )
 
 
 def _tied_codes(model: DiscreteVAE, logits: Tensor, code: Tensor, got: Tensor, size: int) -> set[int]:
-    """Which images got another code than in torch, where the two codes are equally good.
+    """The images with another code than in torch, where the two codes are equally good.
 
     Raises:
         RunError: a code differs that is no tie.
@@ -173,7 +177,7 @@ def _tied_codes(model: DiscreteVAE, logits: Tensor, code: Tensor, got: Tensor, s
     allowed = TIE_TOLERANCE * logits.abs().amax(axes).clamp(min=1)
     if not bool((gap <= allowed).all()):
         raise RunError(
-            f"exported code differs from torch in {len(different)} of {size} images, by up to {float(gap.max()):.3g} in "
-            f"log q(z), more than a tie's {TIE_TOLERANCE:g}; nothing was written: try another opset"
+            f"exported code differs from torch in {len(different)} of {size} images, by up to {float(gap.max()):.3g} "
+            f"in log q(z), more than a tie's {TIE_TOLERANCE:g}; nothing was written: try another opset"
         )
     return set(different.tolist())

@@ -1,4 +1,4 @@
-"""Writing a run's model as ONNX, checked, whole or not at all. May import torch, onnx, onnxruntime and dgrad."""
+"""Writing a run's model as ONNX, checked, whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from dgrad.files.atomic import made_whole
 from dgrad.training.build import evaluation_data
 from dgrad.training.run_directory import Run
 from dgrad.vae.model import DiscreteVAE
+from dgrad_export.check.reference import make_reference
+from dgrad_export.check.verification import signature
 from dgrad_export.codec.manifest import (
     EVERY_FILE,
     FORMAT,
@@ -35,15 +37,16 @@ from dgrad_export.write.bound_cost import compare_bounds
 from dgrad_export.write.comparison import COUNT, compare
 from dgrad_export.write.graphs import code_shape, decoder_graph, encoder_graph, images_only
 from dgrad_export.write.int8 import quantize
-from dgrad_export.write.reference import make_reference, signature
 from dgrad_export.write.run_facts import SUMMARY_PART, comparison_images, run_dataset, run_figures
 from dgrad_export.write.triton import config_text
 
 LEAST_OPSET = 20
 PREPROCESSING = {
     "threshold": "pixels of at least 0.5 become 1 and the others 0 inside encoder.onnx: send grey images in [0, 1]",
-    "static": "none: the model was trained on pixels of 0 and 1, drawn once for each image with the pixel as probability",
-    "dynamic": "none: the model was trained on pixels of 0 and 1, drawn anew for each step with the pixel as probability",
+    "static": "none: the model was trained on pixels of 0 and 1, "
+    "drawn once for each image with the pixel as probability",
+    "dynamic": "none: the model was trained on pixels of 0 and 1, "
+    "drawn anew for each step with the pixel as probability",
     "none": "none: the model was trained on grey images in [0, 1]",
 }
 
@@ -59,28 +62,32 @@ def export_run(
     int8: str | None = None,
     layout: str = "flat",
 ) -> dict[str, Any]:
-    """Turn a run's model into a folder of `encoder.onnx`, `decoder.onnx`, `reference.npz` and `manifest.json`, or into a Triton model repository.
+    """Write a run's model as a folder of ONNX graphs with a manifest.
 
-    The encoder takes `image` `[batch, C, H, W]`, float32 in [0, 1], and gives `logits` `[batch, *layer.shape]`, float32, and
-    `code`, the most probable code in the layer's integer form (`[batch, n]` for categorical variables), int64. The decoder
-    takes `code` and gives `image`. In a mixed model the encoder also gives `mean` and `log_variance` `[batch, g]` of its Gaussian
-    variables, and the decoder takes values of them as `style`. Both are compared with torch in onnxruntime, on the run's own test images where they can
-    be loaded, before anything appears at `out`.
+    - The encoder takes `image` `[batch, C, H, W]`, float32 in [0, 1]. It gives `logits` `[batch, *layer.shape]`,
+      float32, and the most probable `code` in the layer's integer form, int64, `[batch, n]` for categorical variables.
+    - The decoder takes `code` and gives `image`.
+    - In a mixed model the encoder also gives `mean` and `log_variance` `[batch, g]` of the Gaussian variables. The
+      decoder takes values of them as `style`.
+
+    onnxruntime runs both before anything appears at `out`, and their results are compared with torch's. The inputs are
+    the run's test images where they can be loaded.
 
     Args:
         run_path: the run's directory.
-        out: the folder to write; its parents are made.
+        out: the folder to write. Its parents are made.
         weights: `best` by the validation bound, or `last`.
         overwrite: replace an earlier export at `out`.
         opset: the ONNX operator set, 20 or newer.
-        sampling: the encoder takes `uniform` `[batch, n, k]` in (0, 1) too, and gives `sample` too: a draw of the code, which is
-            exact up to float32 where the numbers are independent and uniform.
-        int8: `decoder` for a decoder with weights of 8 bits; `manifest["int8"]` says what that costs in the bound of the run's test images.
-        layout: `flat`, or `triton` for a Triton model repository: `encoder/1/model.onnx`, `encoder/config.pbtxt`, the decoder in the same way, and
-            the manifest beside them.
+        sampling: the encoder also takes `uniform` `[batch, n, k]` in (0, 1) and gives `sample`, a draw of the code.
+            With independent uniform numbers the draw is exact up to float32.
+        int8: `decoder` for a decoder with weights of 8 bits. `manifest["int8"]` has its cost in the bound of the run's
+            test images.
+        layout: `flat`, or `triton` for a Triton model repository: `encoder/1/model.onnx`, `encoder/config.pbtxt`, the
+            same for the decoder, and the manifest.
 
     Returns:
-        The manifest; `manifest["comparison"]` has the largest differences from torch.
+        The manifest. `manifest["comparison"]` has the largest differences from torch.
 
     Raises:
         InputError: there is no such run, `out` is taken, or an option is wrong.
@@ -93,7 +100,8 @@ def export_run(
     model, state = run.load_model(weights)
     if sampling and not model.layer.independent_rows:
         raise InputError(
-            f"--sampling draws codes of independent variables; latent {model.layer} has others: export it without --sampling"
+            f"--sampling draws codes of independent variables; latent {model.layer} has others: "
+            "export it without --sampling"
         )
     config = run.config
     metadata = _metadata(config, model)
@@ -107,14 +115,14 @@ def export_run(
     if int8:
         decoder, cost = _quantized(config, model, decoder, dataset)
     layer, integers = model.layer, code_shape(model)
-    places = LAYOUTS[layout]
-    graphs = {places["encoder"]: encoder, places["decoder"]: decoder}
+    files = LAYOUTS[layout]
+    graphs = {files["encoder"]: encoder, files["decoder"]: decoder}
     entries = {file: _entry(graph) for file, graph in graphs.items()}
     values = layer.shape[-1] if layer.independent_rows and integers == layer.shape[:-1] else None
     others = {REFERENCE: make_reference(encoder, decoder, values)}
     if layout == "triton":
         others |= {
-            file: config_text(name, entries[places[name]], COUNT).encode() for name, file in TRITON_CONFIGS.items()
+            file: config_text(name, entries[files[name]], COUNT).encode() for name, file in TRITON_CONFIGS.items()
         }
     manifest = {
         "format": FORMAT,
@@ -143,7 +151,7 @@ def export_run(
         "classes": None if dataset is None or dataset.classes is None else list(dataset.classes),
         "attributes": list(config.attributes) or None,
         "int8": cost,
-        "graphs": places,
+        "graphs": files,
         "files": {**entries, **{name: _size_and_hash(data) for name, data in others.items()}},
         "run": {**state, **run_figures(run, state["weights"])},
         "comparison": {"images": source, "random_codes": COUNT, **differences},
@@ -153,7 +161,8 @@ def export_run(
         _write(target, {**graphs, **others, MANIFEST: text.encode()})
     except OSError as error:
         raise RunError(
-            f"cannot write {out}: {error.strerror or error}; make room and make it writable, or choose another directory"
+            f"cannot write {out}: {error.strerror or error}; "
+            "make room and make it writable, or choose another directory"
         ) from error
     return manifest
 
@@ -163,8 +172,8 @@ def _check_options(weights: str, opset: int, int8: str | None, layout: str) -> N
         raise unknown_name("layout", layout, LAYOUTS)
     if int8 == "encoder":
         raise InputError(
-            "--int8 encoder is not offered: some images would get another code, and with a scale of the activations that is found as it runs, "
-            "an image's code would depend on the images beside it; expected --int8 decoder"
+            "--int8 encoder is not offered: some images would get another code, and with a scale of the activations "
+            "that is found as it runs, an image's code would depend on the images beside it; expected --int8 decoder"
         )
     if int8 not in (None, "decoder"):
         raise InputError(f"--int8 must be decoder, the one graph that can be quantised; got {int8!r}")
@@ -193,9 +202,9 @@ def _check_free(target: Path, given: Path, *, overwrite: bool) -> None:
 
 
 def _metadata(config: TrainConfig, model: DiscreteVAE) -> dict[str, str]:
-    """What the graphs say about where they come from; nothing about the machine they were made on."""
+    """The origin of the graphs, without anything of the machine that made them."""
     settings = asdict(config)
-    # Where data and plugins are is the machine's business.
+    # Paths of data and plugins belong to the machine.
     del settings["data_root"], settings["plugins"]
     if config.dataset not in registry.datasets():
         settings["dataset"] = Path(config.dataset).name
@@ -211,7 +220,7 @@ def _metadata(config: TrainConfig, model: DiscreteVAE) -> dict[str, str]:
 def _quantized(
     config: TrainConfig, model: DiscreteVAE, decoder: bytes, dataset: Dataset | None
 ) -> tuple[bytes, dict[str, Any]]:
-    """The decoder with weights of 8 bits, and what it costs: bytes, and where there are test images the change of their bound."""
+    """The decoder with weights of 8 bits, and its cost: bytes, and the change of the bound of test images, if any."""
     smaller = quantize(decoder)
     cost: dict[str, Any] = {
         "graph": "decoder",

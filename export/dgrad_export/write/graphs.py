@@ -1,4 +1,4 @@
-"""A trained model as two serialised ONNX graphs. May import torch, onnx and dgrad; nothing of the codec."""
+"""A trained model as two serialised ONNX graphs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dgrad.vae.model import DiscreteVAE
 BATCH = "batch"
 
 _LEAKS = re.compile(rb"""\.py["':,\s]|site-packages|dgrad_export/|File \\?["']""")
-"""What the exporter's notes about the source look like."""
+"""Traces of source code in the exporter's notes."""
 
 
 class Encode(nn.Module):
     """Images `[B, C, H, W]` in [0, 1] to the tensors that `encoder_outputs` names.
 
-    With `sampling` a second input, `uniform` `[B, *layer.shape]` in (0, 1), becomes the Gumbel noise of a draw of the code: the
-    randomness comes from outside, so that a result can be had again.
+    With `sampling` a second input, `uniform` `[B, *layer.shape]` in (0, 1), becomes the Gumbel noise of a draw of the
+    code. The randomness comes from outside, so that a draw can be repeated.
     """
 
     def __init__(self, model: DiscreteVAE, *, rounds: bool, sampling: bool = False) -> None:
@@ -59,14 +59,14 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 
 def encoder_outputs(model: DiscreteVAE, *, sampling: bool) -> list[str]:
-    """What an encoder gives: logits and most probable code; a draw; mean and log-variance of Gaussian variables."""
+    """The outputs of an encoder: logits, code, with sampling a draw, in a mixed model mean and log-variance."""
     return ["logits", "code"] + ["sample"] * sampling + ["mean", "log_variance"] * (model.gaussian > 0)
 
 
 class Decode(nn.Module):
     """The integer form of codes, in a mixed model with `style` `[B, g]` beside it, to images `[B, C, H, W]` in [0, 1].
 
-    With `outputs`, the decoder's outputs `[B, C*H*W]` too: what the likelihood takes.
+    With `outputs` it also gives the decoder's outputs `[B, C*H*W]`, which the likelihood takes.
     """
 
     def __init__(self, model: DiscreteVAE, *, outputs: bool = False) -> None:
@@ -91,7 +91,7 @@ def code_shape(model: DiscreteVAE) -> tuple[int, ...]:
 def encoder_graph(
     model: DiscreteVAE, *, rounds: bool, opset: int, metadata: Mapping[str, str], sampling: bool = False
 ) -> bytes:
-    """`image`, with `sampling` also `uniform`, to the encoder's outputs; with `rounds`, pixels are rounded at 0.5 first.
+    """`image`, with `sampling` also `uniform`, to the encoder's outputs. With `rounds` pixels are rounded at 0.5 first.
 
     Raises:
         RunError: the model cannot be exported.
@@ -104,7 +104,7 @@ def encoder_graph(
 
 
 def decoder_graph(model: DiscreteVAE, *, opset: int, metadata: Mapping[str, str], outputs: bool = False) -> bytes:
-    """`code`, in a mixed model also `style`, to `image`; with `outputs`, also to what the likelihood takes.
+    """`code`, in a mixed model also `style`, to `image`. With `outputs` also to the input of the likelihood.
 
     Raises:
         RunError: the model cannot be exported.
@@ -117,7 +117,7 @@ def decoder_graph(model: DiscreteVAE, *, opset: int, metadata: Mapping[str, str]
 
 
 def images_only(decoder: bytes) -> bytes:
-    """A decoder's graph without `outputs` among what it gives."""
+    """A decoder's graph without its output `outputs`."""
     proto = onnx.load_from_string(decoder)
     kept = [value for value in proto.graph.output if value.name == "image"]
     del proto.graph.output[:]
@@ -159,7 +159,7 @@ def _graph(
         raise
     except Exception as error:  # the exporter raises whatever the model's own code raises
         cause: BaseException = error
-        while cause.__cause__ is not None:  # the exporter wraps it in advice on how to debug the exporter
+        while cause.__cause__ is not None:  # the exporter wraps it in advice on debugging the exporter
             cause = cause.__cause__
         detail = " ".join(str(cause).split())[:300]
         raise RunError(
@@ -170,7 +170,7 @@ def _graph(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing on stdout or stderr, no logging, no warnings: what goes wrong in here raises."""
+    """Nothing on stdout or stderr, no logging, no warnings. Failures raise."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -182,27 +182,26 @@ def _quiet() -> Iterator[None]:
 
 
 def _strip(message: Any) -> None:
-    """Clear every note that the exporter left, at any depth: stack traces with source paths among them."""
+    """Clear every note of the exporter, at any depth. Some are stack traces with source paths."""
     for name in ("metadata_props", "doc_string"):
         if name in message.DESCRIPTOR.fields_by_name:
             message.ClearField(name)
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
-            for part in (
-                value if hasattr(value, "__len__") else [value]
-            ):  # a repeated field has a length, a message none
+            # A repeated field has a length, a message none.
+            for part in value if hasattr(value, "__len__") else [value]:
                 _strip(part)
 
 
 def _check_opset(proto: ModelProto, opset: int) -> None:
     found = {entry.domain: entry.version for entry in proto.opset_import}
-    # The exporter keeps its own opset, with a warning, where it cannot convert.
+    # Where the exporter cannot convert, it warns and keeps its own opset.
     if found.get("") != opset:
         raise RunError(f"the exporter wrote opset {found.get('')}, not {opset}; ask for opset {found.get('')}")
 
 
 def _check_batch(proto: ModelProto) -> None:
-    """The first axis of every input and output is free, and all of them are one."""
+    """Make the first axis of all inputs and outputs the one free axis."""
     for value in (*proto.graph.input, *proto.graph.output):
         axes = value.type.tensor_type.shape.dim
         if not axes or not axes[0].dim_param:
@@ -211,7 +210,7 @@ def _check_batch(proto: ModelProto) -> None:
                 f"{value.name} has a fixed batch axis ({size}) in the exported graph; expected a free one: "
                 "the model's code must not depend on the batch size"
             )
-        # An equivalent expression; that it is the same number is checked where the graph runs at several sizes.
+        # An equivalent expression. `compare` runs the graph at several sizes.
         axes[0].dim_param = BATCH
 
 

@@ -1,12 +1,13 @@
-"""A decoder with weights of 8 bits, about a quarter of the size. May import numpy and onnx; never torch.
+"""A decoder with weights of 8 bits, about a quarter of the size.
 
-Weights have a scale for each output channel: `w = scale * integer`, the integers from -127 to 127. Three forms of a layer, in ONNX's own operators:
+Weights have a scale for each output channel: `w = scale * integer`, the integers from -127 to 127. A layer has one of
+three forms, in ONNX's own operators:
 
-- its input is a code, zeros and ones: a product of integers, exact but for the weights;
-- its input comes from a ReLU: a product of integers, with a scale of the input for each example;
-- any other layer: the weights are made floats again before they are used.
+- Its input is a code, zeros and ones: a product of integers, exact but for the weights.
+- Its input comes from a ReLU: a product of integers, with a scale of the input for each example.
+- Any other layer: the weights become floats again before they are used.
 
-A scale for a whole batch, as `onnxruntime.quantization.quantize_dynamic` has it, would make an image depend on those beside it.
+`onnxruntime.quantization.quantize_dynamic` has one scale for a batch, which makes an image depend on those beside it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from onnx.helper import make_node
 from dgrad.errors import RunError
 
 LARGEST = 127
-"""Of an integer, also of the inputs: on CPUs without VNNI, pairs of products are added up in 16 bits, and 2 * 127 * 127 fits."""
+"""Of weights and inputs. CPUs without VNNI add pairs of products in 16 bits, and 2 * 127 * 127 fits."""
 FEWEST = 256
-"""Smaller weights stay floats: there is nothing to win."""
+"""Numbers of a weight below which it stays float."""
 OUTPUT_AXIS = {"Gemm": 0, "MatMul": 1, "Conv": 0, "ConvTranspose": 1}
-"""Which axis of the weight is that of the output channels."""
+"""The axis of the output channels in the weight."""
 KEEPS_ZEROS_AND_ONES = {"Cast", "Identity", "Reshape", "Unsqueeze", "Flatten"}
 
 
@@ -50,14 +51,14 @@ def quantize(model: bytes) -> bytes:
 
 
 def integers(weight: npt.NDArray[np.float32], axis: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A weight as integers of its shape and a scale for each place on `axis`."""
+    """A weight as integers of its shape, and a scale for each index of `axis`."""
     largest = np.abs(weight).max(axis=tuple(other for other in range(weight.ndim) if other != axis), keepdims=True)
     scale = (np.where(largest > 0, largest, 1) / LARGEST).astype(np.float32)
     return np.rint(weight / scale).clip(-LARGEST, LARGEST).astype(np.int8), scale.reshape(-1)
 
 
 class _Graph:
-    """The nodes of a graph as they are replaced, one by one."""
+    """The nodes of a graph while they are replaced, one by one."""
 
     def __init__(self, proto: ModelProto) -> None:
         self.graph = proto.graph
@@ -68,7 +69,7 @@ class _Graph:
         self.uses = [name for node in proto.graph.node for name in node.input]
 
     def add(self, node: NodeProto) -> None:
-        """The node, or those that take its place."""
+        """Add the node, or those that take its place."""
         if node.op_type in OUTPUT_AXIS and self._is_large(node.input[1]):
             if _is_linear(node) and self.uses.count(node.input[1]) == 1:
                 if self._is_code(node.input[0]):

@@ -1,4 +1,4 @@
-"""What an export takes of a run besides its model: its data set, images to compare on, its figures. May import torch and dgrad."""
+"""What an export takes of a run besides its model: its data set, images to compare on, its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration of a graph in a Triton model repository, as text. May import nothing heavy.
+"""The configuration of a graph in a Triton model repository, as text.
 
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
 """
@@ -11,10 +11,10 @@ DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
 def config_text(name: str, entry: dict[str, Any], largest_batch: int) -> str:
-    """A `config.pbtxt`; requests are batched together as they come.
+    """A `config.pbtxt` with dynamic batching.
 
     Args:
-        name: of the model, which is that of its directory.
+        name: the model's name, which is its directory's.
         entry: the graph's entry in the manifest: names, shapes and data types of its inputs and outputs.
         largest_batch: how many examples may run at once.
     """
@@ -31,7 +31,7 @@ def config_text(name: str, entry: dict[str, Any], largest_batch: int) -> str:
 
 
 def _tensor(kind: str, tensor: dict[str, Any]) -> str:
-    """One tensor without its batch axis; a number for each example, which Triton takes as `[1]`, is reshaped to none."""
+    """One tensor without its batch axis. Triton takes a single number as `[1]`, so that is reshaped."""
     shape = tensor["shape"][1:]
     lines = [f'name: "{tensor["name"]}"', f"data_type: {DATA_TYPES[tensor['dtype']]}", f"dims: {shape or [1]}"]
     if not shape:

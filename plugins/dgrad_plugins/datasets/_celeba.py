@@ -1,7 +1,4 @@
-"""Reads CelebA, 64 x 64, from its authors' files as torchvision's `CelebA` expects them.
-
-May import torch, numpy, dgrad.errors and dgrad.data.splits only; torchvision when it reads the authors' files.
-"""
+"""CelebA, 64 x 64, from its authors' files as torchvision's `CelebA` expects them."""
 
 from __future__ import annotations
 
@@ -29,16 +26,23 @@ FILES = (
     "list_bbox_celeba.txt",
     "list_landmarks_align_celeba.txt",
 )
-"""What torchvision reads, all of it, though only the first three matter here."""
+"""All that torchvision reads; only the first three matter here."""
 _SPLITS = ("train", "valid", "test")
 
 
-def load_celeba(data_root: Path) -> Dataset:
-    """CelebA in the partition of its authors, its binary attributes as labels; colour images, `SIDE` pixels wide and high.
+def celeba(data_root: Path) -> Dataset:
+    """Faces with 40 attributes, 64x64, colour: 162,770 train, 19,867 valid, 19,962 test; \
+you put its files into DATA-ROOT/celeba"""
+    return load_celeba(data_root)
 
-    The files stand in `data_root / "celeba"`, the images in its folder `img_align_celeba`. The first call cuts the middle out of every
-    image, makes it smaller, and writes the result beside the files (folder `dgrad-64`, 12 KB an image); it is mapped into memory, not read.
-    A subset of CelebA's images serves too, if all the lists have the same ones.
+
+def load_celeba(data_root: Path) -> Dataset:
+    """CelebA with its binary attributes as labels: colour images, `SIDE` pixels wide and high.
+
+    The partition is that of CelebA's authors. The files stand in `data_root / "celeba"`, the images in its folder
+    `img_align_celeba`. The first call cuts the middle out of every image and makes it smaller. It writes the result
+    beside the files (folder `dgrad-64`, 12 KB an image), to be mapped into memory, not read. A subset of CelebA's
+    images serves too, if all the lists have the same ones.
 
     Raises:
         InputError: a file is missing or not what it should be, or the folder cannot be written.
@@ -47,8 +51,8 @@ def load_celeba(data_root: Path) -> Dataset:
     missing = [name for name in FILES if not (source / name).exists()]
     if missing:
         raise InputError(
-            f"{source} has no {', no '.join(missing)}; expected {', '.join(FILES)} of CelebA (aligned and cropped images): put them there, "
-            "or give their folder's parent as --data-root"
+            f"{source} has no {', no '.join(missing)}; expected {', '.join(FILES)} of CelebA (aligned and cropped "
+            "images): put them there, or give their folder's parent as --data-root"
         )
     cache = source / f"dgrad-{SIDE}"
     made_from = {name: (source / name).stat().st_size for name in ("list_attr_celeba.txt", "list_eval_partition.txt")}
@@ -61,7 +65,8 @@ def load_celeba(data_root: Path) -> Dataset:
                     (Path(temporary) / "new").replace(cache)
         except OSError as error:
             raise InputError(
-                f"{source} cannot keep a small copy of the images ({error}); expected a folder to write into, with room: free it, or copy it elsewhere"
+                f"{source} cannot keep a small copy of the images ({error}); expected a folder to write into, with "
+                "room: free it, or copy it elsewhere"
             ) from error
     train, valid, test = (_mapped(cache, split) for split in _SPLITS)
     return Dataset("celeba", train, valid, test, attributes=tuple(_index(cache)["attributes"]))
@@ -79,7 +84,7 @@ def _mapped(cache: Path, split: str) -> Split:
 
 
 def _prepare(data_root: Path, folder: Path, made_from: dict[str, int]) -> None:
-    """Write the small images `[N, 3, SIDE, SIDE]` and the attributes `[N, n]` of each split, both uint8, and an index."""
+    """Write small images `[N, 3, SIDE, SIDE]` and attributes `[N, n]` of each split, uint8, and an index."""
     folder.mkdir()
     for split in _SPLITS:
         faces = _faces(data_root, split)
@@ -106,12 +111,13 @@ def _faces(data_root: Path, split: str) -> Any:
         faces = unchecked(data_root, split=split, transform=Compose([CenterCrop(CROP), Resize((SIDE, SIDE))]))
     except (ValueError, IndexError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"the lists in {data_root / 'celeba'} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); expected those of CelebA, "
-            "with the same images in all: get them again"
+            f"the lists in {data_root / 'celeba'} cannot be read ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}); expected those of CelebA, with the same images in all: get them again"
         ) from error
     if len(faces) == 0:
         raise InputError(
-            f"{data_root / 'celeba' / 'list_eval_partition.txt'} has no image of the split {split}; expected 0 (train), 1 (valid) and 2 (test) in it"
+            f"{data_root / 'celeba' / 'list_eval_partition.txt'} has no image of the split {split}; expected 0 "
+            "(train), 1 (valid) and 2 (test) in it"
         )
     return faces
 
@@ -121,6 +127,7 @@ def _read(faces: Any, index: int) -> np.ndarray:  # [3, SIDE, SIDE], uint8
         image, _ = faces[index]
     except Exception as error:  # what a decoder raises on a broken file is anybody's guess
         raise InputError(
-            f"{faces.filename[index]} of img_align_celeba cannot be read ({type(error).__name__}: {error}); expected an image: unpack the archive again"
+            f"{faces.filename[index]} of img_align_celeba cannot be read ({type(error).__name__}: {error}); expected "
+            "an image: unpack the archive again"
         ) from error
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)

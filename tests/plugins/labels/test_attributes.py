@@ -1,4 +1,4 @@
-"""Several attributes: data that has them, a variable of the code for each, the convolutional model, and what it makes of drawn faces."""
+"""Several attributes: data that has them, the convolutional model, and drawn faces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from dgrad.config import configure, read_config
 from dgrad.core.objectives import FunctionObjective
 from dgrad.data import Dataset, Split, choose_labelled_attributes, load_dataset, load_npz, unit
 from dgrad.pictures.image_grids import class_grid, save_grid, switched
-from dgrad.training.labels import Supervision, label_frequencies
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 from dgrad.vae.evaluation import evaluate_accuracies, evaluate_bound
@@ -30,8 +29,9 @@ from dgrad_plugins.models._convolutional import conv_vae
 
 COUNTS = (500, 60, 100)
 SETTINGS = {
-    "dataset": "celeba", "attributes": ",".join(SHOWN), "labels": 150, "labelled-batch": 8, "batch-size": 16, "latent": "3x2",
-    "model": "conv", "hidden": "8,16,16", "gaussian": 16, "binarize": "none", "estimator": "direct", "lr": "cosine:0.007:0", "device": "cpu",
+    "dataset": "celeba", "attributes": ",".join(SHOWN), "labels": 150, "labelled-batch": 8, "batch-size": 16,
+    "latent": "3x2", "model": "conv", "hidden": "8,16,16", "gaussian": 16, "binarize": "none", "estimator": "direct",
+    "lr": "cosine:0.007:0", "device": "cpu",
     "eval-samples": 1, "eval-every": 4,
 }  # fmt: skip
 
@@ -186,35 +186,6 @@ def test_any_images_keep_their_attributes_but_both_values_of_each_are_among_them
     assert "at most 1000" in _error(lambda: choose_labelled_attributes(labels, 1001, seed=5))
 
 
-def test_the_balance_is_that_of_the_labelled_images() -> None:
-    labels = torch.tensor([[0, 1], [0, 0], [0, 1], [1, 1]])
-    frequencies = label_frequencies(labels, 2)
-    torch.testing.assert_close(frequencies, torch.tensor([[4 / 6, 2 / 6], [2 / 6, 4 / 6]]))
-    layer, config = dgrad.latent("2x2"), configure({"labels": 4, "label-weight": 0, "balance-weight": 1})
-    unknown, codes = torch.zeros(50, 2, 1, dtype=torch.bool), torch.zeros(50, 2, 2)
-    logits = frequencies.log().expand(50, 2, 2).clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(Supervision(config, layer, frequencies)(logits, unknown, codes), logits)
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-7, rtol=0)
-    (gradient,) = torch.autograd.grad(Supervision(config, layer)(logits, unknown, codes), logits)
-    assert gradient.abs().max() > 1e-5, "equal frequencies would change it"
-
-
-def test_the_independence_is_the_squared_covariance_of_code_and_gaussian_variables() -> None:
-    """Its gradient is that of `sum C^2 / 2` where the moving covariance is that of the batch, up to the share that has moved."""
-    layer, generator = dgrad.latent("2x2"), Generator().manual_seed(0)
-    config = configure({"labels": 4, "label-weight": 0, "balance-weight": 0, "independence-weight": 3})
-    logits, means = torch.randn(50, 2, 2, generator=generator), torch.randn(50, 5, generator=generator).requires_grad_()
-    known = torch.rand(50, 2, 1, generator=generator) < 0.3
-    codes = known * layer.codes(torch.randint(0, 2, (50, 2), generator=generator))
-    supervision = Supervision(config, layer, gaussian=5)
-    (gradient,) = torch.autograd.grad(supervision(logits.requires_grad_(), known, codes, means), means)
-    values = torch.where(known, codes, logits.softmax(-1)).detach()
-    covariances = [torch.cov(torch.cat([values.flatten(1), means], 1).T, correction=0)[:4, 4:]]
-    (truth,) = torch.autograd.grad(3 * 0.1 * covariances[0].square().sum() / 2, means)
-    torch.testing.assert_close(gradient, truth)
-    torch.testing.assert_close(supervision.covariance.flatten(0, 1), 0.1 * covariances[0].detach())
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -316,7 +287,7 @@ def test_the_numbers_of_a_code_are_those_of_all_layers() -> None:
 
 @pytest.mark.slow
 def test_the_bound_of_a_large_decoder_is_drawn_and_that_of_a_small_one_summed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mean of 200 draws is within 6 of its standard errors of the sum over all codes, whose own noise (the Gaussian variables') is as small."""
+    """A mean of 200 draws is within 6 standard errors of the sum over all codes; both draw the Gaussian variables."""
     model, split = _model(), Split(_images(count=8))
     exact = evaluate_bound(model, split, samples=200, generator=Generator().manual_seed(0))
     monkeypatch.setattr("dgrad.vae.evaluation.EXACT_NUMBERS", 8 * model.numbers_per_code - 1)
@@ -382,7 +353,7 @@ def test_the_attributes_of_test_images_are_known(run: Run) -> None:
 
 
 def _switched(run: Run, name: str) -> tuple[Tensor, Split]:
-    """What switching an attribute on adds to the reconstruction of each test image, `[N, 3, 64, 64]`, and the images."""
+    """What switching an attribute on adds to each test image's reconstruction, `[N, 3, 64, 64]`; the images."""
     model, _ = run.load_model("last")
     test = load_celeba(Path(str(run.config.data_root))).with_attributes(SHOWN).test
     pictures = switched(model, unit(test.images))

@@ -1,4 +1,4 @@
-"""The page with a run's networks in it: one file that needs no server. May import torch and dgrad; never onnx's runtime."""
+"""The page with a run's networks in it: one file that needs no server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dgrad_export.write.graphs import code_shape
 from dgrad_export.write.run_facts import comparison_images, run_dataset, run_figures
 
 LARGEST = 127
-"""The whole numbers that stand for weights go from minus this to this."""
+"""The integers that stand for weights go from minus this to this."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class SinglePage:
     """A page that is not written yet.
 
     Attributes:
-        comparison: with the run's own networks, on test images and random codes: the largest and the mean difference of a pixel, and the
-            share of the numbers of the images' codes that are the same.
-        state: where in the run its weights are from.
+        comparison: the difference from the run's own networks, on test images and random codes. The largest and the
+            mean difference of a pixel, and the share of equal numbers in the images' codes.
+        state: the part of the run that its weights are from.
     """
 
     path: Path
@@ -55,7 +55,8 @@ class SinglePage:
             write_text(self.path, self.html)
         except OSError as error:
             raise RunError(
-                f"cannot write {self.path}: {error.strerror or error}; make room and make it writable, or choose another file"
+                f"cannot write {self.path}: {error.strerror or error}; "
+                "make room and make it writable, or choose another file"
             ) from error
 
 
@@ -64,12 +65,12 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
 
     Args:
         run_path: the run's directory.
-        out: the `.html` file that it will be; nothing is written yet.
+        out: the `.html` file to write. `save` writes it.
         weights: `best` by the validation bound, or `last`.
         overwrite: replace a file at `out`.
 
     Raises:
-        InputError: there is no such run, `out` is taken or no place for a page, or the model has other layers than linear ones.
+        InputError: there is no such run, `out` is taken or no place for a page, or a layer is not linear.
         RunError: the weights are not finite.
     """
     _check_place(out, overwrite=overwrite)
@@ -100,11 +101,11 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
         "run": run_figures(run, weights),
     }
     note = (
-        "This file computes by itself, with weights rounded to 8 bits. Compared with the model when it was written, pixels differed by "
-        f"{comparison['largest']:.3f} at most and {comparison['mean']:.4f} on average (white is 1), and {comparison['same_codes']:.1%} of "
-        "the numbers of the codes were the same."
+        "This file computes by itself, with weights rounded to 8 bits. Compared with the model when it was written, "
+        f"pixels differed by {comparison['largest']:.3f} at most and {comparison['mean']:.4f} on average (white is 1), "
+        f"and {comparison['same_codes']:.1%} of the numbers of the codes were the same."
     )
-    config = run.config  # a data set may be a path, which is this machine's business
+    config = run.config  # a data set may be a path, which belongs to this machine
     settings = {"dataset": Path(config.dataset).name, "estimator": config.estimator, "labels": config.labels}
     facts = model_facts(manifest, settings)
     return SinglePage(out, sealed(page({**facts, "note": note}, networks)), comparison, state)
@@ -126,8 +127,8 @@ def _check_model(model: DiscreteVAE, run: Run) -> None:
     leaves = [module for module in model.modules() if not list(module.children())]
     if not known or not all(isinstance(leaf, nn.Linear | nn.ReLU | Dropout) for leaf in leaves if not _is_empty(leaf)):
         raise InputError(
-            f"a page computes linear layers and ReLU alone; the {run.config.model} model of {run.path} has others: leave --page out and "
-            "use dgrad serve"
+            f"a page computes linear layers and ReLU alone; the {run.config.model} model of {run.path} has others: "
+            "leave --page out and use dgrad serve"
         )
     if not model.layer.independent_rows or code_shape(model) != model.layer.shape[:-1]:
         raise InputError(
@@ -140,7 +141,7 @@ def _is_empty(module: nn.Module) -> bool:
 
 
 def _round(model: DiscreteVAE, *, rounds: bool) -> dict[str, Any]:
-    """The networks as the page takes them; the model's own weights become what the page will compute with."""
+    """The networks as the page takes them. The model's own weights become the rounded ones."""
     encoder, decoder = model.encoder, model.decoder
     assert isinstance(decoder, Decoder)
     if isinstance(encoder, MixtureEncoder):
@@ -151,7 +152,7 @@ def _round(model: DiscreteVAE, *, rounds: bool) -> dict[str, Any]:
     return {
         "encoder": {"rounds_at": 0.5 if rounds else None, "shared": shared, "logits": logits, "style": style},
         "decoder": {
-            # A row for each coordinate of the code, of which few are not zero.
+            # A row for each coordinate of the code: few are not zero.
             "first": _layer(decoder.first, relu=len(decoder.rest) > 0, transposed=True),
             "rest": _layers(list(decoder.rest)[1:]),
             # (1 + tanh a) / 2 = sigmoid(2 a)
@@ -161,7 +162,7 @@ def _round(model: DiscreteVAE, *, rounds: bool) -> dict[str, Any]:
 
 
 def _layers(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """The linear layers of networks one after the other, each with whether a ReLU follows."""
+    """The linear layers of networks, one after the other. Each says whether a ReLU follows."""
     leaves = [leaf for module in modules for leaf in module.modules() if isinstance(leaf, nn.Linear | nn.ReLU)]
     return [
         _layer(leaf, relu=isinstance(follower, nn.ReLU))
@@ -172,16 +173,16 @@ def _layers(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _layer(linear: nn.Linear, *, relu: bool, transposed: bool = False) -> dict[str, Any]:
-    """A layer as JSON: int8 weights with a float32 scale for each row, and the bias; the layer's weight becomes what they stand for."""
+    """A layer as JSON: int8 weights, a float32 scale for each row, the bias. The layer's own weight is rounded too."""
     weight = linear.weight.T if transposed else linear.weight
     scale = weight.abs().amax(1, keepdim=True) / LARGEST
     scale[scale == 0] = 1
-    whole = (weight / scale).round()
-    weight.copy_(whole * scale)
+    integers = (weight / scale).round()
+    weight.copy_(integers * scale)
     return {
         "rows": weight.shape[0],
         "columns": weight.shape[1],
-        "weight": _text(whole.to(torch.int8)),
+        "weight": _text(integers.to(torch.int8)),
         "scale": _text(scale),
         "bias": _text(linear.bias),
         "relu": relu,
@@ -197,18 +198,18 @@ def _text(tensor: Tensor) -> str:
 @torch.no_grad()
 def _compare(model: DiscreteVAE, rounded: DiscreteVAE, images: Tensor) -> dict[str, float]:
     layer, generator = model.layer, Generator().manual_seed(0)
-    ours, theirs = (each.posterior(images) for each in (model, rounded))
-    codes, others = layer.argmax(ours.logits), layer.argmax(theirs.logits)
-    drawn = layer.sample(torch.zeros(1, *layer.shape), COUNT, generator=generator).squeeze(1)
+    posterior, rounded_posterior = model.posterior(images), rounded.posterior(images)
+    codes, rounded_codes = layer.argmax(posterior.logits), layer.argmax(rounded_posterior.logits)
+    random_codes = layer.sample(torch.zeros(1, *layer.shape), COUNT, generator=generator).squeeze(1)
     style = model.prior_gaussian(COUNT, generator=generator)
-    means = None if ours.gaussian is None else ours.gaussian.mean
+    means = None if posterior.gaussian is None else posterior.gaussian.mean
     difference = torch.cat(
         [
             (rounded.decode(codes, means) - model.decode(codes, means)).abs(),
-            (rounded.decode(drawn, style) - model.decode(drawn, style)).abs(),
+            (rounded.decode(random_codes, style) - model.decode(random_codes, style)).abs(),
         ]
     )
-    same = layer.indices(codes) == layer.indices(others)
+    same = layer.indices(codes) == layer.indices(rounded_codes)
     return {
         "largest": float(difference.max()),
         "mean": float(difference.mean()),

@@ -1,0 +1,1 @@
+"""Checking an export on disk: numpy, onnx and onnxruntime."""
