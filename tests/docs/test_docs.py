@@ -268,6 +268,7 @@ def test_the_code_loss_teaches_the_first_variable_the_class(train: Callable[...,
     assert (classes == test.labels).double().mean() > 0.5
 
 
+@pytest.mark.slow
 def test_the_recipe_for_few_labels_helps(train: Callable[..., Run]) -> None:
     settings = {"estimator": "direct", "latent": "1x10", "labels": 30, "epochs": 20}
     alone = train("alone", **settings)
