@@ -179,6 +179,7 @@ def _bias(case: str, objective: str, size: float) -> float:
     return float((mean - exact_gradient(layer, logits, loss)[0])[0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "objective", "vanishes"),
     [
@@ -233,6 +234,7 @@ LEARNING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["cross-entropy", "spiky"])
 @pytest.mark.parametrize("spec", ["1x5", "3x2"])
 @pytest.mark.parametrize(("name", "hyperparameters"), LEARNING, ids=str)
