@@ -8,12 +8,36 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import CHROMEDRIVER, CHROMIUM
 
 from dgrad.config import configure
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 
+NEEDS = {
+    "gpu": (torch.cuda.is_available(), "needs a CUDA device"),
+    "browser": (
+        CHROMIUM and CHROMEDRIVER,
+        "needs chromium and chromedriver, of Debian's packages chromium and chromium-driver",
+    ),
+}
+
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings, and tests may run side by side
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser takes seconds to start: its tests are slow too."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test whose marker names what this machine lacks is skipped, before any fixture of it is made."""
+    for marker, (there, reason) in NEEDS.items():
+        if item.get_closest_marker(marker) and not there:
+            pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

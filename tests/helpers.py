@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,15 @@ class EveryCode(Categorical):
 
     def sample(self, logits: Tensor, samples: int = 1, *, generator: Generator | None = None) -> Tensor:
         return self.enumerate(like=logits).unsqueeze(0)
+
+
+class EveryDraw(Categorical):
+    """Its samples hold each tuple of codes of the support once, along the batch."""
+
+    def sample(self, logits: Tensor, samples: int = 1, *, generator: Generator | None = None) -> Tensor:
+        support = self.enumerate(like=logits)
+        draws = torch.cartesian_prod(*[torch.arange(len(support))] * samples)  # [K^S, S]
+        return support[draws].transpose(0, 1)  # [S, K^S, n, k]
 
 
 class EveryNoise(Categorical):
@@ -63,6 +73,17 @@ def gradient_of(
     estimator: GradientEstimator, layer: dgrad.LatentLayer, logits: Tensor, loss: CodeLoss, seed: int = 0
 ) -> Tensor:
     return estimate_and_gradient(estimator, layer, logits, loss, seed)[1]
+
+
+def mean_over_draws(estimator: GradientEstimator, spec: str, logits: Tensor, loss: CodeLoss, samples: int) -> Tensor:
+    """The exact mean gradient `[n, k]` of an estimator that draws this many independent codes, and nothing else."""
+    n, k = map(int, spec.split("x"))
+    layer = EveryDraw(n, k)
+    draws = layer.sample(logits, samples)
+    everywhere = logits.expand(draws.shape[1], -1, -1)
+    weights = layer.log_prob(everywhere, draws).sum(0).exp()  # [K^S]
+    gradients = gradient_of(estimator, layer, everywhere, loss)
+    return torch.einsum("b,bnk->nk", weights, gradients)
 
 
 def mean_of_direct(
@@ -113,6 +134,11 @@ def softmax_jacobian(q: Tensor) -> Tensor:
 def times(jacobian: Tensor, slope: Tensor) -> Tensor:
     return (jacobian @ slope.unsqueeze(-1)).squeeze(-1)
 
+
+# Programs that are not Python's
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
 
 # A running server
 

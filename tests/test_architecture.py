@@ -36,8 +36,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dgrad_cli.main",),
     ("dgrad_cli.__main__", "dgrad_cli.worker"),
 )
-"""Each module stands on the floor of its longest prefix here. An import leads down, or along a floor without a
-circle.
+"""Each module stands on the floor of its longest prefix here.
+
+An import leads down, or along a floor without a circle.
 """
 DOORS = {"dgrad": "dgrad", "dgrad_export": "dgrad_export", "dgrad_cli": "dgrad_cli", "dgrad_plugins": "dgrad_plugins"}
 """Packages whose `__init__` loads names on first use. Whoever imports a door imports none of the rooms behind it."""
@@ -164,6 +165,7 @@ def test_packages_import_only_what_they_may(package: str) -> None:
         assert "click" not in tops, name  # typer vendors it
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("statement", "forbidden"),
     [

@@ -52,6 +52,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield out
 
 
+@pytest.mark.slow
 def test_the_report_has_every_part_and_every_plot(quick: Path) -> None:
     text = (quick / "report.md").read_text(encoding="utf-8")
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [
@@ -69,6 +70,7 @@ def test_the_report_has_every_part_and_every_plot(quick: Path) -> None:
         assert (quick / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_machine_is_described(quick: Path) -> None:
     for part in _results(quick).values():
         machine = part["machine"]
@@ -89,6 +91,7 @@ def _contests(figures: Any) -> Iterator[dict[str, dict[str, Any]]]:
                 yield from _contests(inner)
 
 
+@pytest.mark.slow
 def test_ratios_are_quotients_of_the_medians_beside_them(quick: Path) -> None:
     contests = [rows for part in _results(quick).values() for rows in _contests(part["figures"])]
     # steps of two models, sweeps, deep of two likelihoods, refined, naive, of two latents each; one case of support
@@ -103,6 +106,7 @@ def test_ratios_are_quotients_of_the_medians_beside_them(quick: Path) -> None:
                 assert row["least_ratios"][reference] == row["least"] / rows[reference]["least"]
 
 
+@pytest.mark.slow
 def test_every_estimator_that_fits_is_timed_beside_the_plain_step(quick: Path) -> None:
     for latents in _results(quick)["steps"]["figures"].values():
         assert list(latents) == ["3x4", "2x2"]
@@ -113,6 +117,7 @@ def test_every_estimator_that_fits_is_timed_beside_the_plain_step(quick: Path) -
     assert set(with_arm["linear"]["3x4"]) == {"plain autograd", "gumbel-softmax"}
 
 
+@pytest.mark.slow
 def test_steps_json_is_what_the_tables_of_choosing_read(
     quick: Path,
     train: Callable[..., Run],
@@ -134,6 +139,7 @@ def test_steps_json_is_what_the_tables_of_choosing_read(
     assert f"| {ratio:.2f} |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_parts_join_those_that_are_there_already(tmp_path: Path) -> None:
     arguments = ("--quick", "--latents", "2x3", "--device", "cpu", "--out", tmp_path)
     assert _main("naive", *arguments) == 0
@@ -203,6 +209,8 @@ def test_what_is_slow_takes_fewer_turns_but_three(monkeypatch: pytest.MonkeyPatc
     assert times == {"slow": [10.0] * 3, "quick": [1.0] * 6}
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_peak_memory_finds_what_was_allocated_and_freed() -> None:
     """In a new process, as growth measures.
 
@@ -250,6 +258,8 @@ def test_growth_measures_each_point_and_skips_what_is_too_large(monkeypatch: pyt
     assert [plot.name for plot in PARTS["growth"].plots(figures)] == ["growth-time", "growth-memory"]
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_growth_measures_memory_in_a_process_of_its_own() -> None:
     """A batch of 1,000 at 20x10 may take 256 MiB at most, the target of docs/performance.md."""
     point = Point("batch", 1000, "grouped", "20x10", batch=1000)
@@ -257,6 +267,8 @@ def test_growth_measures_memory_in_a_process_of_its_own() -> None:
     assert 1000 * 200 * 4 <= used < growth.TARGET_BYTES  # it holds its result, at least
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_point_that_fails_says_why() -> None:
     assert "error" in measuring.in_new_process("benchmarks.growth", "{}", "cpu")
 
@@ -446,6 +458,7 @@ def test_shares_are_times_at_the_peaks_over_the_time() -> None:
 # Whole runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "reached"), [(1000.0, True), (0.0, False)])
 def test_a_run_says_whether_it_reached_the_target(target: float, reached: bool) -> None:
     given = Settings(data={"dataset": "digits"}, estimators=("gumbel-softmax", "rloo"), seconds=1e-9, compile="off")
@@ -472,6 +485,7 @@ def test_a_run_goes_on_until_its_steps_are_used_up(monkeypatch: pytest.MonkeyPat
 # A CUDA device: what of it can be tried without one
 
 
+@pytest.mark.slow
 def test_the_parts_of_device_measure_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "TUNINGS", {"kernel as it is": {}, "no such": {"NO_SUCH_CONSTANT": 1}})
     given = Settings(data={"dataset": "digits"}, quick=True, compile="off")
@@ -512,9 +526,9 @@ def test_every_tuning_names_constants_of_the_kernel() -> None:
 
 def test_tuning_is_undone() -> None:
     triton_sweep = pytest.importorskip("dgrad.kernels.triton_sweep", reason="needs Triton")
-    with pytest.raises(RuntimeError), device._tuned({"WARPS": 2}):
+    with pytest.raises(RuntimeError, match="stop here"), device._tuned({"WARPS": 2}):
         assert triton_sweep.WARPS == 2
-        raise RuntimeError
+        raise RuntimeError("stop here")
     assert triton_sweep.WARPS == 4
 
 
@@ -552,7 +566,7 @@ def test_one_variable_refuses_what_cannot_be(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["one_variable", *arguments])
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         one_variable.main()
     assert exit_.value.code == 2
     captured = capsys.readouterr()

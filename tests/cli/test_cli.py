@@ -34,7 +34,7 @@ class Dgrad:
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         self.capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
             main([str(argument) for argument in arguments])
         output = self.capsys.readouterr()
         assert isinstance(exit_.value.code, int)
@@ -46,6 +46,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Dgrad:
     return Dgrad(capsys)
 
 
+@pytest.mark.slow
 def test_train_then_everything_else(command: Dgrad, tmp_path: Path) -> None:
     code, out, _ = command(*SMALL, "--epochs", 2)
     assert code == 0, out
@@ -165,6 +166,8 @@ def test_a_plugin_file_trains(command: Dgrad) -> None:
     sys.modules.pop("toy_for_the_cli")
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_says_how_to_go_on_and_exits(number: signal.Signals, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
@@ -285,6 +288,7 @@ def test_images_of_another_size_are_refused(command: Dgrad, train: Callable[...,
         assert "takes [1, 8, 8]" in err
 
 
+@pytest.mark.slow
 def test_export_refuses_a_data_set_that_changed_its_size(command: Dgrad) -> None:
     _digits_npz()
     assert command(*SMALL, "--dataset", "toy.npz", "--out", "run", "--quiet")[0] == 0
@@ -349,6 +353,8 @@ def test_weights_from_before_the_first_evaluation_are_not_used(command: Dgrad, t
     assert [path.name for path in Path().iterdir()] == ["run"]
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
 def test_ctrl_c_while_starting_up_is_one_line(seconds: float) -> None:
     root = Path(__file__).parents[2]
@@ -424,6 +430,7 @@ def test_a_run_with_a_refined_q_says_what_the_encoders_is(command: Dgrad) -> Non
     assert "with its own q" not in command(*SMALL, "--out", "plain")[1]
 
 
+@pytest.mark.slow
 def test_evaluate_says_what_the_encoder_loses(train: Callable[..., Run], command: Dgrad) -> None:
     run = train(latent="6x3", estimator="direct-rb", epochs=10, **{"eval-refine-steps": 5})
     code, out, _ = command("evaluate", run.path)

@@ -22,13 +22,14 @@ SMALL = ["--latent", "3x4", "--epochs", "2", "--seeds", "2", "--device", "cpu", 
 
 def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     assert isinstance(exit_.value.code, int)
     return exit_.value.code, output.out, output.err
 
 
+@pytest.mark.slow
 def test_two_estimators(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = _command(capsys, "compare", "--estimators", "rloo,direct", "--set", "direct.epsilon=0.5", *SMALL)
     assert (code, err) == (0, "")
@@ -63,6 +64,7 @@ def test_two_estimators(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(out)["bound"] == pytest.approx(tests[0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept_and_others_added(capsys: pytest.CaptureFixture[str]) -> None:
     assert _command(capsys, "compare", "--estimators", "rloo", *SMALL)[0] == 0
     stamp = Path("out/rloo-seed0/summary.json").stat().st_mtime_ns
@@ -131,6 +133,8 @@ def _wait_for(path: Path, lines: int = 1) -> None:
     assert path.is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_comparison_goes_on_to_the_same_figures(
     capsys: pytest.CaptureFixture[str], number: signal.Signals
@@ -190,6 +194,7 @@ def test_bad_options_are_refused_before_anything_is_trained(
     assert [path.name for path in Path().iterdir()] == ["file"], "nothing is left behind"
 
 
+@pytest.mark.slow
 def test_several_values_are_variants_of_one_estimator(capsys: pytest.CaptureFixture[str]) -> None:
     values = ["--set", "gumbel-softmax.temperature=1,0.5"]
     code, out, _ = _command(capsys, "compare", "--estimators", "gumbel-softmax", *values, *SMALL, "--seeds", 1)

@@ -43,7 +43,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
             main([str(argument) for argument in arguments])
         output = capsys.readouterr()
         assert isinstance(exit_.value.code, int)
@@ -270,6 +270,7 @@ def test_the_example_is_what_the_command_writes(command: Command) -> None:
     assert _files(Path("dgrad-weighted-rloo")) == _files(Path("new"))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["a", "estimator", "none", "x2-4y", "abcdefghi-klmnopqrstu-wxyz1234"])
 def test_what_is_written_is_clean_under_any_name(command: Command, name: str) -> None:
     assert command("plugins", "new", name, "--out", "new")[0] == 0
@@ -280,6 +281,8 @@ def test_what_is_written_is_clean_under_any_name(command: Command, name: str) ->
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_new_plugin_passes_its_own_tests(command: Command) -> None:
     assert command("plugins", "new", "toy-new", "--out", "new")[0] == 0
     path = [str(ROOT / part) for part in (".", "plugins", "cli", "export")]

@@ -17,7 +17,7 @@ from dgrad_cli.main import main
 
 def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     assert isinstance(exit_.value.code, int)
@@ -61,6 +61,8 @@ def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'bounds'" in err
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_one_on_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["reproduce", "bounds", "--quick", "--dataset", "digits", "--device", "cpu", "--jobs", 2, "--out", "out"]
     code, out, err = _command(capsys, *options, "--dry-run")
@@ -94,6 +96,8 @@ def test_a_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'mnist'" in err
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["figure1", "figure2", "figure3", "figure5", "figure7"])
 def test_figures_are_drawn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--quick", "--dataset", "digits", "--device", "cpu", "--jobs", 2, "--quiet", "--out", "out"]

@@ -37,6 +37,7 @@ def _bound(layer: dgrad.LatentLayer, logits: Tensor, objective: FunctionObjectiv
     return float(((q * losses).sum(0) + layer.kl(logits)).mean())
 
 
+@pytest.mark.slow
 def test_it_comes_to_where_exact_coordinate_ascent_does() -> None:
     """From 50 starts: 3,000 shrinking steps leave each within 0.01 nats of the fixed point of its own start."""
     layer = dgrad.latent("2x3")
@@ -168,6 +169,7 @@ def test_the_encoder_learns_as_ever_and_the_decoder_from_the_refined_q(estimator
     assert all(parameter.requires_grad for parameter in trainer.loss.parameters())
 
 
+@pytest.mark.slow
 def test_the_decoders_gradient_is_that_of_codes_of_the_refined_q() -> None:
     """With one variable the refined q is the posterior: the loss is `-log p(x)`, the mean gradient its gradient.
 
@@ -196,6 +198,7 @@ def test_the_decoders_gradient_is_that_of_codes_of_the_refined_q() -> None:
     assert (drawn.std(0) < 0.1 * drawn[:, 1].mean().abs()).all(), "else a wrong gradient would pass"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"estimator": "gumbel-softmax", "model": "mlp", "hidden": "20"}, {"model": "mixture", "gaussian": 4}],

@@ -57,7 +57,7 @@ def _commands() -> list[list[str]]:
 
 
 def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
@@ -107,6 +107,7 @@ def test_every_option_of_every_command_exists(capsys: pytest.CaptureFixture[str]
             assert option in shown, f"{option} of {command}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in _commands() if command[0] == "train"], ids=" ".join)
 def test_every_training_command_trains(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -207,6 +208,7 @@ def test_the_latent_keeps_the_rest_of_its_contract(bits: LatentLayer) -> None:
         dgrad.latent("bits:20").enumerate(like=logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exact", "direct-joint", "reinforce", "rloo", "gumbel-softmax"])
 def test_the_latent_trains_with(name: str, train: Callable[..., Run]) -> None:
     run = train(estimator=name, latent="bits:6", epochs=4, plugins=("examples/latent.py",))
@@ -214,6 +216,7 @@ def test_the_latent_trains_with(name: str, train: Callable[..., Run]) -> None:
     assert last["valid_bound"] < first["valid_bound"]
 
 
+@pytest.mark.slow
 def test_the_latent_exports(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train(latent="bits:6", plugins=("examples/latent.py",))
     assert _dgrad("export", run.path, "--out", tmp_path / "model") == 0
@@ -250,11 +253,13 @@ def test_the_model_sweeps_right_and_refuses_what_it_cannot() -> None:
             build("models", "small-conv", torch.nn.Module, layer, shape, likelihood("bernoulli"), hidden)
 
 
+@pytest.mark.slow
 def test_the_model_exports(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train(model="small-conv", epochs=1, plugins=("examples/model.py",))
     assert _dgrad("export", run.path, "--out", tmp_path / "model") == 0
 
 
+@pytest.mark.slow
 def test_the_code_loss_teaches_the_first_variable_the_class(train: Callable[..., Run]) -> None:
     run = train(latent="4x10", epochs=20, plugins=("examples/code_loss.py",))
     model, _ = load_model(run, "last")
@@ -264,6 +269,7 @@ def test_the_code_loss_teaches_the_first_variable_the_class(train: Callable[...,
     assert (classes == test.labels).double().mean() > 0.5
 
 
+@pytest.mark.slow
 def test_the_recipe_for_few_labels_helps(train: Callable[..., Run]) -> None:
     settings = {"estimator": "direct", "latent": "1x10", "labels": 30, "epochs": 20}
     alone = train("alone", **settings)

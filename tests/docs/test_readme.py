@@ -29,7 +29,7 @@ def _block_with(language: str, text: str) -> str:
 
 
 def _dgrad(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main(list(arguments))
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
@@ -54,6 +54,7 @@ def test_the_library_in_ten_lines_runs_and_gives_gradients() -> None:
         assert names[network].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_the_plugin_trains() -> None:
     Path("mine.py").write_text(_block_with("python", "class Mine"))
     check, train = sorted(command for command in _commands() if "mine.py" in command)
@@ -66,6 +67,7 @@ def test_the_plugin_trains() -> None:
         sys.modules.pop("mine")
 
 
+@pytest.mark.slow
 def test_the_export_is_used_as_shown(train: Callable[..., Any]) -> None:
     import numpy as np
 

@@ -1,5 +1,6 @@
-"""What docs/serving.md shows is run: its commands, one after another, with a small model; its example of a
-client is tried in test_serving.py.
+"""The commands of docs/serving.md run one after another, with a small model.
+
+Its example of a client is tried in `test_serving.py`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ def _commands() -> list[list[str]]:
 
 
 def _dgrad(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main(list(arguments))
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_every_command_runs(train: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
     run = train(latent="3x4", epochs=1)
     Path("images").mkdir()

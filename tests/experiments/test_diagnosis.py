@@ -27,6 +27,7 @@ def _diagnose(latent: str, estimators: str, *values: str, draws: int = 400, imag
     return diagnose(model, choose_images(split, images, 0), read_variants(estimators, values), draws=draws)
 
 
+@pytest.mark.slow
 def test_unbiased_estimators_are_within_noise_and_exact_has_none() -> None:
     diagnosis = _diagnose("2x4", "exact,rloo,leg,reinforce", images=100)
     rows = {row.label: row for row in diagnosis.rows}
@@ -90,6 +91,7 @@ def test_a_large_support_is_measured_against_leg() -> None:
     assert all(row.within_noise for row in others), "leg is measured with other noise than the reference"
 
 
+@pytest.mark.slow
 def test_a_small_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _diagnose("2x3", "exact,leg", draws=20, images=5).rows
     monkeypatch.setattr("dgrad.experiments.diagnosis.NUMBERS_AT_ONCE", 16 * 70)  # two images at once
@@ -98,6 +100,7 @@ def test_a_small_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert parts[1].deviation == pytest.approx(whole[1].deviation, rel=0.3)
 
 
+@pytest.mark.slow
 def test_estimators_that_draw_the_same_codes_share_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     swept, sweep = [], ReconstructionEvaluation.sweep
 
@@ -140,7 +143,7 @@ def test_an_estimator_that_fails_costs_its_own_row(monkeypatch: pytest.MonkeyPat
 
 def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main(["diagnose", *(str(argument) for argument in arguments)])
     output = capsys.readouterr()
     assert isinstance(exit_.value.code, int)
@@ -150,6 +153,7 @@ def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
 SMALL = ["--latent", "1x4", "--images", 10, "--draws", 20, "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_the_command_at_a_random_start(capsys: pytest.CaptureFixture[str]) -> None:
     values = ["--set", "direct.epsilon=1,0.1", "--set", "gumbel-softmax.temperature=0.5,1"]
     code, out, err = _command(capsys, *SMALL, *values, "--out", "a/b")

@@ -25,6 +25,8 @@ from dgrad_cli.main import main
 from dgrad_export import check_export, export_run
 from dgrad_export.check.reference import _check_codes
 
+pytestmark = pytest.mark.slow
+
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({"latent": "6x4"}, {}),
     "mixed-triton-sampling": (
@@ -234,6 +236,7 @@ finally:
 """
 
 
+@pytest.mark.processes
 def test_it_needs_no_torch(exports: dict[str, Path]) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", COMMAND, "export", "--check", str(exports["linear"])]

@@ -24,6 +24,8 @@ from dgrad.training.trainer import Trainer
 from dgrad_cli.main import main
 from dgrad_export import Codec, export_run
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("Eyeglasses", "Smiling")
 MODELS: dict[str, dict[str, Any]] = {
     "grey": {"latent": "6x4"},
@@ -409,6 +411,7 @@ finally:
 """
 
 
+@pytest.mark.processes
 def test_neither_command_needs_torch(models: dict[str, Path]) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     _save(Path("folder"), _grey(3), "jpg")

@@ -273,6 +273,7 @@ def plugin(tmp_path: Path) -> Iterator[Path]:
     sys.modules.pop(path.stem, None)
 
 
+@pytest.mark.slow
 def test_latent_of_another_integer_form_and_data_that_moved_away(
     tmp_path: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +338,7 @@ def mixed(home: Path) -> tuple[DiscreteVAE, Path]:
     return load_model(run)[0], home / "mixed"
 
 
+@pytest.mark.slow
 def test_mixed_model_computes_what_torch_computes(mixed: tuple[DiscreteVAE, Path]) -> None:
     model, folder = mixed
     manifest = manifest_of(folder)
@@ -370,6 +372,7 @@ def test_mixed_model_computes_what_torch_computes(mixed: tuple[DiscreteVAE, Path
     assert "not finite" in error_of(lambda: codec.decode(code, np.full((7, 4), np.inf)))
 
 
+@pytest.mark.slow
 def test_draws_follow_the_logits_and_can_be_had_again(mixed: tuple[DiscreteVAE, Path]) -> None:
     codec = Codec(mixed[1])
     image = np.repeat(grey(1), 4000, axis=0)
@@ -517,6 +520,7 @@ class FixedBatch(nn.Module):
         return images.reshape(2, 6, 4, -1).sum(-1)
 
 
+@pytest.mark.slow
 def test_model_that_cannot_be_exported_is_said_so() -> None:
     model = build_model(TrainConfig(latent="6x4"), (1, 6, 4))
     model.encoder = FixedBatch()
@@ -672,6 +676,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} & heavy))
 """
 
 
+@pytest.mark.processes
 def test_codec_needs_neither_torch_nor_onnx(exports: dict[str, Path]) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-W", "error", "-c", ROUND_TRIP, str(exports[LINEAR])]

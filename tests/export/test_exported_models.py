@@ -18,6 +18,8 @@ from dgrad.training.trainer import Trainer
 from dgrad.vae.model import DiscreteVAE
 from dgrad_export import Codec, export_run
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("Eyeglasses", "Smiling", "Wearing_Hat")
 CONV = {"model": "conv", "hidden": "4,6,8,8", "gaussian": 5, "binarize": "none"}
 LABELS = {"labels": 20, "labelled-batch": 10, "latent": "3x2"}

@@ -22,6 +22,8 @@ from dgrad_cli.main import main
 from dgrad_export import Codec, export_run
 from dgrad_export.write.int8 import integers, quantize
 
+pytestmark = pytest.mark.slow
+
 MODELS: dict[str, dict[str, Any]] = {
     "linear": {"latent": "20x10"},
     "mlp": {"model": "mlp", "hidden": "50,100", "likelihood": "squared-error", "binarize": "none", "latent": "20x10"},

@@ -46,6 +46,7 @@ def test_a_part_imports_its_libraries_alone(part: str) -> None:
         assert "write" not in modules
 
 
+@pytest.mark.processes
 def test_checking_loads_no_torch_and_serving_no_onnx() -> None:
     code = """
 import sys

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import serving
+from helpers import CHROMEDRIVER, CHROMIUM, serving
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -35,12 +35,6 @@ from dgrad_cli.main import main
 from dgrad_export import Codec, build_page, export_run
 from dgrad_export.page.html import TEMPLATE, model_facts, page, policy
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-in_a_browser = pytest.mark.skipif(
-    CHROMIUM is None or CHROMEDRIVER is None,
-    reason="needs chromium and chromedriver, of Debian's packages chromium and chromium-driver",
-)
 ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
@@ -177,7 +171,7 @@ def digit(path: Path, seed: int = 0, size: int = 8) -> np.ndarray:
 # Served
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_a_click_on_a_value_decodes_it(browser: Page, served: tuple[str, Codec]) -> None:
     address, codec = served
     browser.open(address)
@@ -203,7 +197,7 @@ def test_a_click_on_a_value_decodes_it(browser: Page, served: tuple[str, Codec])
     assert browser.driver.get_log("browser") == []
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_random_codes_differ_and_are_what_is_shown(browser: Page, served: tuple[str, Codec]) -> None:
     address, codec = served
     browser.open(address)
@@ -216,7 +210,7 @@ def test_random_codes_differ_and_are_what_is_shown(browser: Page, served: tuple[
     assert set(np.ravel(codes)) == {0, 1, 2, 3}
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_the_arrow_keys_choose_values_and_the_focus_is_seen(browser: Page, served: tuple[str, Codec]) -> None:
     address, codec = served
     browser.open(address)
@@ -240,7 +234,7 @@ def test_the_arrow_keys_choose_values_and_the_focus_is_seen(browser: Page, serve
     assert browser.js(f"{focused}.closest('[role=radiogroup]').getAttribute('aria-label')") == "variable 2"
 
 
-@in_a_browser
+@pytest.mark.browser
 @pytest.mark.parametrize("how", ["chosen", "dropped"])
 def test_an_image_becomes_its_code_and_its_reconstruction(
     browser: Page, served: tuple[str, Codec], tmp_path: Path, how: str
@@ -284,7 +278,7 @@ def drop(browser: Page, data: bytes, name: str) -> None:
     browser.settle()
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_the_middle_of_a_large_picture_in_colour_is_scaled_and_made_grey(
     browser: Page, served: tuple[str, Codec], tmp_path: Path
 ) -> None:
@@ -302,7 +296,7 @@ def test_the_middle_of_a_large_picture_in_colour_is_scaled_and_made_grey(
     assert browser.code() == codec.encode(np.round(sent * 255).astype(np.uint8))[0].tolist()
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_what_is_drawn_is_encoded(browser: Page, served: tuple[str, Codec]) -> None:
     address, codec = served
     browser.open(address)
@@ -316,7 +310,7 @@ def test_what_is_drawn_is_encoded(browser: Page, served: tuple[str, Codec]) -> N
     assert browser.code() == codec.encode(np.round(drawn * 255).astype(np.uint8))[0].tolist()
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_what_fails_is_said_and_what_works_again_is_not(browser: Page, home: Path, tmp_path: Path, served: Any) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with serving(home / "linear-model") as (process, port):
@@ -336,7 +330,7 @@ def test_what_fails_is_said_and_what_works_again_is_not(browser: Page, home: Pat
             assert "The server does not answer" in browser.complaint()
 
 
-@in_a_browser
+@pytest.mark.browser
 @pytest.mark.parametrize("model", ["served", "mixed"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone(
@@ -362,7 +356,7 @@ def test_it_fits_a_phone(
     assert box["top"] >= 0 and box["bottom"] < 250  # it stays in sight
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_switches_and_styles(browser: Page, mixed: tuple[str, Codec], tmp_path: Path) -> None:
     address, codec = mixed
     browser.open(address)
@@ -408,7 +402,7 @@ def test_switches_and_styles(browser: Page, mixed: tuple[str, Codec], tmp_path: 
     is_shown(codec.style(pixels)[0])
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_colour_and_more_images_than_are_shown_at_once(browser: Page, tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
     np.savez(tmp_path / "colour.npz", images=draws.integers(256, size=(60, 60, 60, 3), dtype=np.uint8))
@@ -437,7 +431,7 @@ def test_colour_and_more_images_than_are_shown_at_once(browser: Page, tmp_path: 
         np.testing.assert_allclose(cell, 255 * codec.decode([[*code[:2], 1, *code[3:]]])[0], atol=1)
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_a_latent_without_independent_variables_can_still_encode(
     browser: Page, home: Path, served: Any, tmp_path: Path
 ) -> None:
@@ -505,7 +499,7 @@ FILES: dict[str, dict[str, Any]] = {
 }
 
 
-@in_a_browser
+@pytest.mark.browser
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_computes_what_onnxruntime_does(browser: Page, name: str, tmp_path: Path, capsys: Any) -> None:
     run = train(tmp_path / "run", **FILES[name])
@@ -561,6 +555,7 @@ def test_a_page_of_20x10_has_less_than_a_megabyte(tmp_path: Path) -> None:
     assert "connect-src 'none'" in built.path.read_text().partition("<title>")[0]
 
 
+@pytest.mark.slow
 def test_pages_that_cannot_be_made(linear: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def said(*arguments: object) -> str:
         with pytest.raises(SystemExit, match=r"^\d$") as exit_:

@@ -31,6 +31,8 @@ from dgrad_export.serve.protocol import read_request
 from dgrad_export.serve.served_model import open_models
 from dgrad_export.serve.server import serve
 
+pytestmark = pytest.mark.processes
+
 MEBIBYTE = 2**20
 
 # The real command; at its end it says which libraries it never needed.

@@ -19,6 +19,8 @@ from dgrad_export import Codec, export_run
 from dgrad_export.serve.served_model import open_models
 from dgrad_export.write.triton import config_text
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = {
     "encoder/1/model.onnx", "encoder/config.pbtxt", "decoder/1/model.onnx", "decoder/config.pbtxt", "manifest.json",
 }  # fmt: skip

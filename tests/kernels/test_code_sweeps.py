@@ -400,6 +400,7 @@ def test_the_naive_reference_of_the_benchmarks_is_the_same_sweep() -> None:
     torch.testing.assert_close(model.reconstruction(images).sweep(codes)[0], naive, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_precision_of_a_runs_sweeps_is_the_one_that_was_asked_for() -> None:
     config = configure({"model": "mlp", "sweep-precision": "bfloat16", "epochs": 1})
     assert Trainer(config).model.sweep_dtype == torch.bfloat16

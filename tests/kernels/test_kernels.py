@@ -210,6 +210,7 @@ def test_weights_that_are_not_numbers_are_left_to_torch(compiler: None) -> None:
     assert compiled_change(logits, rows, own) is None
 
 
+@pytest.mark.slow
 def test_the_kernel_is_compiled_once(compiler: None, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.available()
     (library,) = (fresh / "dgrad" / "kernels").iterdir()
@@ -251,6 +252,8 @@ def test_without_a_place_for_the_library_torch_alone(fresh: Path, monkeypatch: p
         assert not cpu.available()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_the_command_says_in_one_line_that_there_is_no_compiler(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -68,6 +68,8 @@ def run(script: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_the_kernel_computes_the_sweep(tmp_path: Path) -> None:
     errors = json.loads(run(INTERPRETED, tmp_path, TRITON_INTERPRET="1"))
     assert len(errors) == 18
@@ -75,6 +77,8 @@ def test_the_kernel_computes_the_sweep(tmp_path: Path) -> None:
     assert {name: error for name, error in errors.items() if not error < 1e-4} == {}
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_triton_compiles_the_kernel_for_a_gpu(tmp_path: Path) -> None:
     assert int(run(COMPILED, tmp_path)) > 0
 
@@ -88,7 +92,7 @@ def test_where_it_cannot_run_one_warning_says_why() -> None:
     assert len(warned) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (20, 2), (1, 40), (3, 100)])
 def test_on_a_gpu_it_is_what_torch_computes(n: int, k: int) -> None:
     generator = torch.Generator("cuda").manual_seed(0)

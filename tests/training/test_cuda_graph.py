@@ -72,6 +72,7 @@ def device_step(config: TrainConfig) -> tuple[TrainingStep, Lockstep]:
     return step, lockstep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_step_that_is_recorded_trains_as_the_ordinary_one(case: str) -> None:
     config = configure({**SETTINGS, **CASES[case]})
@@ -202,7 +203,7 @@ def test_a_step_that_cannot_be_recorded_is_done_without(monkeypatch: pytest.Monk
     assert not step.uses_cuda_graph
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_run_is_the_ordinary_run_on_the_same_device(case: str) -> None:
     settings = {**SETTINGS, **CASES[case], "device": "cuda"}

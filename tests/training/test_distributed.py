@@ -60,6 +60,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_train_as_one_does_on_the_whole_batch(trained: list[dict[str, Any]]) -> None:
     """Without noise, to rounding errors: a last batch that cannot be halved, pixels drawn anew."""
     alone = Trainer(configure(processes.DETERMINISTIC))
@@ -73,6 +75,8 @@ def test_two_processes_train_as_one_does_on_the_whole_batch(trained: list[dict[s
             torch.testing.assert_close(together["weights"][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_each_process_has_noise_of_its_own_and_the_first_that_of_one_alone(trained: list[dict[str, Any]]) -> None:
     alone = Trainer(configure(processes.DETERMINISTIC))
     noise = [one["deterministic"]["noise"] for one in trained]
@@ -80,6 +84,8 @@ def test_each_process_has_noise_of_its_own_and_the_first_that_of_one_alone(train
     assert not torch.equal(noise[0], noise[1])
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_with_every_estimator_all_processes_have_the_same_weights(trained: list[dict[str, Any]]) -> None:
     estimators = [one["estimators"] for one in trained]
     assert set(estimators[0]) >= set(dgrad.estimators()) - {"averaging-exact"}
@@ -89,6 +95,8 @@ def test_with_every_estimator_all_processes_have_the_same_weights(trained: list[
             assert tensor.isfinite().all()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_stopped_run_goes_on_bit_for_bit_with_one_writer(tmp_path: Path) -> None:
     plain, stopped = tmp_path / "plain", tmp_path / "stopped"
     train = ["train", *RUN, "--steps", "40", "--estimator", "relax", "--plugin", str(HERE)]
@@ -123,6 +131,8 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_one_writer(tmp_path: Path) -> No
         resume(plain)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_what_is_wrong_is_said_once_and_ends_all(tmp_path: Path) -> None:
     done = torchrun("cli", "train", *RUN, "--estimator", "nonsense", "--out", str(tmp_path / "run"))
     assert done.returncode != 0

@@ -309,7 +309,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, var
     Trainer(config).train(whole)
     listener = _StopAt()
     listener.trainer = Trainer(config, listener)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="stopped at step 15 of "):
         listener.trainer.train(broken)
     trainer, run = resume(broken.path)
     trainer.train(run)
@@ -321,6 +321,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, var
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -341,6 +342,7 @@ def test_few_labels_teach_the_classes_with_any_estimator(train: Callable[..., Ru
     assert summary["best"]["valid_accuracy"] == best, "chosen by validation"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["bound", "reconstruction", "accuracy"])
 def test_the_best_weights_are_those_with_the_best_figure_that_choose_by_names(
     train: Callable[..., Run], criterion: str
@@ -373,12 +375,13 @@ def test_a_run_without_labels_has_no_accuracy(train: Callable[..., Run]) -> None
 
 
 def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_the_commands_show_the_accuracy_and_the_grid_has_a_column_for_each_class(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -471,6 +474,7 @@ def test_pretraining_sees_the_labelled_images_alone_and_comes_before_the_first_s
     )
 
 
+@pytest.mark.slow
 def test_pretraining_teaches_the_labels() -> None:
     """Without labelled images in the run's own steps; chance names 10 % of the classes."""
     found = {}
@@ -495,6 +499,7 @@ class _StopInPretraining(_StopAt):
             self.trainer.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [_StopInPretraining, _StopAt])
 def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(tmp_path: Path, kind: type[_StopAt]) -> None:
     config = configure({**PRETRAINED, "labelled-batch": 0})
@@ -512,6 +517,7 @@ def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(tmp_path: P
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_seeds_in_parallel_are_pretrained_each_and_stop_in_it(tmp_path: Path) -> None:
     config = configure({**PRETRAINED, "labelled-batch": 0, "epochs": 1})
     listener = _StopInPretraining()
@@ -541,7 +547,7 @@ def test_pretraining_that_cannot_be_is_refused(given: dict[str, object], message
 
 def test_training_says_that_it_pretrains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "train --latent 1x10 --labels 20 --steps 2 --pretrain-steps 3 --labelled-batch 0 --device cpu --out"
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([*options.split(), str(tmp_path / "run")])
     assert exit_.value.code == 0
     assert "20 labelled images, 2 steps after 3 on labelled images alone, on" in capsys.readouterr().out

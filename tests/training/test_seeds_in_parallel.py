@@ -247,7 +247,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
             main([str(argument) for argument in arguments])
         output = capsys.readouterr()
         assert isinstance(exit_.value.code, int)
@@ -256,6 +256,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
     return call
 
 
+@pytest.mark.slow
 def test_the_command_trains_reports_and_leaves_ordinary_runs(command: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = command(*SMALL, "--seeds-in-parallel", 2, "--seed", 5, "--out", "seeds")
     assert code == 0, err
@@ -277,6 +278,7 @@ def test_the_command_trains_reports_and_leaves_ordinary_runs(command: Callable[.
     assert sorted(path.name for path in Path("seeds").iterdir()) == ["seed0", "seeds.json", "summary.json"]
 
 
+@pytest.mark.slow
 def test_pictures_that_are_missing_are_made(command: Callable[..., tuple[int, str, str]]) -> None:
     assert command(*SMALL, "--seeds-in-parallel", 2, "--out", "seeds")[0] == 0
     before = json.loads(Path("seeds/summary.json").read_text())

@@ -17,7 +17,6 @@ import torch
 
 import dgrad
 from dgrad.config import TrainConfig, configure
-from dgrad.files.atomic import atomic_file
 from dgrad.registry import Plugin, registry
 from dgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from dgrad.training.listener import Listener, Progress
@@ -65,7 +64,7 @@ def _figures(run: Run) -> tuple[list[dict[str, object]], dict[str, object]]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: str(variant.get("estimator", "rloo")))
-@pytest.mark.parametrize("stop_at", [7, 13])
+@pytest.mark.parametrize("stop_at", [7, pytest.param(13, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
     tmp_path: Path, variant: dict[str, object], stop_at: int
 ) -> None:
@@ -88,6 +87,8 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
         assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_kill_9_then_resume_equals_an_undisturbed_run(tmp_path: Path) -> None:
     """A process killed without warning, at whatever point, loses at most what came after its last checkpoint."""
     command = [
@@ -168,6 +169,7 @@ def test_every_purpose_has_noise_of_its_own() -> None:
     assert len({tuple(torch.rand(4, generator=each).tolist()) for each in generators}) == len(generators) == 5
 
 
+@pytest.mark.slow
 def test_training_learns(train: Callable[..., Run]) -> None:
     lines = train(estimator="direct-rb", latent="8x4", epochs=20, lr="0.01").metrics()
     assert lines[-1]["valid_bound"] < 0.75 * lines[0]["valid_bound"]
@@ -230,6 +232,7 @@ def test_weight_decay_is_decoupled_and_spares_biases() -> None:
         assert decays[id(parameter)] == (0.0 if name.endswith("bias") else 0.3), name
 
 
+@pytest.mark.slow
 def test_hooks_see_a_run_and_code_losses_join_the_objective(tmp_path: Path) -> None:
     seen: list[str] = []
 
@@ -279,16 +282,6 @@ def test_a_run_directory_is_complete(train: Callable[..., Run]) -> None:
     assert configure(json.loads(run.config_file.read_text())) == run.config
 
 
-def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(OSError, match="No space left"), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "other"])
 def test_a_damaged_checkpoint_is_refused(train: Callable[..., Run], damage: str, tmp_path: Path) -> None:
     run = train()
@@ -335,7 +328,7 @@ def test_a_checkpoint_that_lacks_a_part_is_not_resumed(train: Callable[..., Run]
         resume(run.path)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "estimator", ["direct", "direct-rb", "leg", "gumbel-softmax", "st-gumbel-softmax", "reinforce", "rloo"]
 )

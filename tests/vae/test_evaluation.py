@@ -1,20 +1,17 @@
-"""The bounds against plain torch.distributions, and what a user's picture functions write."""
+"""The bounds against plain torch.distributions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 from torch.distributions import Bernoulli, Independent, OneHotCategorical, kl_divergence
 
 import dgrad
 from dgrad.data import Split
-from dgrad.pictures.image_grids import save_grid
 from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
@@ -84,6 +81,7 @@ def test_the_importance_weighted_bound_falls_to_the_log_likelihood() -> None:
     assert values[0] == pytest.approx(bound, abs=1.0), "with one sample it is the evidence bound"
 
 
+@pytest.mark.slow
 def test_an_evaluation_repeats_and_leaves_the_global_generator_alone(train: Callable[..., Run]) -> None:
     run = train(latent="6x4")
     model, _ = load_model(run)
@@ -95,20 +93,3 @@ def test_an_evaluation_repeats_and_leaves_the_global_generator_alone(train: Call
     ]
     assert bounds[0] == bounds[1]
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_grid_shows_its_images_where_they_belong(tmp_path: Path, channels: int) -> None:
-    images = torch.zeros(2, 3, channels, 8, 8)
-    images[1, 2, 0] = 1  # the lower right one is white, or red
-    save_grid(tmp_path / "grid.png", images)
-    with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.mode == ("L" if channels == 1 else "RGB")
-        size = 7 * 8 + 4
-        assert grid.size == (3 * size + 4, 2 * size + 4)
-        white_or_red = 255 if channels == 1 else (255, 0, 0)
-        assert grid.getpixel((2 * size + 30, size + 30)) == white_or_red
-        assert grid.getpixel((30, 30)) in (0, (0, 0, 0))
-    with pytest.raises(dgrad.InputError, match="2 channels"):
-        save_grid(tmp_path / "no.png", torch.zeros(1, 1, 2, 8, 8))
-    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]

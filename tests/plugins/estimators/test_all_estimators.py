@@ -10,6 +10,7 @@ one false alarm in about 200 runs of this file. The seeds are fixed so that a fa
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from dgrad.core.objectives import CodeLoss
 from dgrad.testing import CHECKS, exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 from dgrad.testing._checks import Check
 from dgrad.testing._kit import Case, name_of
+from dgrad_plugins.estimators import ESTIMATORS
 
 # Every built-in estimator with its defaults, and with the hyper-parameters that make it another formula.
 CASES: list[tuple[str, dict[str, object]]] = [
@@ -35,15 +37,36 @@ CASES: list[tuple[str, dict[str, object]]] = [
     *((name, {"sweep_share": 0.5}) for name in ("direct", "direct-rb", "leg")),
 ]
 
+STATISTICAL = ("unbiased", "limit", "baseline has not seen its sample")
+"""The checks that draw many samples."""
+
 
 def _id(name: str, hyperparameters: dict[str, object]) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in hyperparameters.items())])
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=name_of)
-@pytest.mark.parametrize(("name", "hyperparameters"), CASES, ids=[_id(*case) for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "check"),
+    [
+        pytest.param(
+            *case,
+            check,
+            id=f"{_id(*case)}-{name_of(check)}",
+            marks=[pytest.mark.slow] * bool(case[1] or name_of(check) in STATISTICAL),
+        )
+        for case in CASES
+        for check in CHECKS
+    ],
+)
 def test_built_in_estimators_conform(name: str, hyperparameters: dict[str, object], check: Check) -> None:
     Case(check)(dgrad.estimator(name, **hyperparameters))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_tests_of_an_estimator_are_found_by_its_name(name: str) -> None:
+    module = ESTIMATORS[name].__module__.rpartition("._")[2]
+    assert name.startswith(module.replace("_", "-"))
+    assert "\ndef test_" in Path(__file__).with_name(f"test_{module}.py").read_text(encoding="utf-8")
 
 
 def test_hyperparameters_follow_their_schedule() -> None:
@@ -156,6 +179,7 @@ def _bias(case: str, objective: str, size: float) -> float:
     return float((mean - exact_gradient(layer, logits, loss)[0])[0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "objective", "vanishes"),
     [
@@ -210,6 +234,7 @@ LEARNING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["cross-entropy", "spiky"])
 @pytest.mark.parametrize("spec", ["1x5", "3x2"])
 @pytest.mark.parametrize(("name", "hyperparameters"), LEARNING, ids=str)
@@ -269,7 +294,6 @@ def test_learned_parts_must_be_made_first(name: str, hyperparameters: dict[str, 
         ("perturbed", {"samples": 1}, "samples must be a whole number of at least 2; got 1"),
         ("rao-st-gumbel-softmax", {"inner_samples": 0}, "inner_samples must be a whole number of at least 1"),
         ("rebar", {"temperature": 0}, "temperature must stay above 0"),
-        ("reinforce", {"baseline": "magic"}, "one of none, moving-average"),
         ("reinforce", {"baseline": "magic"}, "one of none, moving-average, input-dependent; got 'magic'"),
         ("reinforce", {"hidden": 0}, "hidden must be a whole number of at least 1; got 0"),
         ("reinmax", {"temperature": 0}, "temperature must stay above 0"),

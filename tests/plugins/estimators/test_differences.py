@@ -10,6 +10,7 @@ import dgrad
 from dgrad.testing import exact_gradient, small_logits, small_objectives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("difference", "order"), [("backward", 1), ("forward", 1), ("central", 2)])
 @pytest.mark.parametrize("name", ["direct-rb", "direct-joint", "direct"])
 def test_the_bias_falls_at_its_order(name: str, difference: str, order: int) -> None:

@@ -12,6 +12,7 @@ from dgrad.core.objectives import FunctionObjective, KLObjective
 from dgrad.testing import small_logits, small_objectives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("difference", ["backward", "forward", "central"])
 def test_direct_rb_is_direct_with_its_noise_integrated_out(difference: str) -> None:
     layer = dgrad.latent("2x4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from helpers import gradient_of, train_learned_parts, with_layer
 from torch import Tensor
@@ -20,6 +21,7 @@ def test_a_moving_average_has_not_seen_its_sample() -> None:
         torch.testing.assert_close(gradient[0, 0], (value - baseline) * (estimate.codes[0, 0, 0] - 0.5))
 
 
+@pytest.mark.slow
 def test_the_baseline_learns_the_loss_of_each_input() -> None:
     """The loss depends on the input alone. The moving average leaves its spread, the network does not."""
     layer = dgrad.latent("2x4")

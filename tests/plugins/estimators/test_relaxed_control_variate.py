@@ -17,6 +17,7 @@ LEARNING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "hyperparameters"),
     [

@@ -29,6 +29,7 @@ def test_rows_are_drawn_with_a_factor_of_mean_one(count: int) -> None:
     assert (by_weight.diff() <= 0).all() and by_weight[0] > by_weight[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "hyperparameters"), [("direct", {"epsilon": 0.1}), ("direct-rb", {"epsilon": 0.3}), ("leg", {})]
 )

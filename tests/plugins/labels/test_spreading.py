@@ -130,7 +130,7 @@ def test_training_says_how_many_images_are_labelled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float
 ) -> None:
     options = "train --latent 1x10 --labels 20 --steps 2 --device cpu --propagate-labels"
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([*options.split(), str(share), "--out", str(tmp_path / "run")])
     assert exit_.value.code == 0
     images = len(Build(configure(SETTINGS)).dataset.train)

@@ -53,8 +53,9 @@ def test_enumeration_lists_every_code_once_and_sums_to_one(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SMALL)
 def test_samples_have_the_right_frequencies(spec: str) -> None:
-    """A chi-squared statistic below its 1 - 1e-6 quantile: one false alarm in a million for each spec, were the
-    seed not fixed.
+    """A chi-squared statistic below its 1 - 1e-6 quantile.
+
+    Were the seed not fixed, one false alarm in a million for each spec.
     """
     layer = dgrad.latent(spec)
     logits = small_logits(layer, batch=1)
@@ -112,10 +113,20 @@ def test_extreme_logits_stay_finite(logits: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["20by10", "0x10", "5x1", "x", "", "20x", "-1x4", "2x3x4", "20×10", "1e3x2", "categorical:", "nothing:3"]
+    ("spec", "message"),
+    [
+        *(
+            (spec, f"cannot read '{spec}' as a categorical latent; expected VARIABLESxVALUES")
+            for spec in ("20by10", "x", "", "20x", "-1x4", "2x3x4", "20×10", "1e3x2")
+        ),
+        ("categorical:", "cannot read '' as a categorical latent"),
+        ("0x10", "at least 1 variable and 2 values; got 0x10"),
+        ("5x1", "at least 1 variable and 2 values; got 5x1"),
+        ("nothing:3", "unknown latent 'nothing'; known: categorical, pairs"),
+    ],
 )
-def test_bad_specs_are_refused(spec: str) -> None:
-    with pytest.raises(dgrad.InputError):
+def test_bad_specs_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(dgrad.InputError, match=message):
         dgrad.latent(spec)
 
 

@@ -119,6 +119,7 @@ def test_dtypes_are_kept_and_the_global_generator_stays(dtype: torch.dtype) -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(registry.registry().factories("estimators")))
 def test_estimators_conform_where_they_do_not_refuse(name: str) -> None:
     layer = dgrad.latent("pairs:3")
@@ -130,6 +131,7 @@ def test_estimators_conform_where_they_do_not_refuse(name: str) -> None:
             estimator(layer, torch.zeros(2, *layer.shape), lambda codes: codes.sum(-1))
 
 
+@pytest.mark.slow
 def test_the_debiased_direct_is_rloo_with_two_samples_and_exact_where_its_surrogate_is() -> None:
     """The loss is linear in bits and products: without a ridge 64 samples of all settings alike tell all of it;
     4,000 draws.
@@ -279,9 +281,10 @@ def test_a_drawn_bound_agrees_with_the_sum_over_all_codes() -> None:
     assert abs(drawn.bound - float(exact)) < 5 * drawn.standard_error
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def dgrad_(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
             main([str(argument) for argument in arguments])
         assert isinstance(exit_.value.code, int)
         return exit_.value.code, capsys.readouterr().err

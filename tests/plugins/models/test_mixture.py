@@ -176,7 +176,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> 
     Trainer(config).train(whole)
     listener = _StopAt()
     listener.trainer = Trainer(config, listener)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="stopped at step 15 of "):
         listener.trainer.train(broken)
     trainer, run = resume(broken.path)
     trainer.train(run)
@@ -185,6 +185,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> 
     assert [line["valid_bound"] for line in broken.metrics()] == [line["valid_bound"] for line in whole.metrics()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["direct", "leg", "gumbel-softmax", "rloo", "exact"])
 def test_it_trains_with_any_estimator(train: Callable[..., Run], estimator: str) -> None:
     run = train(**{**SETTINGS, "estimator": estimator, "epochs": 8, "lr": "0.005"})
@@ -197,12 +198,13 @@ def test_it_trains_with_any_estimator(train: Callable[..., Run], estimator: str)
 
 
 def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
         main([str(argument) for argument in arguments])
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_every_command_works_on_a_run_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     options = [part for name, value in SETTINGS.items() for part in (f"--{name}", value)]
     assert _dgrad("train", *options, "--estimator", "leg", "--out", "run") == 0
