@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from torch import Generator
 
 from dgrad.data import Split
+from dgrad.errors import DgradError
+from dgrad.experiments.experiment import Experiment
 from dgrad.pictures.image_grids import save_reconstructions, save_samples
 from dgrad.pictures.plots import save_curves
 from dgrad.training.build import Build
@@ -37,3 +40,12 @@ def draw_missing_pictures(run: Run) -> None:
     if not all((run.path / name).is_file() for name in RUN_PICTURES):
         model, _ = load_model(run)
         save_run_pictures(run, model, Build(run.config).evaluation_data.test)
+
+
+def draw_missing_of(experiments: Iterable[Experiment], tell: Callable[[str], object]) -> None:
+    """Write the missing pictures of those that are finished; `tell` hears why a run gets none."""
+    for run in (Run(experiment.path) for experiment in experiments if experiment.state == "finished"):
+        try:
+            draw_missing_pictures(run)
+        except DgradError as error:
+            tell(f"{run.path} gets no pictures: {error}")

@@ -80,9 +80,9 @@ class Trainer:
         """How many steps are made."""
         return self.training_step.number
 
-    def progress(self, **more: Any) -> Progress:
+    def progress(self, pretrained: int = 0, metrics: dict[str, Any] | None = None) -> Progress:
         """How far the run is."""
-        return Progress(self.facts, self.training_step.number, self.seconds, **more)
+        return Progress(self.facts, self.training_step.number, self.seconds, pretrained, metrics)
 
     def train_step(self) -> None:
         """One step on the next batch, and nothing else."""

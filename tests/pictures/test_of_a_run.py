@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dgrad.config import configure
-from dgrad.pictures.of_a_run import RUN_PICTURES, draw_missing_pictures, save_run_pictures
+from dgrad.experiments.experiment import Experiment
+from dgrad.pictures.of_a_run import RUN_PICTURES, draw_missing_of, draw_missing_pictures, save_run_pictures
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 from dgrad_cli.main import main
@@ -63,3 +64,13 @@ def test_a_run_that_was_killed_before_its_pictures_is_finished(
     assert _compare() == 0
     assert all((path / name).is_file() for name in RUN_PICTURES)
     assert json.loads((path / "summary.json").read_text()) == before
+
+
+def test_a_run_that_gets_no_pictures_stops_no_other(train: Callable[..., Run], tmp_path: Path) -> None:
+    runs = [train(name) for name in ("one", "other")]
+    runs[0].checkpoint_file.unlink()
+    told: list[str] = []
+    draw_missing_of([Experiment(run.path.name, run.config, run.path, None) for run in runs], told.append)
+    (text,) = told
+    assert text.startswith(f"{runs[0].path} gets no pictures: cannot read checkpoint")
+    assert all((runs[1].path / name).is_file() for name in RUN_PICTURES)

@@ -46,9 +46,8 @@ def compare(
     from dgrad.experiments.comparison import plan, summarize, train_all
     from dgrad.experiments.variants import read_variants
     from dgrad.files.atomic import write_text
-    from dgrad.pictures.of_a_run import draw_missing_pictures
+    from dgrad.pictures.of_a_run import draw_missing_of
     from dgrad.pictures.plots import save_comparison
-    from dgrad.training.run_directory import Run
     from dgrad.training.trainer import Interrupted
 
     check_single("compare", given, ["latent"], "dgrad sweep takes several")
@@ -79,9 +78,7 @@ def compare(
     except Interrupted as interruption:
         interruption.args = ("stopped, everything so far is kept; give the same command again to go on",)
         raise
-    for entry in entries:
-        if entry.state == "finished":
-            draw_missing_pictures(Run(entry.path))
+    draw_missing_of(entries, lambda text: notes.print(text, markup=False))
     comparison = summarize(entries, problems)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "comparison.json", as_text(comparison.to_json()))

@@ -9,10 +9,8 @@ A recipe is a TOML file:
 
 from __future__ import annotations
 
-import statistics
-import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +25,6 @@ from dgrad_cli.options import FIELDS, Devices, DryRun, Jobs, Json, Quiet, Seeds,
 from dgrad_cli.writing import as_text, check_directory
 
 if TYPE_CHECKING:
-    from dgrad.config import TrainConfig
     from dgrad.experiments.experiment import Experiment
     from dgrad.experiments.results import Results
 
@@ -294,6 +291,7 @@ def _grids(recipe: Recipe, finished: list[Experiment], results: Results, out: Pa
 
 def _race(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:
     """Curves by epoch and by time; and the time of a step as the latent grows, measured now."""
+    from dgrad.experiments.timing import step_times
     from dgrad.files.atomic import write_text
     from dgrad.pictures.plots import save_race
     from dgrad.training.run_directory import Run
@@ -311,46 +309,6 @@ def _race(recipe: Recipe, finished: list[Experiment], results: Results, out: Pat
     )
     unit = next(one.unit for one in results.combinations if one.unit)
     save_race(out / f"{recipe.name}.png", lines, unit, steps, plot["size"])
-
-
-def step_times(
-    configs: Mapping[str, TrainConfig], latents: Mapping[str, str], sizes: Sequence[int], rounds: int, warm_up: int = 2
-) -> dict[str, dict[int, float]]:
-    """The median seconds of a training step of each configuration as its latent grows, those of one size taking turns.
-
-    Args:
-        configs: by label.
-        latents: by label, the spec of the latent with `{}` for its size.
-
-    Returns:
-        by label, then by size.
-    """
-    from dgrad.devices import choose_device, synchronize
-    from dgrad.training.batches import TrainingData
-    from dgrad.training.build import Build
-    from dgrad.training.trainer import Trainer
-
-    times: dict[str, dict[int, float]] = {label: {} for label in configs}
-    if not configs:
-        return times
-    first = next(iter(configs.values()))
-    data = TrainingData(Build(first), choose_device(first.device))
-    for size in sizes:
-        trainers = {
-            label: Trainer(replace(config, latent=latents[label].format(size)), data=data)
-            for label, config in configs.items()
-        }
-        taken: dict[str, list[float]] = {label: [] for label in trainers}
-        for _ in range(warm_up + rounds):
-            for label, trainer in trainers.items():
-                synchronize(trainer.device)
-                start = time.perf_counter()
-                trainer.train_step()
-                synchronize(trainer.device)
-                taken[label].append(time.perf_counter() - start)
-        for label, values in taken.items():
-            times[label][size] = statistics.median(values[warm_up:])
-    return times
 
 
 def _diagnosis(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:

@@ -123,8 +123,7 @@ def run_recipe(
     from dgrad.experiments.grid import expand
     from dgrad.experiments.results import collect
     from dgrad.files.atomic import write_text
-    from dgrad.pictures.of_a_run import draw_missing_pictures
-    from dgrad.training.run_directory import Run
+    from dgrad.pictures.of_a_run import draw_missing_of
 
     if launcher not in ("local", *CLUSTERS):
         raise InputError(f"--launcher must be local, {' or '.join(CLUSTERS)}; got {launcher!r}")
@@ -149,9 +148,7 @@ def run_recipe(
     else:
         todo = [Job(job.name, (*job.command, "--device", devices[0]), job.log) for job in todo]
         received = run_submitted(todo, executor, begin=monitor.begin, end=monitor.end)
-    for experiment in experiments:
-        if experiment.state == "finished":
-            draw_missing_pictures(Run(experiment.path))
+    draw_missing_of(experiments, monitor.say)
     results = collect(experiments, monitor.problems)
     write_text(out / "results.json", as_text(results.to_json()))
     return experiments, results, received
@@ -195,14 +192,14 @@ class _Monitor:
     def announce(self, out: Path) -> None:
         """Say what will not be trained."""
         for line in _reasons({each.label: each.why_unsupported for each in self.experiments.values()}):
-            self._say(f"left out: {line}")
+            self.say(f"left out: {line}")
         if done := sum(each.state == "finished" for each in self.experiments.values()):
-            self._say(f"{done} of {len(self.experiments)} runs in {out} are finished already")
+            self.say(f"{done} of {len(self.experiments)} runs in {out} are finished already")
 
     def begin(self, job: Job) -> None:
         """Make the run directory."""
         experiment = self.experiments[job.name]
-        self._say(f"{self._number(job)} {'goes on' if experiment.state == 'begun' else 'begins'}")
+        self.say(f"{self._number(job)} {'goes on' if experiment.state == 'begun' else 'begins'}")
         experiment.create()
 
     def end(self, job: Job, problem: str | None) -> None:
@@ -214,16 +211,17 @@ class _Monitor:
         if summary is not None:
             accuracy = f", accuracy {_percent(summary['best']['valid_accuracy'])}" if "accuracy" in summary else ""
             bound = f"validation bound {summary['best']['valid_bound']:.2f} {summary['unit']}{accuracy}"
-            self._say(f"{self._number(job)}: {bound}, {duration(summary['seconds'])}")
+            self.say(f"{self._number(job)}: {bound}, {duration(summary['seconds'])}")
         elif problem is not None:
             self.problems[experiment.path] = problem
-            self._say(f"{self._number(job)} failed: {problem}")
+            self.say(f"{self._number(job)} failed: {problem}")
 
     def _number(self, job: Job) -> str:
         number = list(self.experiments).index(job.name) + 1
         return f"{number} of {len(self.experiments)}, {self.experiments[job.name].name}"
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line for people."""
         self.notes.print(text, markup=False)
 
 
