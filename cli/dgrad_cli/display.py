@@ -52,10 +52,7 @@ def counting(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[
 
 def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
     """`21.37 nats (reconstruction 15.20, KL 6.17)`, with the Gaussian KL and the accuracy where there are such."""
-    parts = [
-        f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}",
-        f"KL {metrics[f'{prefix}_kl']:.2f}",
-    ]
+    parts = [f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}", f"KL {metrics[f'{prefix}_kl']:.2f}"]
     if f"{prefix}_gaussian_kl" in metrics:
         parts.append(f"Gaussian KL {metrics[f'{prefix}_gaussian_kl']:.2f}")
     return f"{metrics[f'{prefix}_bound']:.2f} {unit} ({', '.join(parts)}){_accuracy(metrics, f'{prefix}_accuracy')}"
@@ -113,12 +110,7 @@ class Watcher(Listener):
             )
             self.bar = Bar(*columns, console=self.console, refresh_per_second=4)
             self.bar.add_task(
-                f"{self.label}: " if self.label else "",
-                total=run.steps,
-                completed=step,
-                epoch="0",
-                bound="-",
-                rate="-",
+                f"{self.label}: " if self.label else "", total=run.steps, completed=step, epoch="0", bound="-", rate="-"
             )
             self.bar.start()
 

@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 def compare(
     *,
     out: Annotated[
-        Path,
-        typer.Option(
-            help="The runs' directory; the same command again goes on where it stopped.",
-            metavar="DIR",
-            show_default=False,
-        ),
+        Path, typer.Option(help="The runs' directory; the same command again goes on where it stopped.", metavar="DIR")
     ],
     estimators: Estimators = "direct,gumbel-softmax,rloo",
     seeds: Annotated[int, typer.Option(help="Runs of each, with the seeds 0, 1, ...", metavar="N", min=1)] = 3,

@@ -34,8 +34,7 @@ OF_THE_MODEL = ("latent", "binarize", "model", "hidden", "gaussian", "likelihood
 )
 def diagnose(
     run: Annotated[
-        Path | None,
-        typer.Argument(help="A run of dgrad train; without one, a random start.", metavar="RUN", show_default=False),
+        Path | None, typer.Argument(help="A run of dgrad train; without one, a random start.", metavar="RUN")
     ] = None,
     *,
     estimators: Estimators = "direct,gumbel-softmax,rloo",
@@ -45,8 +44,7 @@ def diagnose(
         int, typer.Option(help="Calls in which an estimator that learns or averages does so first.", metavar="N", min=0)
     ] = 200,
     seed: Annotated[
-        int,
-        typer.Option(help="Of the images, the noise and a random start's weights.", metavar="N", min=0, max=2**62),
+        int, typer.Option(help="Of the images, the noise and a random start's weights.", metavar="N", min=0, max=2**62)
     ] = 0,
     weights: Weights = "best",
     out: Annotated[
@@ -54,7 +52,6 @@ def diagnose(
         typer.Option(
             help="Where diagnosis.json and diagnosis.png go. (default: the run's directory, or diagnosis)",
             metavar="DIR",
-            show_default=False,
         ),
     ] = None,
     quiet: Quiet = False,

@@ -18,24 +18,18 @@ if TYPE_CHECKING:
     from dgrad.data import Split
     from dgrad.vae.model import DiscreteVAE
 
-RunArgument = Annotated[Path, typer.Argument(help="A run directory of dgrad train.", metavar="RUN", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(help="A run directory of dgrad train.", metavar="RUN")]
 Weights = Annotated[str, typer.Option(help="best (by validation) or last.", metavar="NAME")]
 Device = Annotated[str, typer.Option(help=about(FIELDS["device"]).help, metavar="NAME")]
 Seed = Annotated[int, typer.Option(help="Of the codes drawn.", metavar="N", min=0, max=2**62)]
 SplitName = Annotated[str, typer.Option(help="train, valid or test.", metavar="NAME")]
 Picture = Annotated[Path, typer.Option(help="The PNG to write.", metavar="FILE.png")]
 Rows = Annotated[int, typer.Option(metavar="N", min=1)]
-Columns = Annotated[int | None, typer.Option(help="(default: 12)", metavar="N", min=1, show_default=False)]
+Columns = Annotated[int | None, typer.Option(help="(default: 12)", metavar="N", min=1)]
 DatasetName = Annotated[
-    str | None,
-    typer.Option(
-        help="Another data set with images of the same size. (default: the run's)", metavar="NAME", show_default=False
-    ),
+    str | None, typer.Option(help="Another data set with images of the same size. (default: the run's)", metavar="NAME")
 ]
-DataRoot = Annotated[
-    str | None,
-    typer.Option(help="Where data sets are on disk. (default: the run's)", metavar="DIR", show_default=False),
-]
+DataRoot = Annotated[str | None, typer.Option(help="Where data sets are on disk. (default: the run's)", metavar="DIR")]
 
 
 def evaluate(
@@ -46,21 +40,10 @@ def evaluate(
     ] = 10,
     importance_samples: Annotated[
         int | None,
-        typer.Option(
-            help="Also the importance-weighted bound on -log p(x), with so many codes.",
-            metavar="N",
-            min=1,
-            show_default=False,
-        ),
+        typer.Option(help="Also the importance-weighted bound on -log p(x), with so many codes.", metavar="N", min=1),
     ] = None,
     refine_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Sweeps that refine q of each image. (default: the run's)",
-            metavar="N",
-            min=0,
-            show_default=False,
-        ),
+        int | None, typer.Option(help="Sweeps that refine q of each image. (default: the run's)", metavar="N", min=0)
     ] = None,
     seed: Seed = 0,
     dataset: DatasetName = None,

@@ -71,7 +71,7 @@ def _registers(row: dict[str, Any]) -> str:
 @app.command(cls=Command)
 @takes_settings("set", "latent", "plugins", shown={"latent": "several that it supports"})
 def check(
-    name: Annotated[str, typer.Argument(help="An estimator's registered name.", metavar="NAME", show_default=False)],
+    name: Annotated[str, typer.Argument(help="An estimator's registered name.", metavar="NAME")],
     *,
     json: Json = False,
     **given: Any,
@@ -119,16 +119,10 @@ def check(
 @app.command(cls=Command)
 def new(
     name: Annotated[
-        str,
-        typer.Argument(
-            help="The name to register an estimator under, such as my-estimator.", metavar="NAME", show_default=False
-        ),
+        str, typer.Argument(help="The name to register an estimator under, such as my-estimator.", metavar="NAME")
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The package's directory; new or empty. (default: dgrad-NAME)", metavar="DIR", show_default=False
-        ),
+        Path | None, typer.Option(help="The package's directory; new or empty. (default: dgrad-NAME)", metavar="DIR")
     ] = None,
 ) -> None:
     """Write a small package with one estimator, its tests and its documentation, ready to install."""

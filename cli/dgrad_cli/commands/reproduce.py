@@ -68,16 +68,13 @@ def recipes() -> dict[str, Recipe]:
 
 @takes_settings(several=FIELDS, shown=dict.fromkeys(FIELDS, ""))
 def reproduce(
-    name: Annotated[
-        str | None, typer.Argument(help="Which one; without it they are listed.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Which one; without it they are listed.")] = None,
     *,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Where everything goes; the same command again does what is missing. (default: runs/NAME)",
             metavar="DIR",
-            show_default=False,
         ),
     ] = None,
     seeds: Seeds = None,

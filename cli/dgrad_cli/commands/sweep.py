@@ -30,17 +30,13 @@ CLUSTERS = {"slurm": "slurm", "submitit-local": "local"}
 def sweep(
     *,
     out: Annotated[
-        Path,
-        typer.Option(
-            help="The runs' directory; the same command again does what is missing.", metavar="DIR", show_default=False
-        ),
+        Path, typer.Option(help="The runs' directory; the same command again does what is missing.", metavar="DIR")
     ],
     config: Annotated[
         Path | None,
         typer.Option(
             help="A TOML file of settings, each with a value or a list (docs/sweeping.md). Options go before it.",
             metavar="FILE.toml",
-            show_default=False,
         ),
     ] = None,
     seeds: Seeds = None,
@@ -58,7 +54,6 @@ def sweep(
         typer.Option(
             help="An option of the Slurm jobs: time=120 (minutes), partition=gpu, gpus_per_node=1 ...; repeatable.",
             metavar="NAME=VALUE",
-            show_default=False,
         ),
     ] = None,
     dry_run: DryRun = False,
