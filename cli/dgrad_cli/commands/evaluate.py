@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,24 +54,18 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure the bound of a trained model."""
-    from dgrad.vae.evaluation import (
-        Bound,
-        evaluate_accuracies,
-        evaluate_bound,
-        evaluation_generator,
-        importance_weighted_bound,
-    )
+    from dgrad.vae import evaluation
 
     model, state, images, config = load_split(run, split, dataset, data_root, weights, device)
     target = images.images.device
     steps = config.steps_to_evaluate if refine_steps is None else refine_steps
     model.compiled_kernels = steps > 0 and config.compile != "off"  # sweeps are what takes the time
 
-    def measure(steps: int) -> Bound:
-        generator = evaluation_generator(target, seed)
-        return evaluate_bound(model, images, samples=eval_samples, generator=generator, refine_steps=steps)
+    def measure(measured: Callable[..., Any], samples: int, steps: int) -> Any:
+        generator = evaluation.evaluation_generator(target, seed)
+        return measured(model, images, samples=samples, generator=generator, refine_steps=steps)
 
-    bound = measure(steps)
+    bound = measure(evaluation.evaluate_bound, eval_samples, steps)
     result: dict[str, Any] = {
         "run": str(run), "dataset": config.dataset, "split": split, "images": len(images), **state,
         "bound": bound.bound, "reconstruction": bound.reconstruction, "kl": bound.kl,
@@ -78,17 +73,15 @@ def evaluate(
         "unit": model.likelihood.unit,
     }  # fmt: skip
     if config.labels and images.labels is not None:
-        result |= evaluate_accuracies(model, images, config.attributes)
+        result |= evaluation.evaluate_accuracies(model, images, config.attributes)
     if bound.gaussian_kl is not None:
         result["gaussian_kl"] = bound.gaussian_kl
     if steps:
-        result |= {"refine_steps": steps, "encoder_bound": measure(0).bound}
+        result |= {"refine_steps": steps, "encoder_bound": measure(evaluation.evaluate_bound, eval_samples, 0).bound}
     if importance_samples is not None:
-        generator = evaluation_generator(target, seed)
         result["importance_samples"] = importance_samples
-        result["importance_weighted_bound"] = importance_weighted_bound(
-            model, images, samples=importance_samples, generator=generator, refine_steps=steps
-        )
+        weighted = measure(evaluation.importance_weighted_bound, importance_samples, steps)
+        result["importance_weighted_bound"] = weighted
     if json:
         print_json(result)
         return

@@ -7,10 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient
-from dgrad.core.gradient_estimator import Estimate
-from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import Objective
+from dgrad import Estimate, LatentLayer, Objective, add_gradient
 from dgrad.core.random import gumbel
 from dgrad.kernels.numerics import log_softmax
 from dgrad_plugins.estimators._conditional import conditional_potentials

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dgrad.core.latent_layer import LatentLayer
-from dgrad.errors import InputError
+from dgrad import InputError, LatentLayer
 from dgrad.vae.likelihoods import Likelihood
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.networks import Decoder, check_image_shape
