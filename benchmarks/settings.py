@@ -88,9 +88,7 @@ def sweep_problem(
 
 
 def widely_spread(weight: Tensor) -> Tensor:
-    """The weight with one entry beyond what the forms that multiply can bear, so that on a CPU the exact form is
-    taken.
-    """
+    """The weight with an entry beyond what the forms that multiply can bear: on a CPU the exact form is taken."""
     changed = weight.detach().clone()
     changed[0, 0] += 2 * SPREAD_LIMIT
     return changed

@@ -75,14 +75,14 @@ def decode(
     codec = Codec(model, threads=0)
     found = Codes(codes, codec)
     count = 0
-    with counting("decoding", found.count, shown=True) as done, writing(out, columns) as pictures:
+    with counting("decoding", found.count, shown=True) as done, writing(out, columns) as write:
         for batch, style in found.batches(AT_ONCE):
             try:
                 decoded = codec.decode(batch, style)
             except InputError as error:
                 last = count + len(batch) - 1
                 raise InputError(f"{codes}, codes {count} to {last}: {error}") from None
-            pictures.add(decoded)
+            write(decoded)
             count += len(batch)
             done(len(batch))
     print(f"{out}: {count} image{'' if count == 1 else 's'}")

@@ -11,6 +11,7 @@ import typer
 
 from dgrad.config import about
 from dgrad.errors import InputError
+from dgrad.files.atomic import check_place
 from dgrad_cli.display import figures, print_json
 from dgrad_cli.options import FIELDS, Json
 
@@ -222,7 +223,4 @@ def check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
 def _check_picture(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise InputError(f"--out must end with .png; got {path}")
-    if path.is_dir():
-        raise InputError(f"--out {path} is a directory; name the picture to write in it")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no directory {path.parent}; make it first")
+    check_place("--out", path, "picture")
