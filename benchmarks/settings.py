@@ -29,10 +29,8 @@ class Settings:
     Attributes:
         data: the settings of training that say where the images are.
         mnist: whether they are MNIST's.
-        device: a torch device.
         rounds: measured turns; None for what suits each part.
         quick: few rounds of few small cases, to see that everything works.
-        latents: specs.
         estimators: names; None for what suits each part.
         seconds: of training after which `run` gives an estimator up.
         compile: whether compiled kernels do the sweep.

@@ -32,7 +32,6 @@ def plain_step(images: Tensor, n: int, k: int, hidden: list[int]) -> Callable[[]
 
     Args:
         images: `[B, D]`, binary.
-        hidden: widths of hidden layers.
     """
     encoder = _dense([images.shape[1], *hidden, n * k]).to(images.device)
     decoder = _dense([n * k, *reversed(hidden), images.shape[1]]).to(images.device)

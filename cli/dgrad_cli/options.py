@@ -145,10 +145,7 @@ def _annotation(name: str, several: Container[str], shown: Mapping[str, str]) ->
 
 
 def check_single(command: str, given: Mapping[str, Any], names: Iterable[str], instead: str) -> None:
-    """Make sure that these settings have one value.
-
-    Args:
-        instead: the remedy.
+    """Make sure that these settings have one value; `instead` is the remedy.
 
     Raises:
         InputError: one has several.

@@ -57,8 +57,6 @@ def writing(out: str, codec: Codec, count: int, longest_name: int) -> AbstractCo
 
     Args:
         out: a path that ends with .npz or .jsonl, or `-` for lines on the standard output.
-        codec: the model of the codes.
-        count: how many codes there will be.
         longest_name: characters of the longest name of a file.
     """
     if out == "-":
@@ -134,7 +132,6 @@ class Codes:
     Args:
         source: a .npz with `code`, for a mixed model also `style` or `mean`, a .npy with codes alone, JSON lines, or
             `-` for lines on the standard input.
-        codec: the model that decodes them.
 
     Raises:
         InputError: the file cannot be read, or can hold no codes of this model.

@@ -47,7 +47,6 @@ def writing(out: Path, columns: int) -> Iterator[Add]:
 
     Args:
         out: a name that ends with .png for a grid, or else a directory for 000000.png, 000001.png, ...
-        columns: columns of a grid.
     """
     if out.suffix.lower() == ".png":
         grid = _Grid(columns)

@@ -37,8 +37,6 @@ class Endpoints:
     """What answers each route.
 
     Args:
-        models: the models by name.
-        html: the page.
         body_limit: bytes that a body may have.
         body_seconds: how long a client may take to send one.
     """

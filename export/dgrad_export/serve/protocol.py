@@ -44,7 +44,6 @@ def read_request(model: Served, body: bytes, header_length: str | None = None) -
     """Take a request apart. `model.check` checks ranges and the number of examples afterwards.
 
     Args:
-        model: the model that it asks.
         body: the JSON, followed by the binary tensors where there are some.
         header_length: the bytes of JSON, as the HTTP header says it. None for all of them.
 

@@ -81,7 +81,6 @@ def export_run(
     the run's test images where they can be loaded.
 
     Args:
-        run_path: the run's directory.
         out: the folder to write. Its parents are made.
         weights: `best` by the validation bound, or `last`.
         overwrite: replace an earlier export at `out`.

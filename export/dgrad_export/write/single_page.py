@@ -65,7 +65,6 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
     """Turn a run's model into a page that computes in the browser, with its weights rounded to 8 bits.
 
     Args:
-        run_path: the run's directory.
         out: the `.html` file to write. `save` writes it.
         weights: `best` by the validation bound, or `last`.
         overwrite: replace a file at `out`.

@@ -34,8 +34,6 @@ def relaxed_control_variate(
         surrogate: `c`, from perturbed logits `[S, B, n, k]` to `[S, B]`. It has a gradient for `parameters` alone.
         parameters: the parameters of `c`. They learn by lowering the squared norm of the gradient: its mean is the
             variance and a constant.
-        samples: how many draws of `z`.
-        generator: the source of all randomness.
     """
     learn = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
     phi = logits.detach().requires_grad_()

@@ -113,7 +113,6 @@ def conv_vae(
     Args:
         hidden: channels after each convolution from the image to the code, mirrored in the decoder. Each convolution
             halves the image's sides.
-        gaussian: how many Gaussian variables.
 
     Raises:
         InputError: a side of the images cannot be halved that often, or fewer than one Gaussian variable.

@@ -29,7 +29,6 @@ def mixture_vae(
 
     Args:
         hidden: widths of the encoder's shared layers; the decoder's one hidden layer is as wide as the first of them.
-        gaussian: how many Gaussian variables.
         dropout: the share of the shared features that the continuous head leaves out in a training step. The paper has
             some.
 
