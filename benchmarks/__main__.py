@@ -58,8 +58,7 @@ PARTS: dict[str, Part] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what was asked for; the exit status."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     try:
         chosen = _chosen(given)
         path = given.out / "results.json"
@@ -73,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     except DgradError as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{given.out / 'report.md'}")
+    print(given.out / "report.md")
     return 0
 
 
@@ -91,12 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         "--latents", default=",".join(Settings.latents), help="of steps, sweep, deep, naive (default: %(default)s)"
     )
     parser.add_argument("--estimators", help="of steps, naive, run: names with commas (default: what suits the part)")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=Settings.seconds,
-        help="of training after which run gives up (default: %(default)g)",
-    )
+    of_seconds = "of training after which run gives up (default: %(default)g)"
+    parser.add_argument("--seconds", type=float, default=Settings.seconds, help=of_seconds)
     parser.add_argument(
         "--compile", default=Settings.compile, choices=COMPILE_MODES, help="compiled kernels (default: %(default)s)"
     )
@@ -161,10 +156,9 @@ def _measure(name: str, settings: Settings) -> dict[str, Any]:
     figures = PARTS[name].measure(settings)
     seconds = time.perf_counter() - start
     print(f"{name}: {seconds:.0f} s", file=sys.stderr)
-    data = "mnist" if settings.mnist else "invented"
     return {
         "machine": where,
-        "data": data,
+        "data": "mnist" if settings.mnist else "invented",
         "compile": settings.compile,
         "quick": settings.quick,
         "seconds": round(seconds, 1),
@@ -187,13 +181,8 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 def _sections(parts: dict[str, Any]) -> dict[str, reporting.Section]:
     """What the report shows of each part."""
-    return {
-        name: reporting.Section(
-            part.ABOUT, list(part.tables(parts[name]["figures"])), list(part.plots(parts[name]["figures"]))
-        )
-        for name, part in PARTS.items()
-        if name in parts
-    }
+    shown = [(name, part, parts[name]["figures"]) for name, part in PARTS.items() if name in parts]
+    return {name: reporting.Section(part.ABOUT, part.tables(got), part.plots(got)) for name, part, got in shown}
 
 
 def _write(out: Path, parts: dict[str, Any]) -> None:
@@ -205,8 +194,7 @@ def _write(out: Path, parts: dict[str, Any]) -> None:
             plot.draw(out / f"{plot.name}.png")
     write_text(out / "report.md", reporting.report(parts, sections))
     if "steps" in parts:
-        content = steps.for_choosing(parts["steps"])
-        write_text(out / "steps.json", json.dumps(content, indent=2) + "\n")
+        write_text(out / "steps.json", json.dumps(steps.for_choosing(parts["steps"]), indent=2) + "\n")
 
 
 if __name__ == "__main__":

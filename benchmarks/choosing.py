@@ -32,8 +32,7 @@ def finished_runs(directory: Path) -> dict[str, list[Run]]:
 
 
 def row(label: str, runs: list[Run], seeds: set[int], ratios: dict[str, float]) -> dict[str, Any]:
-    """One variant: bounds at equal epochs, and the validation bound by the time that Gumbel-softmax takes for all
-    of its epochs.
+    """One variant: bounds at equal epochs, and at the time that Gumbel-softmax takes for all its epochs.
 
     Args:
         seeds: those that every variant has; ranks rest on them. The test bound's mean is over all seeds of the variant.
@@ -42,14 +41,7 @@ def row(label: str, runs: list[Run], seeds: set[int], ratios: dict[str, float]) 
     ratio = ratios.get(config.estimator) if _times_apply(config.estimator, config.set) else None
     tests = [(run.summary() or {})["test_bound"] for run in runs]
     compared = [run for run in runs if run.config.seed in seeds]
-    early = []
-    for run in compared:
-        lines = run.metrics()
-        last = lines[-1]["epoch"]
-        if ratio is not None:
-            early.append(
-                min((line["valid_bound"] for line in lines if line["epoch"] * ratio <= GRACE * last), default=None)
-            )
+    early = [] if ratio is None else [_bound_until(run.metrics(), ratio) for run in compared]
     bounds = [bound for bound in early if bound is not None]
     estimator = dgrad.estimator(config.estimator, **config.set)
     return {
@@ -62,6 +54,11 @@ def row(label: str, runs: list[Run], seeds: set[int], ratios: dict[str, float]) 
         "evaluations": estimator.traits.evaluations(dgrad.latent(config.latent)),
         "seeds": len(runs),
     }
+
+
+def _bound_until(lines: list[dict[str, Any]], ratio: float) -> float | None:
+    last = GRACE * lines[-1]["epoch"]
+    return min((line["valid_bound"] for line in lines if line["epoch"] * ratio <= last), default=None)
 
 
 def _times_apply(estimator: str, given: dict[str, str]) -> bool:
@@ -94,8 +91,7 @@ def main() -> None:
         label = each["label"].replace("-samples=", " samples=").replace("-baseline=", " baseline=")
         print(
             f"| {place} | `{label}` | {each['evaluations']} | {each['valid']:.2f} | {each['test']:.2f}{spread} | "
-            f"{each['seeds']} | {ratio} | {early} | "
-            f"{places.get(each['label'], '')} |"
+            f"{each['seeds']} | {ratio} | {early} | {places.get(each['label'], '')} |"
         )
 
 

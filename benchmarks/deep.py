@@ -1,13 +1,11 @@
-"""Steps of `direct` through a deep decoder: the loss of changed codes in C++ or in torch, their products in float32
-or bfloat16, a share of the sweep.
-"""
+"""Steps of `direct` through a deep decoder: its sweep in C++ or in torch, in bfloat16, or a share of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from benchmarks.measuring import compared, take_turns
-from benchmarks.reporting import Bars, Table, milliseconds, ratio
+from benchmarks.reporting import Bars, Table, nested_lines
 from benchmarks.settings import Settings
 from dgrad.training.trainer import Trainer
 from dgrad.vae.likelihoods import LIKELIHOODS
@@ -44,34 +42,18 @@ def _steps(settings: Settings, likelihood: str, latent: str) -> dict[str, dict[s
 def tables(figures: dict[str, Any]) -> list[Table]:
     """One for each likelihood."""
     columns = ["latent", "--compile and more", "median, ms", "quartiles, ms", f"/ {REFERENCE}"]
-    return [
-        Table(
-            likelihood,
-            columns,
-            [
-                [latent, mode, *milliseconds(row), ratio(row, REFERENCE)]
-                for latent, rows in latents.items()
-                for mode, row in rows.items()
-            ],
-        )
-        for likelihood, latents in figures.items()
-    ]
+    return [Table(likelihood, columns, nested_lines(latents, REFERENCE)) for likelihood, latents in figures.items()]
 
 
 def plots(figures: dict[str, Any]) -> list[Bars]:
     """By how much a step is longer or shorter in the other modes."""
-    return [
-        Bars(
-            "deep",
-            f"training step with a deep decoder / the same with --compile {REFERENCE}",
-            {
-                likelihood: {
-                    f"{latent}: {mode}": row["ratios"][REFERENCE]
-                    for latent, rows in latents.items()
-                    for mode, row in rows.items()
-                    if mode != REFERENCE
-                }
-                for likelihood, latents in figures.items()
-            },
-        )
-    ]
+    bars = {
+        likelihood: {
+            f"{latent}: {mode}": row["ratios"][REFERENCE]
+            for latent, rows in latents.items()
+            for mode, row in rows.items()
+            if mode != REFERENCE
+        }
+        for likelihood, latents in figures.items()
+    }
+    return [Bars("deep", f"training step with a deep decoder / the same with --compile {REFERENCE}", bars)]

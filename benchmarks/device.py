@@ -87,22 +87,17 @@ def step_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
 
 
 def seed_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
-    """Times of a step of one seed, by the number of seeds that train at once; what they take together is as many
-    times that.
-    """
+    """Times of a step of one seed, by the number of seeds that train at once: their time over their number."""
     counts = SEEDS[:2] if settings.quick else SEEDS
     bunch = _bunch(settings)
     locksteps: dict[int, Lockstep] = {}
     memory: dict[int, int] = {}
 
     def begin(count: int) -> None:
-        steps = _steps(settings)
-        first = Trainer(settings.training(OF_THE_SEEDS, latent, steps=steps))
-        others = [
-            Trainer(settings.training(OF_THE_SEEDS, latent, steps=steps, seed=seed), data=first.data)
-            for seed in range(1, count)
-        ]
-        locksteps[count] = Lockstep([trainer.training_step for trainer in (first, *others)])
+        configs = [settings.training(OF_THE_SEEDS, latent, steps=_steps(settings), seed=seed) for seed in range(count)]
+        first = Trainer(configs[0])
+        trainers = [first, *(Trainer(config, data=first.data) for config in configs[1:])]
+        locksteps[count] = Lockstep([trainer.training_step for trainer in trainers])
         _repeat(locksteps[count].advance, bunch)
 
     for count in counts:
@@ -116,9 +111,7 @@ def seed_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
 
 
 def sweep_times(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
-    """Times and errors of the sweep in torch and of the kernel at each tuning; `problem` says why a tuning did not
-    run.
-    """
+    """Times and errors of the sweep in torch and of the kernel at each tuning; `problem` says why one did not run."""
     model, codes, images = sweep_problem(latent, BATCH, settings.device)
     assert isinstance(model.decoder, Decoder)
     first, pixels = model.decoder.first, images.flatten(1)
@@ -234,9 +227,7 @@ def plots(figures: dict[str, Any]) -> list[Plot]:
         for latent, rows in figures["steps"].items()
     }
     seeds = {
-        latent: {
-            OF_THE_SEEDS: ([float(count) for count in rows], [1e6 * row["median"] for row in rows.values()]),
-        }
+        latent: {OF_THE_SEEDS: ([float(count) for count in rows], [1e6 * row["median"] for row in rows.values()])}
         for latent, rows in figures["seeds"].items()
     }
     return [

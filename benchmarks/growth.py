@@ -36,6 +36,9 @@ SECONDS_EACH = 10.0
 """For each point; one that is slow is measured fewer times, but at least three."""
 
 
+Groups = dict[str, dict[str, tuple[list[float], list[float]]]]
+
+
 @dataclass(frozen=True)
 class Point:
     """A sweep: which form (`mlp` is the difference form behind hidden units), and how large."""
@@ -86,18 +89,13 @@ def sweep_of(point: Point, device: torch.device) -> Callable[[], Tensor]:
 
 
 def memory_of(point: Point, device: torch.device) -> int:
-    """The peak memory of the point's sweep; in a new process.
-
-    A small sweep goes first and loads what is loaded once.
-    """
+    """The peak memory of the point's sweep, in a new process. A small sweep goes first and loads what is needed."""
     sweep_of(replace(point, latent="2x3", batch=2), device)()
     return peak_memory(sweep_of(point, device), device)
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Times and memory of every point, series by series, and the exponents: `{series: {"points": [...],
-    "exponents": {form: p}}}`.
-    """
+    """Times, memory and exponents, `{series: {"points": [...], "exponents": {form: p}}}`."""
     sizes = QUICK_SIZES if settings.quick else SIZES
     everything = list(points(settings.device, sizes))
     names = dict.fromkeys(point.series for point in everything)
@@ -186,10 +184,8 @@ def _verdict(line: dict[str, Any]) -> str:
 def plots(figures: dict[str, Any]) -> list[Lines]:
     """Time and memory against size, a panel for each series."""
 
-    def groups(
-        value: Callable[[dict[str, Any]], float | None],
-    ) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-        result: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    def groups(value: Callable[[dict[str, Any]], float | None]) -> Groups:
+        result: Groups = {}
         for name, series in figures.items():
             result[name] = {}
             for line in series["points"]:

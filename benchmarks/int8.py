@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
 from dgrad_export import Codec
@@ -54,13 +53,8 @@ def measure(model: Path, rounds: int) -> None:
         medians = " | ".join(f"{statistics.median(times[name, size]):.0f} us" for size in BATCHES)
         error = np.sqrt(np.mean((images[name] - images["floats"]) ** 2))
         alone = [sessions[name].run(["image"], {"code": codes[i : i + 1]})[0] for i in range(len(codes))]
-        print(
-            f"| {name} | {len(graph):,} | {medians} | {error:.1e} | {_largest(np.concatenate(alone), images[name])} |"
-        )
-
-
-def _largest(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> str:
-    return f"{np.abs(first - second).max():.1e}"
+        largest = np.abs(np.concatenate(alone) - images[name]).max()
+        print(f"| {name} | {len(graph):,} | {medians} | {error:.1e} | {largest:.1e} |")
 
 
 def main() -> None:

@@ -77,9 +77,7 @@ def _compiler_version() -> str | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """Something that shows what the machine can do: an action, how much of what it does, and the peak that it is a
-    measure of.
-    """
+    """An action that shows what the machine can do, how much it does, and the peak that it is a measure of."""
 
     peak: str
     amount: float
@@ -116,9 +114,7 @@ def trials(device: torch.device, *, small: bool = False) -> dict[str, Trial]:
 
 
 def _compiled_loop() -> Callable[[Tensor, int], None] | None:
-    """`c += a b` for three rows of operands, so many times over, compiled as the sweep's kernel is; None without a
-    compiler.
-    """
+    """`c += a b` for three rows, so many times over, compiled as the sweep's kernel is; None without a compiler."""
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory) / "multiply_add.so"
         command = [*_compiler(), *cpu.FLAGS, *cpu.LIBRARY_FLAGS, str(LOOP_SOURCE), "-o", str(made)]
@@ -153,9 +149,7 @@ def _repeated(kernel: Callable[[], object], repeats: int) -> Callable[[], object
 
 
 def peaks(tried: dict[str, Trial], times: dict[str, list[float]]) -> dict[str, float]:
-    """How much the machine does in a second at best: from the medians of the trials' times, the best size of each
-    kind.
-    """
+    """How much the machine does in a second at best: by the median times, at the best size of each kind."""
     best: dict[str, float] = {}
     for name, trial in tried.items():
         best[trial.peak] = max(best.get(trial.peak, 0.0), trial.amount / statistics.median(times[name]))

@@ -67,18 +67,12 @@ def spread(values: list[float]) -> dict[str, float]:
     {'least': 1.0, 'lower_quartile': 2.0, 'median': 3.0, 'upper_quartile': 4.0, 'rounds': 5}
     """
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return {
-        "least": min(values),
-        "lower_quartile": lower,
-        "median": median,
-        "upper_quartile": upper,
-        "rounds": len(values),
-    }
+    quartiles = {"lower_quartile": lower, "median": median, "upper_quartile": upper}
+    return {"least": min(values), **quartiles, "rounds": len(values)}
 
 
 def compared(times: Mapping[str, list[float]], *references: str) -> dict[str, dict[str, Any]]:
-    """The spread of each contestant's times, and the ratios of its median, and of its least time, to those of each
-    reference.
+    """The spread of each contestant's times, and the ratios of its median and its least time to each reference's.
 
     >>> compared({"a": [2.0, 2.0], "b": [1.0, 1.0]}, "b")["a"]["ratios"]
     {'b': 2.0}

@@ -1,5 +1,4 @@
-"""Divides by the naive algorithm: every changed code through the whole decoder, written in plain torch with nothing
-of dgrad.
+"""Divides by the naive algorithm: every changed code through the whole decoder, in plain torch without dgrad.
 
 Steps of the naive `direct` and of ours take turns; the ratio of their medians is what counts.
 """
@@ -27,25 +26,20 @@ ESTIMATORS = ("gumbel-softmax", "direct", "direct-rb", "leg")
 
 
 def naive_sweep(decoder: nn.Module, codes: Tensor, images: Tensor) -> Tensor:
-    """The loss `[B, n, k]` of `codes` `[B, n, k]` with row i replaced by `onehot(j)`, each by a whole evaluation of
-    the decoder.
-    """
+    """The loss `[B, n, k]` of `codes` `[B, n, k]` with row i replaced by `onehot(j)`, by whole evaluations."""
     batch, n, k = codes.shape
     changed = codes[:, None, None].repeat(1, n, k, 1, 1)  # [B, n, k, n, k]
     for row in range(n):
         changed[:, row, :, row] = torch.eye(k, device=codes.device)
     outputs = decoder(changed.view(batch * n * k, n * k)).view(batch, n, k, -1)
-    return F.binary_cross_entropy_with_logits(outputs, images[:, None, None].expand_as(outputs), reduction="none").sum(
-        -1
-    )
+    truth = images[:, None, None].expand_as(outputs)
+    return F.binary_cross_entropy_with_logits(outputs, truth, reduction="none").sum(-1)
 
 
 def naive_step(
     encoder: nn.Module, decoder: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, n: int
 ) -> None:
-    """A step of direct optimization through argmax: the gradient `(z(phi + G) - z(phi + G - eps f)) / eps`, and the
-    decoder's own.
-    """
+    """A step with the gradient `(z(phi + G) - z(phi + G - eps f)) / eps` for the logits, and the decoder's own."""
     logits = encoder(images).view(len(images), n, -1)  # [B, n, k]
     k = logits.shape[-1]
     with torch.no_grad():

@@ -86,10 +86,8 @@ def main() -> None:
     except DgradError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     train, valid, test = (unit(part.images).flatten(1) for part in (data.train, data.valid, data.test))
-    print(
-        f"{'latent':>7} {'start':>9} {'seed':>4} {'train':>8} {'validation':>10} {'test':>8}   negative "
-        "log-likelihood, nats an image"
-    )
+    columns = f"{'latent':>7} {'start':>9} {'seed':>4} {'train':>8} {'validation':>10} {'test':>8}"
+    print(f"{columns}   negative log-likelihood, nats an image")
     for k in given.values:
         for start, first_beta in STARTS.items():
             for seed in range(given.seeds):

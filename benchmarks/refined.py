@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.measuring import compared, take_turns
-from benchmarks.reporting import Bars, Table, milliseconds, ratio
+from benchmarks.reporting import Bars, Table, nested_lines
 from benchmarks.settings import Settings
 from dgrad.training.trainer import Trainer
 
@@ -35,12 +35,7 @@ def _steps(settings: Settings, latent: str) -> dict[str, dict[str, Any]]:
 def tables(figures: dict[str, Any]) -> list[Table]:
     """One row for each latent and number of steps."""
     columns = ["latent", "refinement steps", "median, ms", "quartiles, ms", "/ none"]
-    rows = [
-        [latent, count, *milliseconds(row), ratio(row, REFERENCE)]
-        for latent, counts in figures.items()
-        for count, row in counts.items()
-    ]
-    return [Table("training step", columns, rows)]
+    return [Table("training step", columns, nested_lines(figures, REFERENCE))]
 
 
 def plots(figures: dict[str, Any]) -> list[Bars]:

@@ -133,11 +133,18 @@ def microseconds(row: Mapping[str, float]) -> list[str]:
 
 
 def ratio(row: Mapping[str, Any], reference: str, *, inverse: bool = False) -> str:
-    """The ratio of medians to the reference's and, in brackets, that of the least times; `inverse` is the
-    reference's to this.
-    """
+    """The ratio of medians to the reference's and, in brackets, of least times; `inverse`: the reference's to this."""
     numbers = (row[kind][reference] ** (-1 if inverse else 1) for kind in ("ratios", "least_ratios"))
     return "{} ({})".format(*(f"{number:.{1 if number >= 10 else 2}f}" for number in numbers))
+
+
+def nested_lines(figures: Mapping[str, Mapping[str, Any]], reference: str) -> list[list[str]]:
+    """The lines of a table of `{case: {mode: times}}`, with ratios to one of the modes."""
+    return [
+        [case, mode, *milliseconds(row), ratio(row, reference)]
+        for case, modes in figures.items()
+        for mode, row in modes.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,6 @@ def _circumstances(part: Mapping[str, Any]) -> str:
     software = f"torch {machine['torch']}, python {machine['python']}, dgrad {machine['dgrad']}"
     return (
         f"{machine['date']}: {machine['device']}, {machine['processor']} ({machine['torch_uses']}, "
-        f"{machine['cores']} cores, load "
-        f"{machine['load']}), {machine['threads']} threads, {software}; {part['data']} images; compile "
-        f"{part['compile']}."
+        f"{machine['cores']} cores, load {machine['load']}), {machine['threads']} threads, {software}; "
+        f"{part['data']} images; compile {part['compile']}."
     )

@@ -58,9 +58,7 @@ class Contestant:
 
 
 def measure(settings: Settings, *, target: float = TARGET) -> dict[str, Any]:
-    """For each estimator: `reached` in seconds or None, the steps done, the best bound, and the curve of seconds
-    and bounds.
-    """
+    """For each estimator: `reached` in seconds or None, the steps, the best bound, the curve of seconds and bounds."""
     limit = min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds
     contestants = {
         name: Contestant(Trainer(settings.training(name, LATENT))) for name in settings.estimators or ESTIMATORS
@@ -92,15 +90,9 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         rows.items(), key=lambda item: (item[1]["reached"] or math.inf, item[1]["best"] or math.inf)
     ):
         reached, best = row["reached"], row["best"]
-        lines.append(
-            [
-                name,
-                f"{reached:.1f}" if reached else "not reached",
-                f"{reached / reference:.2f}" if reached and reference else "",
-                str(row["steps"]),
-                f"{best:.1f}" if best else "not finite",
-            ]
-        )
+        taken = [f"{reached:.1f}" if reached else "not reached"]
+        taken += [f"{reached / reference:.2f}" if reached and reference else ""]
+        lines.append([name, *taken, str(row["steps"]), f"{best:.1f}" if best else "not finite"])
     columns = ["estimator", f"seconds to {figures['target']:g} nats", f"/ {REFERENCE}", "steps", "best bound, nats"]
     return [Table(f"{figures['latent']}, at most {figures['limit']:g} seconds each", columns, lines)]
 

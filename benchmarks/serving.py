@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,8 @@ def encode(client: triton.InferenceServerClient, images: Images) -> npt.NDArray[
     """The codes by one request."""
     given = triton.InferInput("image", list(images.shape), "FP32")
     given.set_data_from_numpy(images)
-    result: npt.NDArray[np.int64] = client.infer(
-        "encoder", [given], outputs=[triton.InferRequestedOutput("code")]
-    ).as_numpy("code")
+    asked = [triton.InferRequestedOutput("code")]
+    result: npt.NDArray[np.int64] = client.infer("encoder", [given], outputs=asked).as_numpy("code")
     return result
 
 
@@ -186,14 +186,12 @@ def measure_many(name: str, port: int, images: Images, rounds: int) -> None:
     print("\n".join(line for line in _metrics(port).splitlines() if re.search(r"_(sum|count)\{", line)))
 
 
-def _triton(port: int, images: Images) -> Callable[[], object]:
+def _triton(port: int, images: Images, *, binary: bool = True) -> Callable[[], object]:
     client = triton.InferenceServerClient(f"127.0.0.1:{port}")
-    return lambda: through_client(client, images, binary=True)
+    return lambda: through_client(client, images, binary=binary)
 
 
-def _triton_json(port: int, images: Images) -> Callable[[], object]:
-    client = triton.InferenceServerClient(f"127.0.0.1:{port}")
-    return lambda: through_client(client, images, binary=False)
+_triton_json = partial(_triton, binary=False)
 
 
 def _plain(port: int, images: Images) -> Callable[[], object]:

@@ -29,10 +29,8 @@ class Settings:
     Attributes:
         data: the settings of training that say where the images are.
         mnist: whether they are MNIST's.
-        device: a torch device.
         rounds: measured turns; None for what suits each part.
         quick: few rounds of few small cases, to see that everything works.
-        latents: specs.
         estimators: names; None for what suits each part.
         seconds: of training after which `run` gives an estimator up.
         compile: whether compiled kernels do the sweep.
@@ -88,9 +86,7 @@ def sweep_problem(
 
 
 def widely_spread(weight: Tensor) -> Tensor:
-    """The weight with one entry beyond what the forms that multiply can bear, so that on a CPU the exact form is
-    taken.
-    """
+    """The weight with an entry beyond what the forms that multiply can bear: on a CPU the exact form is taken."""
     changed = weight.detach().clone()
     changed[0, 0] += 2 * SPREAD_LIMIT
     return changed

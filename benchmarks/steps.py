@@ -32,7 +32,6 @@ def plain_step(images: Tensor, n: int, k: int, hidden: list[int]) -> Callable[[]
 
     Args:
         images: `[B, D]`, binary.
-        hidden: widths of hidden layers.
     """
     encoder = _dense([images.shape[1], *hidden, n * k]).to(images.device)
     decoder = _dense([n * k, *reversed(hidden), images.shape[1]]).to(images.device)
@@ -60,9 +59,7 @@ def _dense(widths: list[int]) -> nn.Sequential:
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Times of a step by model and latent: `{model: {latent: {estimator: ...}}}`, for each estimator that fits the
-    latent.
-    """
+    """Times of a step, `{model: {latent: {estimator: ...}}}`, of each estimator that fits the latent."""
     names = sorted({REFERENCE, *(settings.estimators or (QUICK if settings.quick else dgrad.estimators()))})
     return {
         model: {latent: step_times(settings, model, latent, names) for latent in settings.latents} for model in HIDDEN
@@ -107,18 +104,12 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 
 def plots(figures: dict[str, Any]) -> list[Bars]:
     """Ratios to Gumbel-softmax's step, a plot for each model."""
-    return [
-        Bars(
-            f"steps-{model}",
-            f"training step, {model} networks: median / {REFERENCE}'s",
-            {
-                latent: {name: row["ratios"][REFERENCE] for name, row in rows.items()}
-                for latent, rows in latents.items()
-            },
-            logarithmic=True,
-        )
-        for model, latents in figures.items()
-    ]
+    result = []
+    for model, latents in figures.items():
+        bars = {key: {name: row["ratios"][REFERENCE] for name, row in rows.items()} for key, rows in latents.items()}
+        title = f"training step, {model} networks: median / {REFERENCE}'s"
+        result.append(Bars(f"steps-{model}", title, bars, logarithmic=True))
+    return result
 
 
 def for_choosing(part: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.measuring import compared, take_turns
-from benchmarks.reporting import Bars, Table, milliseconds, ratio
+from benchmarks.reporting import Bars, Table, nested_lines
 from benchmarks.settings import Settings
 from dgrad.core.objectives import Objective
 from dgrad.training.trainer import Trainer
@@ -62,12 +62,7 @@ def _each_image_alone(step: Callable[[], object]) -> Callable[[], None]:
 def tables(figures: dict[str, Any]) -> list[Table]:
     """One row for each case and mode."""
     columns = ["step", "codes decoded", "median, ms", "quartiles, ms", f"/ {REFERENCE}"]
-    rows = [
-        [case, mode, *milliseconds(row), ratio(row, REFERENCE)]
-        for case, modes in figures.items()
-        for mode, row in modes.items()
-    ]
-    return [Table("steps", columns, rows)]
+    return [Table("steps", columns, nested_lines(figures, REFERENCE))]
 
 
 def plots(figures: dict[str, Any]) -> list[Bars]:

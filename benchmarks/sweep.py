@@ -1,6 +1,4 @@
-"""The forms of a linear Bernoulli decoder's sweep, against the arithmetic that each must do and what the machine
-can do of it.
-"""
+"""The forms of a linear Bernoulli decoder's sweep, against their arithmetic and what the machine can do of it."""
 
 from __future__ import annotations
 
@@ -67,17 +65,13 @@ PER_PIXEL = {
 
 
 def codes_evaluated(form: str, n: int, k: int) -> int:
-    """How many codes a form evaluates for one example: all other values of each variable, or all, where they lie
-    side by side.
-    """
+    """How many codes a form evaluates for one example: all other values of each variable, or all that lie together."""
     one_less = form in ("difference", "compiled") or (k == 2 and form == "grouped")
     return n * (k - 1 if one_less else k)
 
 
 def matrix_multiply_adds(form: str, batch: int, n: int, k: int, pixels: int) -> int:
-    """Of the matrix products: for the naive form all evaluations of the decoder, else `x W`; none where the loss
-    does that.
-    """
+    """Of the matrix products: naively all evaluations of the decoder, else `x W`; none where the loss does that."""
     if form == "difference":
         return 0
     return batch * n * k * pixels * (n * k if form == "naive" else 1)
@@ -90,9 +84,7 @@ def work(form: str, batch: int, n: int, k: int, pixels: int) -> Work:
 
 
 def shares(done: Work, matrix: int, seconds: float, peak: dict[str, float]) -> dict[str, float]:
-    """Shares of the machine's peaks: of its multiply-adds, of its elementwise speed (each operation in a loop of
-    its own), of a copy's bytes.
-    """
+    """Shares of the peaks: of multiply-adds, of elementwise speed (a loop for each operation), of a copy's bytes."""
     arithmetic = sum(getattr(done, name) for name in ELEMENTWISE)
     elementwise = (
         matrix / peak["matrix"]

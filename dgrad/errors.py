@@ -17,9 +17,7 @@ class DgradError(Exception):
 
 
 class InputError(DgradError, ValueError):
-    """The user asked for something that cannot be: an unknown name, a value out of range, a file that is not what
-    it should be.
-    """
+    """The user asked for what cannot be: an unknown name, a value out of range, a file of another kind."""
 
     exit_code = 2
 

@@ -22,7 +22,6 @@ def read_hyperparameters(name: str, factory: Callable[..., Any], given: Mapping[
     """The given hyper-parameters with text turned into what each one's annotation says.
 
     Args:
-        name: the estimator's name, for messages.
         given: values, or their text as the command line has it.
 
     Raises:

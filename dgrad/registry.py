@@ -73,9 +73,7 @@ class Registry:
         self._claims: dict[str, dict[str, list[tuple[Plugin, Factory]]]] = {kind: {} for kind in KINDS}
 
     def load_entry_points(self, *, builtins_only: bool = False) -> None:
-        """Load every plugin published under the entry-point group; a broken one becomes a warning that names its
-        distribution.
-        """
+        """Load every plugin published under the entry-point group; a broken one becomes a warning that names it."""
         for entry_point in importlib.metadata.entry_points(group=GROUP):
             distribution, version = _distribution_of(entry_point)
             if any(plugin.name == entry_point.name and plugin.distribution == distribution for plugin in self.plugins):
@@ -161,9 +159,7 @@ class Registry:
         return name in self._claims[kind]
 
     def claimed_twice(self, plugin: Plugin | None = None) -> list[str]:
-        """A line for each name (of `plugin`, or of all) that more than one plugin claims: which they are, and what
-        to do.
-        """
+        """A line for each name (of `plugin`, or of all) that several plugins claim: which they are, and what to do."""
         return [
             self._contest(kind, name)
             for kind in KINDS
@@ -223,9 +219,7 @@ def _brief(error: BaseException) -> str:
 
 @functools.cache
 def registry() -> Registry:
-    """The registry of this process, with the installed plugins loaded (the built-in ones alone under
-    DGRAD_DISABLE_PLUGIN_AUTOLOAD=1).
-    """
+    """The registry of this process, its plugins loaded: built-in ones alone under DGRAD_DISABLE_PLUGIN_AUTOLOAD=1."""
     result = Registry()
     result.load_entry_points(builtins_only=os.environ.get("DGRAD_DISABLE_PLUGIN_AUTOLOAD", "") not in ("", "0"))
     return result
@@ -301,8 +295,7 @@ def build(kind: str, name: str, expected: type[Built], *arguments: Any, **keywor
     if not isinstance(result, expected):
         raise InputError(
             f"the factory of {kind[:-1]} {name!r} made a {type(result).__name__}; expected a {expected.__name__}: "
-            "ask its "
-            "plugin's author"
+            "ask its plugin's author"
         )
     return result
 

@@ -50,12 +50,16 @@ def counting(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[
         yield lambda more: bar.advance(task, more)
 
 
+def with_spread(mean: float | None, spread: float | None) -> str:
+    """`21.37 ± 0.42`, without a spread where there is one seed; `-` for nothing."""
+    if mean is None:
+        return "-"
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
+
+
 def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
     """`21.37 nats (reconstruction 15.20, KL 6.17)`, with the Gaussian KL and the accuracy where there are such."""
-    parts = [
-        f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}",
-        f"KL {metrics[f'{prefix}_kl']:.2f}",
-    ]
+    parts = [f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}", f"KL {metrics[f'{prefix}_kl']:.2f}"]
     if f"{prefix}_gaussian_kl" in metrics:
         parts.append(f"Gaussian KL {metrics[f'{prefix}_gaussian_kl']:.2f}")
     return f"{metrics[f'{prefix}_bound']:.2f} {unit} ({', '.join(parts)}){_accuracy(metrics, f'{prefix}_accuracy')}"
@@ -65,9 +69,8 @@ def _accuracy(metrics: Mapping[str, Any], key: str) -> str:
     """`, accuracy 97.50 % (Eyeglasses 99.0, Smiling 96.0)`, or nothing where there is none."""
     if key not in metrics:
         return ""
-    each = [
-        f"{name[len(key) + 1 :]} {100 * value:.1f}" for name, value in metrics.items() if name.startswith(f"{key}_")
-    ]
+    of = f"{key}_"
+    each = [f"{name.removeprefix(of)} {100 * value:.1f}" for name, value in metrics.items() if name.startswith(of)]
     return f", accuracy {100 * metrics[key]:.2f} %" + (f" ({', '.join(each)})" if each else "")
 
 
@@ -113,12 +116,7 @@ class Watcher(Listener):
             )
             self.bar = Bar(*columns, console=self.console, refresh_per_second=4)
             self.bar.add_task(
-                f"{self.label}: " if self.label else "",
-                total=run.steps,
-                completed=step,
-                epoch="0",
-                bound="-",
-                rate="-",
+                f"{self.label}: " if self.label else "", total=run.steps, completed=step, epoch="0", bound="-", rate="-"
             )
             self.bar.start()
 

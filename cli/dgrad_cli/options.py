@@ -34,34 +34,22 @@ PLURALS = ("estimator", "latent")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to the standard error.")]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", help=about(FIELDS["plugins"]).help, metavar="PLUGIN", show_default=False),
-]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help=about(FIELDS["plugins"]).help, metavar="PLUGIN")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, and what is left to do.")]
-Jobs = Annotated[
-    int | None,
-    typer.Option(help="Runs at a time. (default: as many as devices)", metavar="N", min=1, show_default=False),
-]
+Jobs = Annotated[int | None, typer.Option(help="Runs at a time. (default: as many as devices)", metavar="N", min=1)]
 Devices = Annotated[
     str | None,
     typer.Option(
-        help="The devices that runs are given in turn. (default: every GPU, else the CPU)",
-        metavar="NAME,...",
-        show_default=False,
+        help="The devices that runs are given in turn. (default: every GPU, else the CPU)", metavar="NAME,..."
     ),
 ]
 Estimators = Annotated[
-    str,
-    typer.Option("--estimators", "--estimator", help="Names; `dgrad estimators` lists them.", metavar="NAME,..."),
+    str, typer.Option("--estimators", "--estimator", help="Names; `dgrad estimators` lists them.", metavar="NAME,...")
 ]
 Seeds = Annotated[
     int | None,
     typer.Option(
-        help="Runs of each combination, with seeds 0, 1 ... (default: the recipe's, else 1)",
-        metavar="N",
-        min=1,
-        show_default=False,
+        help="Runs of each combination, with seeds 0, 1 ... (default: the recipe's, else 1)", metavar="N", min=1
     ),
 ]
 
@@ -93,10 +81,7 @@ class RunCommand(Command):
 
 
 def takes_settings(
-    *names: str,
-    but: Container[str] = (),
-    several: Container[str] = (),
-    shown: Mapping[str, str] | None = None,
+    *names: str, but: Container[str] = (), several: Container[str] = (), shown: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command that takes `**given` an option for each setting; it gets those that the user gave.
 
@@ -152,7 +137,6 @@ def _annotation(name: str, several: Container[str], shown: Mapping[str, str]) ->
             help=known.help + (f" (default: {text})" if text else ""),
             metavar=metavar or None,
             rich_help_panel=panel_of(name),
-            show_default=False,
         ),
     ]
 
@@ -161,10 +145,7 @@ def _annotation(name: str, several: Container[str], shown: Mapping[str, str]) ->
 
 
 def check_single(command: str, given: Mapping[str, Any], names: Iterable[str], instead: str) -> None:
-    """Make sure that these settings have one value.
-
-    Args:
-        instead: the remedy.
+    """Make sure that these settings have one value; `instead` is the remedy.
 
     Raises:
         InputError: one has several.

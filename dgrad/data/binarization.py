@@ -39,9 +39,8 @@ def binarize(dataset: Dataset, mode: str, *, seed: int) -> Dataset:
         images = _threshold(split.images) if mode == "threshold" else _static(split.images, seed=(seed, part))
         return Split(images, split.labels)
 
-    return replace(
-        dataset, train=binary(dataset.train, 0), valid=binary(dataset.valid, 1), test=binary(dataset.test, 2)
-    )
+    train, valid, test = map(binary, (dataset.train, dataset.valid, dataset.test), range(3))
+    return replace(dataset, train=train, valid=valid, test=test)
 
 
 def _threshold(images: Tensor) -> Tensor:

@@ -18,12 +18,7 @@ import torch
 from dgrad.data.splits import Dataset, Split
 from dgrad.errors import InputError
 
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 _REMEDY = "delete it and fetch it again (the named data sets are downloaded when all four files are gone)"
 
@@ -41,8 +36,7 @@ def load_idx(name: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
     Raises InputError for a file that is missing or is not what it should be.
     """
     files = find_idx(folder)
-    missing = [file for file in IDX_FILES if file not in files]
-    if missing:
+    if missing := [file for file in IDX_FILES if file not in files]:
         raise InputError(
             f"{folder} has no {' and no '.join(missing)}; expected {', '.join(IDX_FILES)}, each plain or .gz; put what "
             "is missing there (the named data sets are downloaded when all four files are gone)"
@@ -60,13 +54,8 @@ def load_idx(name: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
         )
     held_out = 10_000 if len(full) >= 20_000 else max(1, len(full) // 6)
     assert full.labels is not None
-    return Dataset(
-        name=name,
-        train=Split(full.images[:-held_out], full.labels[:-held_out]),
-        valid=Split(full.images[-held_out:], full.labels[-held_out:]),
-        test=test,
-        classes=classes,
-    )
+    train = Split(full.images[:-held_out], full.labels[:-held_out])
+    return Dataset(name, train, Split(full.images[-held_out:], full.labels[-held_out:]), test, classes)
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

@@ -61,8 +61,7 @@ def _list(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
             f"{_LAYOUT}; give one of them (it is split again)"
         )
     found = ImageFolder(str(path), allow_empty=True)
-    empty = sorted(set(range(len(found.classes))) - set(found.targets))
-    if empty:
+    if empty := sorted(set(range(len(found.classes))) - set(found.targets)):
         raise InputError(
             f"{path / found.classes[empty[0]]} has no images; expected {_LAYOUT}; add some or remove the folder"
         )

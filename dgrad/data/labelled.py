@@ -45,9 +45,7 @@ def choose_labelled(labels: Int[Tensor, " images"], count: int, *, seed: int) ->
             f"--labels {count}; expected at least one for each of the {classes} classes and at most {len(labels)}, "
             "the labels that there are"
         )
-    values = labels.cpu().numpy()
-    # RandomState and not default_rng: numpy promises that its stream never changes.
-    order = np.random.RandomState(np.random.SeedSequence(seed).generate_state(4)).permutation(len(values))
+    values, order = labels.cpu().numpy(), _order(len(labels), seed)
     ranks = np.empty(len(values), dtype=np.int64)  # how many of its class come before each, in that order
     for value in np.unique(values):
         members = values[order] == value
@@ -64,18 +62,19 @@ def choose_labelled_attributes(labels: Int[Tensor, "images n"], count: int, *, s
     """
     if count > len(labels):
         raise InputError(f"--labels {count}; expected at most {len(labels)}, the images that there are")
-    chosen = np.sort(
-        np.random.RandomState(np.random.SeedSequence(seed).generate_state(4)).permutation(len(labels))[:count]
-    )
-    index = torch.from_numpy(chosen).to(labels.device)
+    index = torch.from_numpy(np.sort(_order(len(labels), seed)[:count])).to(labels.device)
     same = (labels[index] == labels[index[0]]).all(0)
     if same.any():
         raise InputError(
             f"--labels {count}: all of them are alike in {int(same.sum())} of {len(same)} attributes; expected both "
-            "values of each: give more, or "
-            "leave rare attributes out of --attributes"
+            "values of each: give more, or leave rare attributes out of --attributes"
         )
     return index
+
+
+def _order(count: int, seed: int) -> np.ndarray:
+    # RandomState and not default_rng: numpy promises that its stream never changes.
+    return np.random.RandomState(np.random.SeedSequence(seed).generate_state(4)).permutation(count)
 
 
 def random_affine(images: Float[Tensor, "batch c h w"], *, generator: Generator) -> Float[Tensor, "batch c h w"]:
@@ -148,7 +147,9 @@ class SemiSupervisedBatches:
         self.batches = batches
         self.labelled = labelled
         self.count = count
-        self.steps_per_epoch = batches.steps_per_epoch
+        # Of the unlabelled images: they decide where the stream stands.
+        self.steps_per_epoch, self.batch_size, self.order = batches.steps_per_epoch, batches.batch_size, batches.order
+        self.advance = batches.advance
 
     def __iter__(self) -> SemiSupervisedBatches:
         return self
@@ -160,20 +161,6 @@ class SemiSupervisedBatches:
     def generators(self) -> list[Generator]:
         """What it draws from."""
         return [*self.batches.generators, self.labelled.generator]
-
-    @property
-    def order(self) -> Int[Tensor, " images"]:
-        """The order of the unlabelled images in this epoch."""
-        return self.batches.order
-
-    @property
-    def batch_size(self) -> int:
-        """The number of unlabelled images in a batch."""
-        return self.batches.batch_size
-
-    def advance(self) -> Int[Tensor, " unlabelled"]:
-        """Move on by a batch: the places of its unlabelled images in the split."""
-        return self.batches.advance()
 
     def gather(self, index: Int[Tensor, " unlabelled"]) -> Batch:
         """The batch of these unlabelled images, with labelled ones that are drawn now."""

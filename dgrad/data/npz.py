@@ -21,6 +21,7 @@ _KEYS = {
 }
 _KEYS.add("attribute_names")
 _ROUNDING = 1e-6
+Names = tuple[str, ...] | None
 
 
 def load_npz(path: Path) -> Dataset:
@@ -45,20 +46,16 @@ def load_npz(path: Path) -> Dataset:
         whole = _split(path, arrays, "")
         if len(whole) < _FEWEST:
             raise InputError(f"{path} has {len(whole)} images; expected at least {_FEWEST}, to be split; add images")
-        attributes = _attribute_names(path, arrays, [whole])
-        classes = None if attributes else _classes(path, [whole])
+        classes, attributes = _names(path, arrays, [whole])
         return partition(path.name, whole.images, whole.labels, classes, attributes=attributes)
-    missing = [key for key in keys if key not in arrays]
-    if missing:
+    if missing := [key for key in keys if key not in arrays]:
         raise InputError(
             f"{path} has no {'images' if len(missing) == 3 else ' and no '.join(missing)} (it has: "
             f"{', '.join(found) or 'nothing'}); expected images, or {', '.join(keys)}; save it "
             "with np.savez(path, images=...)"
         )
     train, valid, test = (_split(path, arrays, f"{split}_") for split in _SPLITS)
-    attributes = _attribute_names(path, arrays, [train, valid, test])
-    classes = None if attributes else _classes(path, [train, valid, test])
-    return Dataset(path.name, train, valid, test, classes, attributes)
+    return Dataset(path.name, train, valid, test, *_names(path, arrays, [train, valid, test]))
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -152,7 +149,13 @@ def _attributes(what: str, values: np.ndarray, count: int) -> np.ndarray:  # [N,
     return values.astype(np.int64)
 
 
-def _attribute_names(path: Path, arrays: Mapping[str, np.ndarray], splits: list[Split]) -> tuple[str, ...] | None:
+def _names(path: Path, arrays: Mapping[str, np.ndarray], splits: list[Split]) -> tuple[Names, Names]:
+    """The names of the classes, or else of the attributes."""
+    attributes = _attribute_names(path, arrays, splits)
+    return None if attributes else _classes(path, splits), attributes
+
+
+def _attribute_names(path: Path, arrays: Mapping[str, np.ndarray], splits: list[Split]) -> Names:
     counts = {0 if split.labels is None or split.labels.ndim == 1 else split.labels.shape[1] for split in splits}
     if counts == {0}:
         return None
@@ -163,13 +166,12 @@ def _attribute_names(path: Path, arrays: Mapping[str, np.ndarray], splits: list[
     if names.shape != (count,) or len(set(names.tolist())) < count or any(not name or "," in name for name in names):
         raise InputError(
             f"{path}: attribute_names are {', '.join(map(repr, names.flatten().tolist()))}; expected {count} "
-            "different names without commas, one for each column "
-            "of attributes"
+            "different names without commas, one for each column of attributes"
         )
     return tuple(names.tolist())
 
 
-def _classes(path: Path, splits: list[Split]) -> tuple[str, ...] | None:
+def _classes(path: Path, splits: list[Split]) -> Names:
     labels = [split.labels for split in splits if split.labels is not None]
     if not labels:
         return None

@@ -42,14 +42,8 @@ def partition(
         return Split(images[index], None if labels is None else labels[index])
 
     held_out = valid + test
-    return Dataset(
-        name=name,
-        train=split(order[held_out:]),
-        valid=split(order[:valid]),
-        test=split(order[valid:held_out]),
-        classes=classes,
-        attributes=attributes,
-    )
+    train, valid_split, test_split = map(split, (order[held_out:], order[:valid], order[valid:held_out]))
+    return Dataset(name, train, valid_split, test_split, classes, attributes)
 
 
 def _positions(labels: np.ndarray) -> np.ndarray:

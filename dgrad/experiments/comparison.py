@@ -91,7 +91,6 @@ class Row:
     Means are over the finished seeds.
 
     Attributes:
-        estimator: its name.
         label: the name, with the hyper-parameters that tell it from its siblings.
         set: its hyper-parameters as given.
         rank: by `valid_bound`, 1 for the best; None where no seed was finished.
@@ -130,8 +129,6 @@ class Comparison:
     """All rows, best first and failed ones last, and what they have in common.
 
     Attributes:
-        rows: one for each variant.
-        seeds: how many there are.
         equal_seconds: what the fastest estimator took, the longest of its seeds; None where nothing was finished.
         unit: of the bounds.
         config: the settings that all runs share.

@@ -55,7 +55,6 @@ class Row:
     """What was measured of one variant. Gradients are in the likelihood's unit (nats) for one unit of a logit.
 
     Attributes:
-        estimator: its name.
         label: the name, with the hyper-parameters that tell it from its siblings.
         set: the hyper-parameters that were given.
         swept: those of them that have other values in other rows.
@@ -108,12 +107,8 @@ class Diagnosis:
         reference_draws: how many draws of it were averaged; 1 for `exact`, which has no noise.
         reference_standard_error: the mean over coordinates of the reference's own standard error; 0 for `exact`.
         gradient: the mean absolute value of a coordinate of the reference, to compare a bias with.
-        images: how many images.
         draws: how many draws of each estimator for each image.
         seed: of the noise.
-        latent: the spec of the latent.
-        unit: the unit of the loss.
-        device: what was used.
     """
 
     rows: list[Row]

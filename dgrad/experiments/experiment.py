@@ -29,7 +29,6 @@ class Experiment:
     Attributes:
         label: the settings that tell it from the others, without the seed.
         config: the resolved configuration.
-        path: its directory.
         why_unsupported: why the estimator cannot work with the latent, or None.
     """
 

@@ -33,7 +33,6 @@ def expand(recipe: Mapping[str, Any], out: Path, overrides: Mapping[str, Any] | 
             a table of hyper-parameters, each of all estimators (`epsilon`) or of one (`direct.epsilon`), in the same
             way. `runs` is a list of tables of settings on top of the common ones, each expanded by itself. A table may
             have a `name` in the place of estimator and latent.
-        out: the directory of the runs.
         overrides: settings on top of everything, as in a recipe.
 
     Raises:

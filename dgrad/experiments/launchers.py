@@ -69,8 +69,6 @@ class Started:
     """A command that was started.
 
     Attributes:
-        job: what it is.
-        process: its process.
         begin: where its words begin in the log.
     """
 
@@ -101,7 +99,6 @@ def run_here(
 
     Args:
         devices: given out in turn; with more jobs at once than devices, several share one.
-        at_once: how many.
 
     Returns:
         The signal that came, or None.

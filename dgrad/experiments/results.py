@@ -12,6 +12,9 @@ from dgrad.experiments.experiment import Experiment
 from dgrad.training.figures import figure_settings, selection_key
 from dgrad.training.run_directory import Run
 
+COMPARABLE = ("dataset", "binarize", "likelihood", "latent", "labels", "attributes", "criterion")
+"""What combinations must have in common to be compared."""
+
 
 @dataclass(frozen=True)
 class Combination:
@@ -20,7 +23,6 @@ class Combination:
     Attributes:
         label: what tells it from the others.
         config: the settings, without the seed.
-        seeds: how many there are.
         finished: how many of them are finished.
         best: whether it is the best of those with the same data, latent and labels that are wholly finished. The
             validation figure that chose their weights decides.
@@ -68,15 +70,7 @@ def collect(experiments: Sequence[Experiment], problems: Mapping[Path, str]) -> 
     groups: dict[tuple[Any, ...], dict[str, list[int]]] = {}
     for index, experiment in enumerate(experiments):
         config = experiment.config
-        comparable = (
-            config.dataset,
-            config.binarize,
-            config.likelihood,
-            config.latent,
-            config.labels,
-            config.attributes,
-            config.criterion,
-        )
+        comparable = tuple(getattr(config, name) for name in COMPARABLE)
         groups.setdefault(comparable, {}).setdefault(experiment.label, []).append(index)
     combinations = []
     for group in groups.values():

@@ -10,6 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dgrad.errors import InputError
+
+
+def check_place(option: str, path: Path, noun: str) -> None:
+    """Check, before any work, that a file, a `noun`, can be written where an option says.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a directory; name the {noun} to write in it")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {path}: there is no directory {path.parent}; make it first")
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:

@@ -51,7 +51,6 @@ def difference_sweep(
         weight: of the first layer; `[B, width, n*k]` where each example has one of its own.
         hidden: the first layer's outputs for `codes`.
         rest_loss: the loss as a function of the first layer's outputs, `[R, B, width] -> [R, B]` for any R.
-        loss: the loss of `codes`.
         numbers_per_code: how many outputs all layers have for one code; None where there is only the first.
         bytes_per_call: a budget for these outputs in one call of `rest_loss`; None for what suits the device. A call
             gets at least one change of each example.
@@ -138,10 +137,8 @@ def bernoulli_linear_sweep(
 
     Args:
         codes: one-hot rows.
-        weight: of the linear layer.
         logits: its outputs for `codes`.
         images: in [0, 1].
-        loss: the loss of `codes`.
         compiled: whether to use a compiled kernel where the device has one. It may be compiled now, which takes
             seconds.
     """

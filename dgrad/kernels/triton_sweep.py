@@ -38,10 +38,8 @@ def sweep(
 
     Args:
         codes: one-hot rows.
-        weight: of the linear layer.
         logits: `a`, its outputs for `codes`.
         images: `x`, in [0, 1].
-        loss: the loss of `codes`.
     """
     samples, batch, n, k = codes.shape
     pixels, count = logits.shape[-1], samples * batch

@@ -176,14 +176,8 @@ def save_comparison(path: Path, comparison: Comparison) -> None:
             marker = "o" if len(x) == 1 else None
             style = LINE_STYLES[index // 20 % len(LINE_STYLES)]
             axes.plot(x, bounds, color=colour, marker=marker, label=row.label, linestyle=style)
-            axes.fill_between(
-                x,
-                [point["least"] for point in curve],
-                [point["greatest"] for point in curve],
-                color=colour,
-                alpha=0.2,
-                linewidth=0,
-            )
+            least, greatest = ([point[end] for point in curve] for end in ("least", "greatest"))
+            axes.fill_between(x, least, greatest, color=colour, alpha=0.2, linewidth=0)
         late += [bounds[-1], bounds[len(bounds) // 5]]
     # The first evaluations would press the rest together.
     low = min((point["least"] for row in rows for point in row.curve), default=0.0)
@@ -215,7 +209,6 @@ def save_bound_curves(
 
     Args:
         panels: the title of each panel, in it the label of each line, and for that the metrics of each seed.
-        unit: of the bounds.
     """
     figure = _figure(max(5.5, 4.2 * len(panels)), 4.2)
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -237,9 +230,7 @@ def save_race(
 
     Args:
         lines: the label of each line, and for that the metrics of each seed.
-        unit: of the bounds.
         steps: for labels of lines, the seconds of a step by the size of the latent.
-        x_name: what that size is.
     """
     figure = _figure(14, 4.6)
     by_epoch, by_time, by_size = figure.subplots(1, 3)
@@ -330,6 +321,8 @@ def save_heat_map(
     path: Path, values: Mapping[tuple[str, str], float], x_name: str, y_name: str, value_name: str
 ) -> None:
     """Write a figure over two settings: `values` by their texts (x, y), in the order given. The least is framed."""
+    from matplotlib.patches import Rectangle
+
     columns, rows = (list(dict.fromkeys(pair[axis] for pair in values)) for axis in (0, 1))
     table = torch.full((len(rows), len(columns)), torch.nan)
     for (x, y), value in values.items():
@@ -344,19 +337,13 @@ def save_heat_map(
         light = value < (top + float(table[~table.isnan()].min())) / 2
         axes.text(*place, f"{value:.1f}", ha="center", va="center", color="white" if light else "black")
     best = min(values, key=values.__getitem__)
-    frame = {"fill": False, "edgecolor": "white", "linewidth": 2}
-    axes.add_patch(_rectangle((columns.index(best[0]) - 0.48, rows.index(best[1]) - 0.48), 0.96, 0.96, **frame))
+    corner = (columns.index(best[0]) - 0.48, rows.index(best[1]) - 0.48)
+    axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor="white", linewidth=2))
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel=x_name, ylabel=y_name)
     figure.colorbar(image, ax=axes, label=value_name)
     _save(figure, path)
-
-
-def _rectangle(*arguments: Any, **settings: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(*arguments, **settings)
 
 
 def _figure(width: float, height: float) -> Figure:

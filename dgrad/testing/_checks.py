@@ -178,12 +178,8 @@ class _OneHotAsOnGPU(TorchFunctionMode):
 def evaluations(estimator: GradientEstimator, layer: LatentLayer) -> None:
     """The objective is evaluated as often as the trait says: in float32, float64, bfloat16, and without gradient."""
     stated = estimator.traits.evaluations(layer)
-    for dtype, gradient in (
-        (torch.float64, True),
-        (torch.float64, False),
-        (torch.float32, True),
-        (torch.bfloat16, True),
-    ):
+    wide, single, half = torch.float64, torch.float32, torch.bfloat16
+    for dtype, gradient in ((wide, True), (wide, False), (single, True), (half, True)):
         evaluated = 0
 
         def loss(codes: Tensor) -> Tensor:

@@ -29,10 +29,8 @@ class CheckResult:
     """What came of one check.
 
     Attributes:
-        name: the check's.
         status: `passed`, `failed`, `skipped`, `expected failure` or `unexpected pass`.
         detail: why, in one line.
-        seconds: how long it took.
     """
 
     name: str
@@ -99,8 +97,7 @@ def parametrize_with_checks(
 
     Args:
         estimators: instances, or names of registered ones.
-        layer: as for `run_checks`.
-        expected_failures: as for `run_checks`; such a case is a strict xfail.
+        layer, expected_failures: as for `run_checks`; an expected failure is a strict xfail.
     """
     import pytest
 

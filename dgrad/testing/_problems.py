@@ -87,7 +87,6 @@ def monte_carlo_gradient(
 
     Args:
         logits: of one example.
-        draws: how many.
         at_once: how many draws make a batch.
     """
     generator = Generator().manual_seed(seed)

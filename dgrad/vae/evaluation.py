@@ -57,20 +57,14 @@ def evaluate_accuracy(model: DiscreteVAE, split: Split) -> float:
 
 
 @torch.no_grad()
-def _accuracy_of_variables(model: DiscreteVAE, split: Split) -> list[float]:
+def evaluate_accuracies(model: DiscreteVAE, split: Split, attributes: Sequence[str] = ()) -> dict[str, float]:
+    """`accuracy`, and where the code's variables are attributes `accuracy_NAME` of each, of which it is the mean."""
     assert split.labels is not None
     values = [posterior.logits.argmax(-1) for _, posterior in _encoded(model, split, 1)]  # [B, n] each
     right = torch.cat(values) == split.labels.reshape(len(split), -1)
-    return [count / len(split) for count in right.sum(0).tolist()]
-
-
-def evaluate_accuracies(model: DiscreteVAE, split: Split, attributes: Sequence[str] = ()) -> dict[str, float]:
-    """`accuracy`, and where the code's variables are attributes `accuracy_NAME` of each, of which it is the mean."""
-    accuracies = _accuracy_of_variables(model, split)
-    named = (
-        {f"accuracy_{name}": value for name, value in zip(attributes, accuracies, strict=True)} if attributes else {}
-    )
-    return {"accuracy": sum(accuracies) / len(accuracies), **named}
+    accuracies = [count / len(split) for count in right.sum(0).tolist()]
+    named = zip(attributes, accuracies, strict=True) if attributes else ()
+    return {"accuracy": sum(accuracies) / len(accuracies), **{f"accuracy_{name}": value for name, value in named}}
 
 
 @contextmanager

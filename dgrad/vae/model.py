@@ -29,7 +29,6 @@ class DiscreteVAE(nn.Module):
     variables side by side.
 
     Attributes:
-        gaussian: how many Gaussian variables there are.
         beside: how they and the code enter the decoder.
         compiled_kernels: whether compiled kernels may be used. The first use may take seconds to compile them.
         sweep_dtype: the precision in which sweeps multiply matrices, torch.float32 or torch.bfloat16. Those of a linear

@@ -41,10 +41,7 @@ class Reconstruction(Objective):
     """`-log p(image | code)`, with the fastest sweep that the decoder allows."""
 
     def __init__(
-        self,
-        model: GenerativeModel,
-        pixels: Float[Tensor, "batch d"],
-        gaussian: Float[Tensor, "batch g"] | None = None,
+        self, model: GenerativeModel, pixels: Float[Tensor, "batch d"], gaussian: Float[Tensor, "batch g"] | None = None
     ) -> None:
         self.layer = model.layer
         self.decoder = model.decoder

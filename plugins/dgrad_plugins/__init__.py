@@ -8,19 +8,11 @@ from typing import Any
 import dgrad
 from dgrad_plugins.datasets import DATASETS
 from dgrad_plugins.estimators import ESTIMATORS
-from dgrad_plugins.labels import dgrad_batch_losses, dgrad_code_losses, dgrad_label_images
+from dgrad_plugins.labels import dgrad_batch_losses as dgrad_batch_losses
+from dgrad_plugins.labels import dgrad_code_losses as dgrad_code_losses
+from dgrad_plugins.labels import dgrad_label_images as dgrad_label_images
 from dgrad_plugins.latents import Categorical, Pairs
 from dgrad_plugins.models import conv_vae, linear_vae, mixture_vae, mlp_vae
-
-__all__ = [
-    "dgrad_batch_losses",
-    "dgrad_code_losses",
-    "dgrad_label_images",
-    "dgrad_register_datasets",
-    "dgrad_register_estimators",
-    "dgrad_register_latents",
-    "dgrad_register_models",
-]
 
 Register = Callable[[str, Callable[..., Any]], None]
 

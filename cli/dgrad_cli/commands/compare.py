@@ -11,8 +11,9 @@ from rich.console import Console
 from dgrad.config import configure
 from dgrad.errors import RunError
 from dgrad_cli.commands.lists import load_plugins
+from dgrad_cli.commands.sweep import STOPPED, stop_if
 from dgrad_cli.commands.train import finish
-from dgrad_cli.display import Watcher, duration, print_json, print_table
+from dgrad_cli.display import Watcher, duration, print_json, print_table, with_spread
 from dgrad_cli.options import Estimators, Json, Quiet, check_length, check_single, takes_settings
 from dgrad_cli.writing import as_text, check_directory
 
@@ -25,12 +26,7 @@ if TYPE_CHECKING:
 def compare(
     *,
     out: Annotated[
-        Path,
-        typer.Option(
-            help="The runs' directory; the same command again goes on where it stopped.",
-            metavar="DIR",
-            show_default=False,
-        ),
+        Path, typer.Option(help="The runs' directory; the same command again goes on where it stopped.", metavar="DIR")
     ],
     estimators: Estimators = "direct,gumbel-softmax,rloo",
     seeds: Annotated[int, typer.Option(help="Runs of each, with the seeds 0, 1, ...", metavar="N", min=1)] = 3,
@@ -66,17 +62,13 @@ def compare(
     def train(entry: Experiment) -> None:
         label = f"{number[entry.path]}, {entry.name}"
         watcher = Watcher(quiet=quiet, to_stderr=json, label=label)
-        trainer, run = entry.open(watcher)
-        _, received = finish(trainer, run, watcher)
-        if received:
-            interruption = Interrupted("stopped")
-            interruption.exit_code = 128 + received[0]
-            raise interruption
+        _, received = finish(*entry.open(watcher), watcher)
+        stop_if(received[0] if received else None)
 
     try:
         problems = train_all(entries, train)
     except Interrupted as interruption:
-        interruption.args = ("stopped, everything so far is kept; give the same command again to go on",)
+        interruption.args = (STOPPED,)
         raise
     draw_missing_of(entries, lambda text: notes.print(text, markup=False))
     comparison = summarize(entries, problems)
@@ -104,13 +96,13 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
         cells = [
             "-" if row.rank is None else str(row.rank),
             row.label,
-            _with_spread(row.valid_bound, row.valid_bound_spread),
-            _with_spread(row.test_bound, row.test_bound_spread),
+            with_spread(row.valid_bound, row.valid_bound_spread),
+            with_spread(row.test_bound, row.test_bound_spread),
             "-" if row.evaluations is None else str(row.evaluations),
             "-" if row.seconds is None else f"{row.seconds:.3g}",
         ]
         if seconds is not None:
-            cells.append(_with_spread(row.valid_bound_at_equal_time, None))
+            cells.append(with_spread(row.valid_bound_at_equal_time, None))
         rows.append([*cells, row.problem or ""] if failed else cells)
     print_table(columns, rows)
     config = comparison.config
@@ -128,9 +120,3 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
         print(f"validation after {time}: the best bound by the time the fastest estimator was done.")
     pictures = ", comparison.png" if any(row.curve for row in comparison.rows) else ""
     print(f"{out}: comparison.json{pictures}, and a run directory for each seed")
-
-
-def _with_spread(mean: float | None, spread: float | None) -> str:
-    if mean is None:
-        return "-"
-    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"

@@ -19,9 +19,7 @@ from dgrad_cli.options import Estimators, Json, Quiet, check_single, takes_setti
 from dgrad_cli.writing import as_text, check_directory
 
 if TYPE_CHECKING:
-    from dgrad.data import Split
     from dgrad.experiments.diagnosis import Diagnosis, Row
-    from dgrad.vae.model import DiscreteVAE
 
 OF_THE_MODEL = ("latent", "binarize", "model", "hidden", "gaussian", "likelihood")
 """Settings that a run has of its own."""
@@ -34,8 +32,7 @@ OF_THE_MODEL = ("latent", "binarize", "model", "hidden", "gaussian", "likelihood
 )
 def diagnose(
     run: Annotated[
-        Path | None,
-        typer.Argument(help="A run of dgrad train; without one, a random start.", metavar="RUN", show_default=False),
+        Path | None, typer.Argument(help="A run of dgrad train; without one, a random start.", metavar="RUN")
     ] = None,
     *,
     estimators: Estimators = "direct,gumbel-softmax,rloo",
@@ -45,8 +42,7 @@ def diagnose(
         int, typer.Option(help="Calls in which an estimator that learns or averages does so first.", metavar="N", min=0)
     ] = 200,
     seed: Annotated[
-        int,
-        typer.Option(help="Of the images, the noise and a random start's weights.", metavar="N", min=0, max=2**62),
+        int, typer.Option(help="Of the images, the noise and a random start's weights.", metavar="N", min=0, max=2**62)
     ] = 0,
     weights: Weights = "best",
     out: Annotated[
@@ -54,7 +50,6 @@ def diagnose(
         typer.Option(
             help="Where diagnosis.json and diagnosis.png go. (default: the run's directory, or diagnosis)",
             metavar="DIR",
-            show_default=False,
         ),
     ] = None,
     quiet: Quiet = False,
@@ -66,7 +61,7 @@ def diagnose(
     The gradient is that of the reconstruction loss for the encoder's logits. Where the latent has too many codes to
     list, the mean of many draws of leg, which is unbiased, stands for the exact one.
     """
-    from dgrad.experiments.diagnosis import choose_images
+    from dgrad.experiments.diagnosis import choose_images, random_start
     from dgrad.experiments.diagnosis import diagnose as measure
     from dgrad.experiments.variants import read_variants
     from dgrad.files.atomic import write_text
@@ -77,8 +72,6 @@ def diagnose(
     check_single("diagnose", given, ["latent"], "give the command once for each")
     settings = {name: value for name, value in given.items() if name != "set"}
     values = given.get("set", ())
-    network: DiscreteVAE
-    split: Split
     if run is not None:
         if own := [option(name) for name in settings if name in OF_THE_MODEL]:
             raise InputError(f"{run} has its own model and latent; leave out {', '.join(own)}, or leave out the run")
@@ -89,8 +82,6 @@ def diagnose(
         where = f"at {run}, weights of epoch {state['epoch']:g} ({state['weights']})"
         variants = read_variants(estimators, values)  # after the run's own plugins
     else:
-        from dgrad.experiments.diagnosis import random_start
-
         load_plugins(settings.get("plugins"))
         variants = read_variants(estimators, values)
         config = configure({**settings, "seed": seed})
@@ -109,8 +100,7 @@ def diagnose(
         print_json(result)
     else:
         _show_diagnosis(diagnosis, f"{where}; {diagnosis.images} validation images of {config.dataset}", out)
-    failed = [row.label for row in diagnosis.rows if row.problem is not None and row.supported]
-    if failed:
+    if failed := [row.label for row in diagnosis.rows if row.problem is not None and row.supported]:
         raise RunError(f"{len(failed)} of {len(diagnosis.rows)} could not be measured: {', '.join(failed)}")
 
 

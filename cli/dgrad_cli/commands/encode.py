@@ -12,16 +12,14 @@ from dgrad_cli.display import counting
 
 AT_ONCE = 256
 
-Model = Annotated[Path, typer.Option(help="A directory that dgrad export wrote.", metavar="DIR", show_default=False)]
+Model = Annotated[Path, typer.Option(help="A directory that dgrad export wrote.", metavar="DIR")]
 
 
 def encode(
     images: Annotated[
         list[Path],
         typer.Argument(
-            help="PNG and JPEG files, folders of them, .npy, .npz (images), IDX files.",
-            metavar="IMAGES...",
-            show_default=False,
+            help="PNG and JPEG files, folders of them, .npy, .npz (images), IDX files.", metavar="IMAGES..."
         ),
     ],
     model: Model,
@@ -59,17 +57,12 @@ def decode(
         typer.Argument(
             help="A file .npz, .npy or .jsonl, as dgrad encode writes it; - for lines on the standard input.",
             metavar="CODES",
-            show_default=False,
         ),
     ],
     model: Model,
     out: Annotated[
         Path,
-        typer.Option(
-            help="A new directory for one PNG each, or a name that ends with .png for a grid.",
-            metavar="DIR",
-            show_default=False,
-        ),
+        typer.Option(help="A new directory for one PNG each, or a name that ends with .png for a grid.", metavar="DIR"),
     ],
     columns: Annotated[int, typer.Option(help="Of the grid.", metavar="N", min=1)] = 12,
 ) -> None:
@@ -82,14 +75,14 @@ def decode(
     codec = Codec(model, threads=0)
     found = Codes(codes, codec)
     count = 0
-    with counting("decoding", found.count, shown=True) as done, writing(out, columns) as pictures:
+    with counting("decoding", found.count, shown=True) as done, writing(out, columns) as write:
         for batch, style in found.batches(AT_ONCE):
             try:
                 decoded = codec.decode(batch, style)
             except InputError as error:
                 last = count + len(batch) - 1
                 raise InputError(f"{codes}, codes {count} to {last}: {error}") from None
-            pictures.add(decoded)
+            write(decoded)
             count += len(batch)
             done(len(batch))
     print(f"{out}: {count} image{'' if count == 1 else 's'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from dgrad.config import about
 from dgrad.errors import InputError
+from dgrad.files.atomic import check_place
 from dgrad_cli.display import figures, print_json
 from dgrad_cli.options import FIELDS, Json
 
@@ -18,24 +20,18 @@ if TYPE_CHECKING:
     from dgrad.data import Split
     from dgrad.vae.model import DiscreteVAE
 
-RunArgument = Annotated[Path, typer.Argument(help="A run directory of dgrad train.", metavar="RUN", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(help="A run directory of dgrad train.", metavar="RUN")]
 Weights = Annotated[str, typer.Option(help="best (by validation) or last.", metavar="NAME")]
 Device = Annotated[str, typer.Option(help=about(FIELDS["device"]).help, metavar="NAME")]
 Seed = Annotated[int, typer.Option(help="Of the codes drawn.", metavar="N", min=0, max=2**62)]
 SplitName = Annotated[str, typer.Option(help="train, valid or test.", metavar="NAME")]
 Picture = Annotated[Path, typer.Option(help="The PNG to write.", metavar="FILE.png")]
 Rows = Annotated[int, typer.Option(metavar="N", min=1)]
-Columns = Annotated[int | None, typer.Option(help="(default: 12)", metavar="N", min=1, show_default=False)]
+Columns = Annotated[int | None, typer.Option(help="(default: 12)", metavar="N", min=1)]
 DatasetName = Annotated[
-    str | None,
-    typer.Option(
-        help="Another data set with images of the same size. (default: the run's)", metavar="NAME", show_default=False
-    ),
+    str | None, typer.Option(help="Another data set with images of the same size. (default: the run's)", metavar="NAME")
 ]
-DataRoot = Annotated[
-    str | None,
-    typer.Option(help="Where data sets are on disk. (default: the run's)", metavar="DIR", show_default=False),
-]
+DataRoot = Annotated[str | None, typer.Option(help="Where data sets are on disk. (default: the run's)", metavar="DIR")]
 
 
 def evaluate(
@@ -46,21 +42,10 @@ def evaluate(
     ] = 10,
     importance_samples: Annotated[
         int | None,
-        typer.Option(
-            help="Also the importance-weighted bound on -log p(x), with so many codes.",
-            metavar="N",
-            min=1,
-            show_default=False,
-        ),
+        typer.Option(help="Also the importance-weighted bound on -log p(x), with so many codes.", metavar="N", min=1),
     ] = None,
     refine_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Sweeps that refine q of each image. (default: the run's)",
-            metavar="N",
-            min=0,
-            show_default=False,
-        ),
+        int | None, typer.Option(help="Sweeps that refine q of each image. (default: the run's)", metavar="N", min=0)
     ] = None,
     seed: Seed = 0,
     dataset: DatasetName = None,
@@ -70,24 +55,18 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure the bound of a trained model."""
-    from dgrad.vae.evaluation import (
-        Bound,
-        evaluate_accuracies,
-        evaluate_bound,
-        evaluation_generator,
-        importance_weighted_bound,
-    )
+    from dgrad.vae import evaluation
 
     model, state, images, config = load_split(run, split, dataset, data_root, weights, device)
     target = images.images.device
     steps = config.steps_to_evaluate if refine_steps is None else refine_steps
     model.compiled_kernels = steps > 0 and config.compile != "off"  # sweeps are what takes the time
 
-    def measure(steps: int) -> Bound:
-        generator = evaluation_generator(target, seed)
-        return evaluate_bound(model, images, samples=eval_samples, generator=generator, refine_steps=steps)
+    def measure(measured: Callable[..., Any], samples: int, steps: int) -> Any:
+        generator = evaluation.evaluation_generator(target, seed)
+        return measured(model, images, samples=samples, generator=generator, refine_steps=steps)
 
-    bound = measure(steps)
+    bound = measure(evaluation.evaluate_bound, eval_samples, steps)
     result: dict[str, Any] = {
         "run": str(run), "dataset": config.dataset, "split": split, "images": len(images), **state,
         "bound": bound.bound, "reconstruction": bound.reconstruction, "kl": bound.kl,
@@ -95,17 +74,15 @@ def evaluate(
         "unit": model.likelihood.unit,
     }  # fmt: skip
     if config.labels and images.labels is not None:
-        result |= evaluate_accuracies(model, images, config.attributes)
+        result |= evaluation.evaluate_accuracies(model, images, config.attributes)
     if bound.gaussian_kl is not None:
         result["gaussian_kl"] = bound.gaussian_kl
     if steps:
-        result |= {"refine_steps": steps, "encoder_bound": measure(0).bound}
+        result |= {"refine_steps": steps, "encoder_bound": measure(evaluation.evaluate_bound, eval_samples, 0).bound}
     if importance_samples is not None:
-        generator = evaluation_generator(target, seed)
         result["importance_samples"] = importance_samples
-        result["importance_weighted_bound"] = importance_weighted_bound(
-            model, images, samples=importance_samples, generator=generator, refine_steps=steps
-        )
+        weighted = measure(evaluation.importance_weighted_bound, importance_samples, steps)
+        result["importance_weighted_bound"] = weighted
     if json:
         print_json(result)
         return
@@ -246,7 +223,4 @@ def check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
 def _check_picture(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise InputError(f"--out must end with .png; got {path}")
-    if path.is_dir():
-        raise InputError(f"--out {path} is a directory; name the picture to write in it")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no directory {path.parent}; make it first")
+    check_place("--out", path, "picture")

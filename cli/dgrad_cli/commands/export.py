@@ -14,23 +14,15 @@ from dgrad_cli.options import Json
 
 
 def export(
-    run: Annotated[
-        Path | None, typer.Argument(help="A run directory of dgrad train.", metavar="RUN", show_default=False)
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run directory of dgrad train.", metavar="RUN")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.",
-            metavar="DIR",
-            show_default=False,
-        ),
+        typer.Option(help="The directory to write encoder.onnx, decoder.onnx and manifest.json into.", metavar="DIR"),
     ] = None,
     page: Annotated[
         Path | None,
         typer.Option(
-            help="An .html file to write: the model's page, which computes in the browser.",
-            metavar="FILE.html",
-            show_default=False,
+            help="An .html file to write: the model's page, which computes in the browser.", metavar="FILE.html"
         ),
     ] = None,
     check: Annotated[
@@ -38,7 +30,6 @@ def export(
         typer.Option(
             help="Instead: make sure that an export is whole and computes what it did when it was written.",
             metavar="DIR",
-            show_default=False,
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out and --page.")] = False,
@@ -50,7 +41,6 @@ def export(
         typer.Option(
             help="decoder: its weights as integers of 8 bits, a quarter of the size. The cost is measured.",
             metavar="decoder",
-            show_default=False,
         ),
     ] = None,
     layout: Annotated[

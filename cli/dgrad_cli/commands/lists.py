@@ -32,31 +32,18 @@ def estimators(
         except dgrad.DgradError as error:  # one broken plugin costs its own row
             rows.append({"name": name, "error": str(error)})
             continue
-        rows.append(
-            {
-                "name": name,
-                "unbiased": traits.unbiased,
-                "differentiable_loss": traits.differentiable_objective,
-                "evaluations": traits.evaluations(layer) if traits.supports(layer) else None,
-                "limitation": traits.why_unsupported(layer),
-                "hyperparameters": defaults_of(factory),
-                "reference": traits.reference,
-            }
-        )
+        row = {"name": name, "unbiased": traits.unbiased, "differentiable_loss": traits.differentiable_objective}
+        row["evaluations"] = traits.evaluations(layer) if traits.supports(layer) else None
+        row["limitation"] = traits.why_unsupported(layer)
+        rows.append({**row, "hyperparameters": defaults_of(factory), "reference": traits.reference})
     if json:
         print_json(rows)
         return
     for row in (row for row in rows if "error" in row):
         print(f"error: {row['error']}", file=sys.stderr)
+    columns = ["name", "unbiased", "needs a differentiable loss", f"evaluations at {latent}"]
     print_table(
-        [
-            "name",
-            "unbiased",
-            "needs a differentiable loss",
-            f"evaluations at {latent}",
-            "hyper-parameters",
-            "reference",
-        ],
+        [*columns, "hyper-parameters", "reference"],
         (
             (
                 row["name"],

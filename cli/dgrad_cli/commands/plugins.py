@@ -28,29 +28,17 @@ def plugins(context: typer.Context, plugin: Plugins = None, json: Json = False) 
         if json:
             raise InputError(f"--json goes behind the command: dgrad plugins {context.invoked_subcommand} ... --json")
         return
-    from dgrad.registry import KINDS, registry
+    from dgrad.registry import KINDS, LeftOut, Plugin, registry
 
-    rows: list[dict[str, Any]] = [
-        {
-            "name": entry.name,
-            "distribution": entry.distribution,
-            "version": entry.version,
-            "registers": entry.registers,
-            "claimed_twice": registry().claimed_twice(entry),
-            "left_out": None,
-        }
+    def row(entry: Plugin | LeftOut, **more: Any) -> dict[str, Any]:
+        return {"name": entry.name, "distribution": entry.distribution, "version": entry.version, **more}
+
+    rows = [
+        row(entry, registers=entry.registers, claimed_twice=registry().claimed_twice(entry), left_out=None)
         for entry in registry().plugins
-    ] + [
-        {
-            "name": entry.name,
-            "distribution": entry.distribution,
-            "version": entry.version,
-            "registers": {kind: [] for kind in KINDS},
-            "claimed_twice": [],
-            "left_out": entry.reason,
-        }
-        for entry in registry().left_out
     ]
+    nothing: dict[str, Any] = {"registers": {kind: [] for kind in KINDS}, "claimed_twice": []}
+    rows += [row(entry, **nothing, left_out=entry.reason) for entry in registry().left_out]
     if json:
         print_json(rows)
         return
@@ -71,7 +59,7 @@ def _registers(row: dict[str, Any]) -> str:
 @app.command(cls=Command)
 @takes_settings("set", "latent", "plugins", shown={"latent": "several that it supports"})
 def check(
-    name: Annotated[str, typer.Argument(help="An estimator's registered name.", metavar="NAME", show_default=False)],
+    name: Annotated[str, typer.Argument(help="An estimator's registered name.", metavar="NAME")],
     *,
     json: Json = False,
     **given: Any,
@@ -90,21 +78,11 @@ def check(
     results = run_checks(estimator, layer)
     failed = [result for result in results if not result.ok]
     if json:
-        print_json(
-            {
-                "estimator": name,
-                "passed": not failed,
-                "checks": [
-                    {
-                        "check": result.name,
-                        "result": result.status,
-                        "detail": result.detail,
-                        "seconds": round(result.seconds, 3),
-                    }
-                    for result in results
-                ],
-            }
-        )
+        checks = [
+            {"check": each.name, "result": each.status, "detail": each.detail, "seconds": round(each.seconds, 3)}
+            for each in results
+        ]
+        print_json({"estimator": name, "passed": not failed, "checks": checks})
     else:
         print_table(["check", "result", "detail"], ((result.name, result.status, result.detail) for result in results))
         counts = {status: sum(result.status == status for result in results) for status in ("passed", "skipped")}
@@ -119,16 +97,10 @@ def check(
 @app.command(cls=Command)
 def new(
     name: Annotated[
-        str,
-        typer.Argument(
-            help="The name to register an estimator under, such as my-estimator.", metavar="NAME", show_default=False
-        ),
+        str, typer.Argument(help="The name to register an estimator under, such as my-estimator.", metavar="NAME")
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The package's directory; new or empty. (default: dgrad-NAME)", metavar="DIR", show_default=False
-        ),
+        Path | None, typer.Option(help="The package's directory; new or empty. (default: dgrad-NAME)", metavar="DIR")
     ] = None,
 ) -> None:
     """Write a small package with one estimator, its tests and its documentation, ready to install."""

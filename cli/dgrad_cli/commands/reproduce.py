@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgrad.errors import RunError, unknown_name
+from dgrad.errors import unknown_name
 from dgrad_cli.commands.lists import load_plugins
-from dgrad_cli.commands.sweep import figure_text, run_recipe, show_results, stop_if
+from dgrad_cli.commands.sweep import check_failures, figure_text, run_recipe, show_results
 from dgrad_cli.display import print_json, print_table
 from dgrad_cli.options import FIELDS, Devices, DryRun, Jobs, Json, Quiet, Seeds, read_overrides, takes_settings
 from dgrad_cli.writing import as_text, check_directory
@@ -65,16 +65,13 @@ def recipes() -> dict[str, Recipe]:
 
 @takes_settings(several=FIELDS, shown=dict.fromkeys(FIELDS, ""))
 def reproduce(
-    name: Annotated[
-        str | None, typer.Argument(help="Which one; without it they are listed.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Which one; without it they are listed.")] = None,
     *,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Where everything goes; the same command again does what is missing. (default: runs/NAME)",
             metavar="DIR",
-            show_default=False,
         ),
     ] = None,
     seeds: Seeds = None,
@@ -109,10 +106,7 @@ def reproduce(
     if quick:
         of_quick = {key: value for key, value in QUICK.items() if key != "epochs" or "steps" not in overrides}
         overrides = of_quick | overrides
-    experiments, results, received = run_recipe(
-        recipe.sweep, out, overrides, jobs=jobs, device=device, dry_run=dry_run, quiet=quiet
-    )
-    stop_if(received)
+    experiments, results = run_recipe(recipe.sweep, out, overrides, jobs, device, dry_run=dry_run, quiet=quiet)
     if not dry_run:
         _write(recipe, experiments, results, out)
     if json:
@@ -121,26 +115,15 @@ def reproduce(
         show_results(results, out, dry_run=dry_run)
     if not (dry_run or json):
         print(f"{recipe.title}: {', '.join(sorted(path.name for path in out.glob(f'{name}*')))} in {out}")
-    if failed := [row for row in results.runs if row["state"] == "failed"]:
-        raise RunError(
-            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: "
-            f"{failed[0]['problem']}"
-        )
+    check_failures(results)
 
 
 def _list(known: Mapping[str, Recipe], *, as_json: bool) -> None:
+    rows = [{name: getattr(each, name) for name in ("name", "title", "needs", "takes")} for each in known.values()]
     if as_json:
-        print_json(
-            [
-                {"name": each.name, "title": each.title, "needs": each.needs, "takes": each.takes}
-                for each in known.values()
-            ]
-        )
+        print_json(rows)
         return
-    print_table(
-        ["name", "experiment", "needs", "takes"],
-        ([each.name, each.title, each.needs, each.takes] for each in known.values()),
-    )
+    print_table(["name", "experiment", "needs", "takes"], (list(row.values()) for row in rows))
     print(
         "\ndgrad reproduce NAME --data-root DIR; --quick tries it in minutes. "
         "Lorberbom, Gane, Jaakkola, Hazan, NeurIPS 2019."
@@ -156,10 +139,8 @@ def _write(recipe: Recipe, experiments: list[Experiment], results: Results, out:
     measured = results.to_json()
     for row, each in zip(measured["runs"], experiments, strict=True):
         row["metrics"] = Run(each.path).metrics()
-    write_text(
-        out / f"{recipe.name}.json",
-        as_text({"name": recipe.name, "title": recipe.title, "paper": recipe.paper, **measured}),
-    )
+    facts = {"name": recipe.name, "title": recipe.title, "paper": recipe.paper, **measured}
+    write_text(out / f"{recipe.name}.json", as_text(facts))
     finished = {row["run"] for row in results.runs if row["state"] == "finished"}
     PLOTS[recipe.plot["kind"]](recipe, [each for each in experiments if each.path.name in finished], results, out)
 
@@ -168,21 +149,15 @@ def table(recipe: Recipe, results: Results) -> str:
     """Ours beside the paper's, as Markdown."""
     columns = list(dict.fromkeys(column for figures in recipe.paper.values() for column in figures))
     lines = [
-        ["", "seeds", f"{FIGURES[recipe.figure]}, ours", *(["each seed"]), *(f"paper, {column}" for column in columns)],
+        ["", "seeds", f"{FIGURES[recipe.figure]}, ours", "each seed", *(f"paper, {column}" for column in columns)],
         ["---"] * (4 + len(columns)),
     ]
     for one in results.combinations:
         theirs = recipe.paper.get(one.label, {})
         values = one.figures.get(recipe.figure, {}).get("values", [])
-        lines.append(
-            [
-                one.label,
-                f"{one.finished} of {one.seeds}" if one.finished < one.seeds else str(one.seeds),
-                figure_text(one, recipe.figure),
-                ", ".join(_shown(recipe, value) for value in values),
-                *(_shown(recipe, theirs[column]) if column in theirs else "" for column in columns),
-            ]
-        )
+        line = [one.label, f"{one.finished} of {one.seeds}" if one.finished < one.seeds else str(one.seeds)]
+        line += [figure_text(one, recipe.figure), ", ".join(_shown(recipe, value) for value in values)]
+        lines.append(line + [_shown(recipe, theirs[column]) if column in theirs else "" for column in columns])
     return f"# {recipe.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -252,13 +227,8 @@ def _heat_map(recipe: Recipe, finished: list[Experiment], results: Results, out:
     }
     if values:
         unit = next(one.unit for one in results.combinations if one.unit)
-        save_heat_map(
-            out / f"{recipe.name}.png",
-            values,
-            x.removeprefix("set."),
-            y.removeprefix("set."),
-            f"{FIGURES[recipe.figure]}, {unit}",
-        )
+        names = (x.removeprefix("set."), y.removeprefix("set."), f"{FIGURES[recipe.figure]}, {unit}")
+        save_heat_map(out / f"{recipe.name}.png", values, *names)
 
 
 def _grid(recipe: Recipe, finished: list[Experiment], results: Results, out: Path) -> None:

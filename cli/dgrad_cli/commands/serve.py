@@ -11,9 +11,7 @@ from dgrad.errors import InputError
 
 
 def serve(
-    directory: Annotated[
-        Path, typer.Argument(help="A directory that dgrad export wrote.", metavar="DIR", show_default=False)
-    ],
+    directory: Annotated[Path, typer.Argument(help="A directory that dgrad export wrote.", metavar="DIR")],
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for a free one.", min=0, max=65535)] = 8000,
     body_limit: Annotated[int, typer.Option(help="MiB that the body of a request may have.", min=1, max=2048)] = 64,

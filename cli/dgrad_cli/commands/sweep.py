@@ -14,7 +14,7 @@ from dgrad.config import read_toml
 from dgrad.errors import InputError, RunError
 from dgrad.experiments.launchers import Job, run_here, run_submitted, submitit_executor
 from dgrad_cli.commands.lists import load_plugins
-from dgrad_cli.display import duration, print_json, print_table
+from dgrad_cli.display import duration, print_json, print_table, with_spread
 from dgrad_cli.options import FIELDS, Devices, DryRun, Jobs, Json, Quiet, Seeds, read_overrides, takes_settings
 from dgrad_cli.writing import as_text, check_directory
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dgrad.experiments.experiment import Experiment
     from dgrad.experiments.results import Combination, Results
 
+STOPPED = "stopped, everything so far is kept; give the same command again to go on"
 CLUSTERS = {"slurm": "slurm", "submitit-local": "local"}
 """Launchers by submitit, and what it calls them."""
 
@@ -30,17 +31,13 @@ CLUSTERS = {"slurm": "slurm", "submitit-local": "local"}
 def sweep(
     *,
     out: Annotated[
-        Path,
-        typer.Option(
-            help="The runs' directory; the same command again does what is missing.", metavar="DIR", show_default=False
-        ),
+        Path, typer.Option(help="The runs' directory; the same command again does what is missing.", metavar="DIR")
     ],
     config: Annotated[
         Path | None,
         typer.Option(
             help="A TOML file of settings, each with a value or a list (docs/sweeping.md). Options go before it.",
             metavar="FILE.toml",
-            show_default=False,
         ),
     ] = None,
     seeds: Seeds = None,
@@ -58,7 +55,6 @@ def sweep(
         typer.Option(
             help="An option of the Slurm jobs: time=120 (minutes), partition=gpu, gpus_per_node=1 ...; repeatable.",
             metavar="NAME=VALUE",
-            show_default=False,
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -75,48 +71,37 @@ def sweep(
     load_plugins(given.get("plugins"))
     recipe = {} if config is None else read_toml(config)
     overrides = read_overrides(given, seeds)
-    experiments, results, received = run_recipe(
-        recipe,
-        out,
-        overrides,
-        jobs=jobs,
-        device=device,
-        launcher=launcher,
-        slurm=slurm or (),
-        dry_run=dry_run,
-        quiet=quiet,
+    _, results = run_recipe(
+        recipe, out, overrides, jobs, device, launcher=launcher, slurm=slurm or (), dry_run=dry_run, quiet=quiet
     )
-    stop_if(received)
     if json:
         print_json(results.to_json())
     else:
         show_results(results, out, dry_run=dry_run)
-    failed = [row for row in results.runs if row["state"] == "failed"]
-    if failed:
-        raise RunError(
-            f"{len(failed)} of {len(experiments)} runs failed, the first of them {failed[0]['run']}: "
-            f"{failed[0]['problem']}; see {out / 'logs'}"
-        )
+    check_failures(results, f"; see {out / 'logs'}")
 
 
 def run_recipe(
     recipe: Mapping[str, Any],
     out: Path,
     overrides: Mapping[str, Any],
+    jobs: int | None,
+    device: str | None,
     *,
-    jobs: int | None = None,
-    device: str | None = None,
     launcher: str = "local",
     slurm: Sequence[str] = (),
     dry_run: bool = False,
     quiet: bool = False,
-) -> tuple[list[Experiment], Results, int | None]:
+) -> tuple[list[Experiment], Results]:
     """Train what is missing of a recipe's runs (`dgrad.experiments.grid.expand`).
 
     With `dry_run` nothing is trained or written, and no data is read.
 
     Returns:
-        The runs, what came of them, which is also in `out/results.json`, and the signal that stopped it, or None.
+        The runs, and what came of them, which is also in `out/results.json`.
+
+    Raises:
+        Interrupted: a signal stopped it.
     """
     from dgrad.devices import all_devices
     from dgrad.experiments.experiment import check
@@ -137,7 +122,7 @@ def run_recipe(
     devices = all_devices(device) if launcher == "local" else [device or "auto"]
     check(experiments, read_data=not dry_run)
     if dry_run:
-        return experiments, collect(experiments, {}), None
+        return experiments, collect(experiments, {})
     executor = submitit_executor(out / "slurm", CLUSTERS[launcher], slurm, jobs) if launcher in CLUSTERS else None
     out.mkdir(parents=True, exist_ok=True)
     monitor = _Monitor(experiments, Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet))
@@ -151,21 +136,16 @@ def run_recipe(
     draw_missing_of(experiments, monitor.say)
     results = collect(experiments, monitor.problems)
     write_text(out / "results.json", as_text(results.to_json()))
-    return experiments, results, received
+    stop_if(received)
+    return experiments, results
 
 
 def _job(experiment: Experiment, out: Path) -> Job:
     """The command that trains one run, from its beginning or its last checkpoint."""
-    command = (
-        sys.executable,
-        "-m",
-        "dgrad_cli.worker",
-        "train",
-        "--quiet",
-        "--resume",
-        str(experiment.path.absolute()),
+    words = ("-m", "dgrad_cli.worker", "train", "--quiet", "--resume", str(experiment.path.absolute()))
+    return Job(
+        experiment.path.name, (sys.executable, *words), (out / "logs" / f"{experiment.path.name}.log").absolute()
     )
-    return Job(experiment.path.name, command, (out / "logs" / f"{experiment.path.name}.log").absolute())
 
 
 def stop_if(received: int | None) -> None:
@@ -173,9 +153,16 @@ def stop_if(received: int | None) -> None:
     if received is not None:
         from dgrad.training.trainer import Interrupted
 
-        interruption = Interrupted("stopped, everything so far is kept; give the same command again to go on")
+        interruption = Interrupted(STOPPED)
         interruption.exit_code = 128 + received
         raise interruption
+
+
+def check_failures(results: Results, hint: str = "") -> None:
+    """Raise a RunError where runs failed."""
+    if failed := [row for row in results.runs if row["state"] == "failed"]:
+        first = f"{failed[0]['run']}: {failed[0]['problem']}"
+        raise RunError(f"{len(failed)} of {len(results.runs)} runs failed, the first of them {first}{hint}")
 
 
 # What comes of it
@@ -285,8 +272,8 @@ def figure_text(one: Combination, name: str) -> str:
         return "-"
     mean, deviation = one.figures[name]["mean"], one.figures[name]["standard_deviation"]
     if name == "accuracy":
-        return _percent(mean) if deviation is None else f"{100 * mean:.2f} ± {_percent(deviation)}"
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+        return with_spread(100 * mean, None if deviation is None else 100 * deviation) + " %"
+    return with_spread(mean, deviation)
 
 
 def _percent(share: float) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _option(help: str, metavar: str, **more: Any) -> Any:
-    return typer.Option(help=help, metavar=metavar, show_default=False, **more)
+    return typer.Option(help=help, metavar=metavar, **more)
 
 
 @takes_settings()

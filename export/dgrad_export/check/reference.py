@@ -27,8 +27,6 @@ def make_reference(encoder: bytes, decoder: bytes, values: int | None) -> bytes:
     """A .npz with inputs and outputs of both graphs for 4 examples, such as `encoder.image` and `decoder.code`.
 
     Args:
-        encoder: the serialised encoder.
-        decoder: the serialised decoder.
         values: values of each number of a code. None where only the encoder's own codes are known to be valid.
     """
     draws = np.random.default_rng(0)

@@ -26,7 +26,6 @@ class ArrayFile:
     """An array whose rows are read one after another, never all at once.
 
     Args:
-        path: the file.
         keys: names that the array of a .npz may have. The first that exists counts. A single array may have any name.
 
     Raises:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgrad.errors import InputError
-from dgrad.files.atomic import atomic_file
+from dgrad.files.atomic import atomic_file, check_place
 from dgrad_export.codec.array_files import ArrayFile, names_in
 from dgrad_export.codec.codec import Codec
 from dgrad_export.codec.image_sources import Origin
@@ -49,10 +49,7 @@ def check_name(out: str) -> None:
         return
     if path.suffix not in (".npz", *LINES):
         raise InputError(f"--out must end with .npz or .jsonl, or be - for lines on the standard output; got {out}")
-    if path.is_dir():
-        raise InputError(f"--out {out} is a directory; name the file to write in it")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {out}: there is no directory {path.parent}; make it first")
+    check_place("--out", path, "file")
 
 
 def writing(out: str, codec: Codec, count: int, longest_name: int) -> AbstractContextManager[Write]:
@@ -60,8 +57,6 @@ def writing(out: str, codec: Codec, count: int, longest_name: int) -> AbstractCo
 
     Args:
         out: a path that ends with .npz or .jsonl, or `-` for lines on the standard output.
-        codec: the model of the codes.
-        count: how many codes there will be.
         longest_name: characters of the longest name of a file.
     """
     if out == "-":
@@ -126,10 +121,8 @@ def _npz(path: Path, count: int, longest_name: int) -> Iterator[Write]:
             for name in files:
                 member = zipfile.ZipInfo(f"{name}.npy")  # without the time: the same codes make the same file
                 member.compress_type = zipfile.ZIP_DEFLATED
-                with (
-                    (Path(folder) / f"{name}.npy").open("rb") as source,
-                    archive.open(member, "w", force_zip64=True) as to,
-                ):
+                whole = Path(folder) / f"{name}.npy"
+                with whole.open("rb") as source, archive.open(member, "w", force_zip64=True) as to:
                     shutil.copyfileobj(source, to)
 
 
@@ -139,7 +132,6 @@ class Codes:
     Args:
         source: a .npz with `code`, for a mixed model also `style` or `mean`, a .npy with codes alone, JSON lines, or
             `-` for lines on the standard input.
-        codec: the model that decodes them.
 
     Raises:
         InputError: the file cannot be read, or can hold no codes of this model.
@@ -197,13 +189,12 @@ class Codes:
     def _lines(self, size: int) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
         codes: list[Any] = []
         styles: list[Any] = []
-        with _reading(self.source) as file:
+        stdin = self.source == "-"
+        with nullcontext(sys.stdin) if stdin else Path(self.source).open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                code, style = self._parse(
-                    line, f"line {number} of {'the standard input' if self.source == '-' else self.source}"
-                )
+                code, style = self._parse(line, f"line {number} of {'the standard input' if stdin else self.source}")
                 codes.append(code)
                 styles.append(style)
                 if len(codes) == size:
@@ -237,24 +228,12 @@ class Codes:
         return code, style
 
     def _code_of(self, values: Any, names: tuple[str, ...], where: str) -> npt.NDArray[Any]:
-        if (
-            not isinstance(values, dict)
-            or set(values) != set(names)
-            or any(value not in (0, 1) for value in values.values())
-        ):
+        named = isinstance(values, dict) and set(values) == set(names)
+        if not named or any(value not in (0, 1) for value in values.values()):
             raise InputError(
                 f"{where}: attributes are {_short(values)}; expected 0 or 1 for each of {', '.join(names)}"
             )
         return np.array([int(values[name]) for name in names])
-
-
-@contextmanager
-def _reading(source: str) -> Iterator[IO[str]]:
-    if source == "-":
-        yield sys.stdin
-        return
-    with Path(source).open(encoding="utf-8", errors="replace") as file:
-        yield file
 
 
 def _numbers(values: Any, shape: tuple[int, ...], name: str) -> npt.NDArray[Any]:

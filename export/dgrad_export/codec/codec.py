@@ -38,7 +38,8 @@ class Codec:
         threads: threads that one call may use, 0 for as many as there are cores.
 
     Raises:
-        InputError: there is no exported model, or a file of it is missing, damaged or not the one that was written.
+        InputError: there is no exported model, or a file of it is missing, damaged or not the one that was written. The
+            methods raise it for arguments of another shape, dtype or range, and for what the model has not.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, threads: int = 1) -> None:
@@ -71,27 +72,15 @@ class Codec:
         return f"Codec({self.latent}, images {list(self.image_shape)})"
 
     def encode(self, images: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """The most probable code of each image, int64 `[N, *code_shape]`.
-
-        Raises:
-            InputError: images of another shape, dtype or range.
-        """
+        """The most probable code of each image, int64 `[N, *code_shape]`."""
         return self._run_encoder(images, ["code"])["code"]
 
     def logits(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """The logits of the distribution of each image's code, float32 `[N, *logits_shape]`.
-
-        Raises:
-            InputError: images of another shape, dtype or range.
-        """
+        """The logits of the distribution of each image's code, float32 `[N, *logits_shape]`."""
         return self._run_encoder(images, ["logits"])["logits"]
 
     def posterior(self, images: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
-        """`logits` and `code` of each image, in a mixed model also `mean` and `log_variance`.
-
-        Raises:
-            InputError: images of another shape, dtype or range.
-        """
+        """`logits` and `code` of each image, in a mixed model also `mean` and `log_variance`."""
         return self._run_encoder(images, ["logits", "code"] + ["mean", "log_variance"] * (self.gaussian > 0))
 
     def draw(self, images: npt.ArrayLike, seed: Seed = None) -> npt.NDArray[np.int64]:
@@ -100,9 +89,6 @@ class Codec:
         Args:
             images: as for `encode`.
             seed: a number for the same codes every time, a generator, or None.
-
-        Raises:
-            InputError: images of another shape, dtype or range, a negative seed, or an export without sampling.
         """
         if not self.sampling:
             raise InputError(
@@ -111,11 +97,7 @@ class Codec:
         return self._run_encoder(images, ["sample"], _generator(seed))["sample"]
 
     def style(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """The mean of the Gaussian variables of each image, float32 `[N, gaussian]`.
-
-        Raises:
-            InputError: images of another shape, dtype or range, or a model without such variables.
-        """
+        """The mean of the Gaussian variables of each image, float32 `[N, gaussian]`."""
         self._check_gaussian()
         return self._run_encoder(images, ["mean"])["mean"]
 
@@ -126,9 +108,6 @@ class Codec:
             codes: integers `[N, *code_shape]`, or `[*code_shape]` for a single code.
             style: the Gaussian variables of a mixed model, finite numbers `[N, gaussian]`. By default zero, the mean of
                 their prior.
-
-        Raises:
-            InputError: codes or style of another shape, dtype or range, or a style for a model without such variables.
         """
         codes = self._check_codes(codes)
         feed: dict[str, npt.NDArray[Any]] = {"code": codes.astype(np.int64)}
@@ -150,7 +129,7 @@ class Codec:
             seed: a number for the same codes every time, a generator to draw from, or None.
 
         Raises:
-            InputError: a negative count or seed, or a latent whose codes are not rows of independent variables.
+            InputError: also for a latent whose codes are not rows of independent variables.
         """
         if self.values is None:
             raise InputError(
@@ -164,18 +143,14 @@ class Codec:
     def sample(self, count: int, seed: Seed = None) -> npt.NDArray[np.float32]:
         """Images of codes drawn from the uniform prior, float32 in [0, 1], `[count, C, H, W]`.
 
-        The same as `decode(sample_codes(count, seed))`, with the same errors. Gaussian variables come from their prior.
+        The same as `decode(sample_codes(count, seed))`. Gaussian variables come from their prior.
         """
         generator = _generator(seed)
         codes = self.sample_codes(count, generator)
         return self.decode(codes, self.sample_style(count, generator) if self.gaussian else None)
 
     def sample_style(self, count: int, seed: Seed = None) -> npt.NDArray[np.float32]:
-        """Gaussian variables drawn from their prior, N(0, 1), float32 `[count, gaussian]`.
-
-        Raises:
-            InputError: a negative seed, or a model without such variables.
-        """
+        """Gaussian variables drawn from their prior, N(0, 1), float32 `[count, gaussian]`."""
         self._check_gaussian()
         return _generator(seed).standard_normal((count, self.gaussian), dtype=np.float32)
 
@@ -241,12 +216,9 @@ class Codec:
         elif array.ndim == 3:
             whole = array[:, None] if channels == 1 else array[None]
         if whole.shape[1:] != self.image_shape:
-            shapes = [f"[N, {channels}, {height}, {width}]"]
-            shapes += (
-                [f"[N, {height}, {width}]", f"[{height}, {width}]"]
-                if channels == 1
-                else [f"[{channels}, {height}, {width}]"]
-            )
+            size = f"{height}, {width}]"
+            more = [f"[N, {size}", f"[{size}"] if channels == 1 else [f"[{channels}, {size}"]
+            shapes = [f"[N, {channels}, {size}", *more]
             raise InputError(f"images of shape {list(array.shape)}; expected {' or '.join(shapes)}: resize them")
         if whole.dtype != np.uint8 and whole.size:
             low, high = float(whole.min()), float(whole.max())

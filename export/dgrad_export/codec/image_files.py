@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from dgrad.errors import InputError
-from dgrad.files.atomic import atomic_directory, atomic_file
+from dgrad.files.atomic import atomic_directory, atomic_file, check_place
 
 CELL = 56
 """Pixels of the longer side of an image in a grid. Smaller images are enlarged smoothly, by a whole factor."""
@@ -22,13 +22,8 @@ LARGEST_GRID = 100_000_000
 """Pixels that a grid may have."""
 
 Pixels = npt.NDArray[np.float32]
-
-
-class Pictures(Protocol):
-    """Takes images `[B, C, H, W]` in [0, 1], batch after batch."""
-
-    def add(self, images: Pixels) -> None:
-        """Some more images."""
+Add = Callable[[Pixels], None]
+"""Takes images `[B, C, H, W]` in [0, 1], batch after batch."""
 
 
 def check_out(out: Path) -> None:
@@ -38,10 +33,7 @@ def check_out(out: Path) -> None:
         InputError: they cannot.
     """
     if out.suffix.lower() == ".png":
-        if out.is_dir():
-            raise InputError(f"--out {out} is a directory; name the picture to write in it")
-        if not out.parent.is_dir():
-            raise InputError(f"--out {out}: there is no directory {out.parent}; make it first")
+        check_place("--out", out, "picture")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         found = "is not empty" if out.is_dir() else "is a file"
         raise InputError(
@@ -49,41 +41,27 @@ def check_out(out: Path) -> None:
         )
 
 
-def writing(out: Path, columns: int) -> AbstractContextManager[Pictures]:
+@contextmanager
+def writing(out: Path, columns: int) -> Iterator[Add]:
     """A context whose value takes the images. Their files appear, whole, when it ends well.
 
     Args:
-        out: a name that ends with .png for a grid, or else a directory.
-        columns: columns of a grid.
+        out: a name that ends with .png for a grid, or else a directory for 000000.png, 000001.png, ...
     """
-    return _grid(out, columns) if out.suffix.lower() == ".png" else _directory(out)
+    if out.suffix.lower() == ".png":
+        grid = _Grid(columns)
+        yield grid.add
+        with atomic_file(out) as temporary:
+            grid.picture().save(temporary, format="PNG")
+        return
+    numbers = count()
 
-
-@contextmanager
-def _directory(out: Path) -> Iterator[Pictures]:
-    with atomic_directory(out.resolve()) as folder:
-        yield _Separate(folder)
-
-
-@contextmanager
-def _grid(out: Path, columns: int) -> Iterator[Pictures]:
-    grid = _Grid(columns)
-    yield grid
-    with atomic_file(out) as temporary:
-        grid.picture().save(temporary, format="PNG")
-
-
-class _Separate:
-    """000000.png, 000001.png, ... in a directory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.count = 0
-
-    def add(self, images: Pixels) -> None:
+    def add(images: Pixels) -> None:
         for image in images:
-            _picture(image).save(self.folder / f"{self.count:06d}.png", format="PNG")
-            self.count += 1
+            _picture(image).save(folder / f"{next(numbers):06d}.png", format="PNG")
+
+    with atomic_directory(out.resolve()) as folder:
+        yield add
 
 
 class _Grid:

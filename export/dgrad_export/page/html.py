@@ -41,7 +41,6 @@ def policy(html: str, connect: str = "self") -> str:
     """A Content-Security-Policy for the page's script and style alone.
 
     Args:
-        html: the page.
         connect: where it may send requests: `self` for its own server, or `none`.
     """
     return "; ".join(
@@ -64,12 +63,7 @@ def _hash(html: str, tag: str) -> str:
 
 
 def model_facts(manifest: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The facts of an exported model that the page shows.
-
-    Args:
-        manifest: the export's manifest.
-        settings: the configuration of its run.
-    """
+    """The facts of an exported model that the page shows, from its manifest and the settings of its run."""
     latent, run = manifest["latent"], manifest.get("run", {})
     attributes = manifest.get("attributes")
     # With labels the values of the one variable are the classes. Without, they have no names.

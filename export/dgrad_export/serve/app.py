@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -36,8 +37,6 @@ class Endpoints:
     """What answers each route.
 
     Args:
-        models: the models by name.
-        html: the page.
         body_limit: bytes that a body may have.
         body_seconds: how long a client may take to send one.
     """
@@ -54,6 +53,8 @@ class Endpoints:
     def app(self) -> Starlette:
         """The ASGI application."""
         routes: list[Route] = []
+        extensions = ["binary_tensor_data", "model_repository"]
+        index = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in self.models]
         for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
                 Route(f"{path}/infer", self.infer, methods=["POST"]),
@@ -62,10 +63,11 @@ class Endpoints:
             ]
         routes += [
             Route("/", self.page),
-            Route("/v2", self.server_metadata),
-            Route("/v2/health/live", self.live),
-            Route("/v2/health/ready", self.ready),
-            Route("/v2/repository/index", self.index, methods=["POST"]),
+            Route("/v2", _always({"name": "dgrad", "version": __version__, "extensions": extensions})),
+            Route("/v2/health/live", _always({"live": True})),
+            # The models are open before the first connection is taken.
+            Route("/v2/health/ready", _always({"ready": True})),
+            Route("/v2/repository/index", _always(index), methods=["POST"]),
             Route("/metrics", self.show_metrics),
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _error})
@@ -73,23 +75,6 @@ class Endpoints:
     async def page(self, request: Request) -> Response:
         """`GET /`."""
         return HTMLResponse(self.html, headers=self.page_headers)
-
-    async def server_metadata(self, request: Request) -> Response:
-        """`GET /v2`."""
-        extensions = ["binary_tensor_data", "model_repository"]
-        return JSONResponse({"name": "dgrad", "version": __version__, "extensions": extensions})
-
-    async def live(self, request: Request) -> Response:
-        """`GET /v2/health/live`."""
-        return JSONResponse({"live": True})
-
-    async def ready(self, request: Request) -> Response:
-        """`GET /v2/health/ready`: the models are open before the first connection is taken."""
-        return JSONResponse({"ready": True})
-
-    async def index(self, request: Request) -> Response:
-        """`POST /v2/repository/index`."""
-        return JSONResponse([{"name": name, "version": "1", "state": "READY", "reason": ""} for name in self.models])
 
     async def show_metrics(self, request: Request) -> Response:
         """`GET /metrics`."""
@@ -157,6 +142,15 @@ class Endpoints:
     def _too_large(self, size: str) -> Refused:
         limit = f"{self.body_limit} ({self.body_limit / MEBIBYTE:g} MiB)"
         return Refused(413, f"the body has {size}; expected at most {limit}: send fewer examples")
+
+
+def _always(value: Any) -> Callable[[Request], Awaitable[Response]]:
+    """What answers a route with the same JSON every time."""
+
+    async def answer(request: Request) -> Response:
+        return JSONResponse(value)
+
+    return answer
 
 
 async def _error(request: Request, error: Exception) -> Response:

@@ -29,7 +29,6 @@ class InferenceRequest:
     """An inference request as it came.
 
     Args:
-        model: the model that it asks.
         body: JSON, then binary tensors.
         json_length: the bytes of JSON, as the HTTP header says it. None for all of them.
     """

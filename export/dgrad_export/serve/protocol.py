@@ -44,7 +44,6 @@ def read_request(model: Served, body: bytes, header_length: str | None = None) -
     """Take a request apart. `model.check` checks ranges and the number of examples afterwards.
 
     Args:
-        model: the model that it asks.
         body: the JSON, followed by the binary tensors where there are some.
         header_length: the bytes of JSON, as the HTTP header says it. None for all of them.
 
@@ -76,11 +75,8 @@ def write_response(
     entries = []
     tensors: list[memoryview] = []
     for (name, binary), result in zip(inference.outputs, results, strict=True):
-        entry: dict[str, Any] = {
-            "name": name,
-            "datatype": model.outputs[name].datatype,
-            "shape": list(result.shape),
-        }
+        datatype = model.outputs[name].datatype
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(result.shape)}
         if binary:
             tensors.append(np.ascontiguousarray(result).data.cast("B"))
             entry["parameters"] = {"binary_data_size": result.nbytes}
@@ -96,17 +92,11 @@ def write_response(
 
 def describe(model: Served) -> dict[str, Any]:
     """A model's metadata."""
-    inputs, outputs = (
-        [{"name": spec.name, "datatype": spec.datatype, "shape": spec.protocol_shape} for spec in specs.values()]
-        for specs in (model.inputs, model.outputs)
-    )
-    return {
-        "name": model.name,
-        "versions": ["1"],
-        "platform": "onnxruntime_onnx",
-        "inputs": inputs,
-        "outputs": outputs,
+    tensors = {
+        kind: [{"name": spec.name, "datatype": spec.datatype, "shape": spec.protocol_shape} for spec in specs.values()]
+        for kind, specs in (("inputs", model.inputs), ("outputs", model.outputs))
     }
+    return {"name": model.name, "versions": ["1"], "platform": "onnxruntime_onnx", **tensors}
 
 
 class _Binary:

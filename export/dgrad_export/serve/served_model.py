@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,16 +93,13 @@ class TensorSpec:
 class Served:
     """One graph. Several threads may call it at once."""
 
-    def __init__(
-        self,
-        name: str,
-        session: onnxruntime.InferenceSession,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-    ) -> None:
+    def __init__(self, name: str, session: onnxruntime.InferenceSession, ranges: Mapping[str, Range]) -> None:
         self.name = name
-        self.inputs = {spec.name: spec for spec in inputs}
-        self.outputs = {spec.name: spec for spec in outputs}
+        # Tensors as the session has them, not the manifest: the session is what runs.
+        self.inputs, self.outputs = (
+            {tensor.name: _spec(tensor, ranges.get(tensor.name, FINITE)) for tensor in tensors}
+            for tensors in (session.get_inputs(), session.get_outputs())
+        )
         self._session = session
 
     @property
@@ -151,12 +148,7 @@ def _open(directory: Path, name: str, manifest: dict[str, Any]) -> Served:
     values = manifest["latent"]["values"]
     if values is not None:
         ranges["code"] = Range(0, values - 1)
-    # Tensors as the session has them, not the manifest: the session is what runs.
-    inputs, outputs = (
-        [_spec(tensor, ranges.get(tensor.name, FINITE)) for tensor in tensors]
-        for tensors in (session.get_inputs(), session.get_outputs())
-    )
-    return Served(name, session, inputs, outputs)
+    return Served(name, session, ranges)
 
 
 DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}

@@ -22,8 +22,7 @@ def compare_bounds(model: DiscreteVAE, before: bytes, after: bytes, split: Split
 
     Args:
         model: the model whose encoder draws the codes, on the CPU, in evaluation mode.
-        before: a decoder's graph that gives `image` and `outputs`.
-        after: the other decoder's graph.
+        before, after: decoders' graphs that give `image` and `outputs`.
         split: the images, binarised as in the run.
 
     Returns:

@@ -38,8 +38,6 @@ def compare(
 
     Args:
         model: the model of the graphs, in evaluation mode, on the CPU.
-        encoder: the serialised encoder.
-        decoder: the serialised decoder.
         images: `[256, C, H, W]` float32 in [0, 1].
         rounds: whether the encoder rounds pixels at 0.5 first.
         sampling: whether the encoder also draws codes.

@@ -35,9 +35,16 @@ from dgrad_export.codec.manifest import (
 )
 from dgrad_export.write.bound_cost import compare_bounds
 from dgrad_export.write.comparison import COUNT, compare
-from dgrad_export.write.graphs import code_shape, decoder_graph, encoder_graph, images_only
+from dgrad_export.write.graphs import decoder_graph, encoder_graph, images_only
 from dgrad_export.write.int8 import quantize
-from dgrad_export.write.run_facts import SUMMARY_PART, comparison_images, run_data, run_figures
+from dgrad_export.write.run_facts import (
+    SUMMARY_PART,
+    comparison_images,
+    label_names,
+    model_shapes,
+    run_data,
+    run_figures,
+)
 from dgrad_export.write.triton import config_text
 
 LEAST_OPSET = 20
@@ -74,7 +81,6 @@ def export_run(
     the run's test images where they can be loaded.
 
     Args:
-        run_path: the run's directory.
         out: the folder to write. Its parents are made.
         weights: `best` by the validation bound, or `last`.
         overwrite: replace an earlier export at `out`.
@@ -109,22 +115,19 @@ def export_run(
     encoder = encoder_graph(model, rounds=rounds, opset=opset, metadata=metadata, sampling=sampling)
     decoder = decoder_graph(model, opset=opset, metadata=metadata, outputs=int8 is not None)
     build = run_data(config, model)
-    dataset = None if build is None else build.dataset
     images, source = comparison_images(config, model, build)
     differences = compare(model, encoder, decoder, images, rounds=rounds, sampling=sampling)
     cost = None
     if int8:
         decoder, cost = _quantized(model, decoder, build)
-    layer, integers = model.layer, code_shape(model)
     files = LAYOUTS[layout]
     graphs = {files["encoder"]: encoder, files["decoder"]: decoder}
     entries = {file: _entry(graph) for file, graph in graphs.items()}
-    values = layer.shape[-1] if layer.one_hot_rows and integers == layer.shape[:-1] else None
-    others = {REFERENCE: make_reference(encoder, decoder, values)}
+    shapes = model_shapes(model)
+    others = {REFERENCE: make_reference(encoder, decoder, shapes["latent"]["values"])}
     if layout == "triton":
-        others |= {
-            file: config_text(name, entries[files[name]], COUNT).encode() for name, file in TRITON_CONFIGS.items()
-        }
+        for name, file in TRITON_CONFIGS.items():
+            others[file] = config_text(name, entries[files[name]], COUNT).encode()
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -135,13 +138,7 @@ def export_run(
             "onnxruntime": onnxruntime.__version__,
         },
         "opset": opset,
-        "latent": {
-            "spec": str(layer),
-            "shape": list(layer.shape),
-            "code_shape": list(integers),
-            "values": values,
-        },
-        "gaussian": model.gaussian,
+        **shapes,
         "sampling": sampling,
         "image_shape": list(model.image_shape),
         "preprocessing": {
@@ -149,8 +146,7 @@ def export_run(
             "rounds_at": 0.5 if rounds else None,
             "says": PREPROCESSING[config.binarize],
         },
-        "classes": None if dataset is None or dataset.classes is None else list(dataset.classes),
-        "attributes": list(config.attributes) or None,
+        **label_names(config, build),
         "int8": cost,
         "graphs": files,
         "files": {**entries, **{name: _size_and_hash(data) for name, data in others.items()}},

@@ -14,6 +14,7 @@ from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
 from dgrad.vae.model import DiscreteVAE
 from dgrad_export.write.comparison import COUNT
+from dgrad_export.write.graphs import code_shape
 
 SUMMARY_PART = {"best": "best", "last": "final"}
 """Where a run's summary has the figures of which weights."""
@@ -39,6 +40,20 @@ def run_data(config: TrainConfig, model: DiscreteVAE) -> Build | None:
             f"{list(model.image_shape)}: put the data set of the run back, or move the other away"
         )
     return build
+
+
+def model_shapes(model: DiscreteVAE) -> dict[str, Any]:
+    """The manifest's facts of a model: its latent and its Gaussian variables."""
+    layer, integers = model.layer, code_shape(model)
+    values = layer.shape[-1] if layer.one_hot_rows and integers == layer.shape[:-1] else None
+    shapes = {"shape": list(layer.shape), "code_shape": list(integers)}
+    return {"latent": {"spec": str(layer), **shapes, "values": values}, "gaussian": model.gaussian}
+
+
+def label_names(config: TrainConfig, build: Build | None) -> dict[str, Any]:
+    """The names of the classes of the run's data set and of the run's attributes, None where there are none."""
+    classes = None if build is None else build.dataset.classes
+    return {"classes": classes and list(classes), "attributes": list(config.attributes) or None}
 
 
 def comparison_images(config: TrainConfig, model: DiscreteVAE, build: Build | None) -> tuple[Tensor, str]:

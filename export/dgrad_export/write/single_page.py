@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from dgrad.errors import InputError, RunError
-from dgrad.files.atomic import write_text
+from dgrad.files.atomic import check_place, write_text
 from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
 from dgrad.vae.dropout import Dropout
@@ -25,7 +25,7 @@ from dgrad.vae.networks import Decoder, Encoder, MixtureEncoder
 from dgrad_export.page.html import model_facts, page, sealed
 from dgrad_export.write.comparison import COUNT
 from dgrad_export.write.graphs import code_shape
-from dgrad_export.write.run_facts import comparison_images, run_data, run_figures
+from dgrad_export.write.run_facts import comparison_images, label_names, model_shapes, run_data, run_figures
 
 LARGEST = 127
 """The integers that stand for weights go from minus this to this."""
@@ -65,7 +65,6 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
     """Turn a run's model into a page that computes in the browser, with its weights rounded to 8 bits.
 
     Args:
-        run_path: the run's directory.
         out: the `.html` file to write. `save` writes it.
         weights: `best` by the validation bound, or `last`.
         overwrite: replace a file at `out`.
@@ -81,25 +80,16 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
     rounded = copy.deepcopy(model)
     networks = _round(rounded, rounds=run.config.binarize == "threshold")
     build = run_data(run.config, model)
-    dataset = None if build is None else build.dataset
     images, source = comparison_images(run.config, model, build)
     seen = (images >= 0.5).to(images.dtype) if run.config.binarize == "threshold" else images
     comparison: dict[str, Any] = {"images": source, **_compare(model, rounded, seen)}
     if not math.isfinite(comparison["largest"]):
         raise RunError(f"the weights of {run_path} give pixels that are no numbers; train it again with a smaller --lr")
-    layer = model.layer
     manifest = {
-        "latent": {
-            "spec": str(layer),
-            "shape": list(layer.shape),
-            "code_shape": list(code_shape(model)),
-            "values": layer.shape[-1],
-        },
-        "gaussian": model.gaussian,
+        **model_shapes(model),
         "image_shape": list(model.image_shape),
         "preprocessing": {"rounds_at": networks["encoder"]["rounds_at"]},
-        "classes": None if dataset is None or dataset.classes is None else list(dataset.classes),
-        "attributes": list(run.config.attributes) or None,
+        **label_names(run.config, build),
         "run": run_figures(run, weights),
     }
     note = (
@@ -116,10 +106,7 @@ def build_page(run_path: Path, out: Path, *, weights: str = "best", overwrite: b
 def _check_place(out: Path, *, overwrite: bool) -> None:
     if out.suffix.lower() != ".html":
         raise InputError(f"--page must end with .html; got {out}")
-    if out.is_dir():
-        raise InputError(f"--page {out} is a directory; name the file to write in it")
-    if not out.parent.is_dir():
-        raise InputError(f"--page {out}: there is no directory {out.parent}; make it first")
+    check_place("--page", out, "file")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; choose another file, or replace it with --overwrite")
 
@@ -205,12 +192,8 @@ def _compare(model: DiscreteVAE, rounded: DiscreteVAE, images: Tensor) -> dict[s
     random_codes = layer.sample(torch.zeros(1, *layer.shape), COUNT, generator=generator).squeeze(1)
     style = model.prior_gaussian(COUNT, generator=generator)
     means = None if posterior.gaussian is None else posterior.gaussian.mean
-    difference = torch.cat(
-        [
-            (rounded.decode(codes, means) - model.decode(codes, means)).abs(),
-            (rounded.decode(random_codes, style) - model.decode(random_codes, style)).abs(),
-        ]
-    )
+    both = ((codes, means), (random_codes, style))
+    difference = torch.cat([(rounded.decode(*inputs) - model.decode(*inputs)).abs() for inputs in both])
     same = layer.indices(codes) == layer.indices(rounded_codes)
     return {
         "largest": float(difference.max()),

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
-from dgrad.core.schedules import Schedule
-from dgrad.errors import InputError
+from dgrad import Estimate, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits, replace_gradient
+from dgrad.core.estimator_tools import check_count
+from dgrad.core.latent_layer import Logits
 
 WEAKEST, STRONGEST = 1e-4, 1e4
 """The range that the strength stays in: where no strength reaches the target, it would grow without end."""

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, needs_binary_rows, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
+from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_binary_rows
+from dgrad.core.latent_layer import Logits
 from dgrad.core.random import gumbel
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
 

@@ -18,7 +18,6 @@ def top_codes(log_p: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Args:
         log_p: normalised logits `[B, n, k]`.
-        count: how many.
 
     Returns:
         Their log-probabilities `[count, B]` in float64, and their values `[count, B, n]`.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
+from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
+from dgrad.core.estimator_tools import check_choice, check_count
+from dgrad.core.latent_layer import Logits
 from dgrad.core.random import gumbel
-from dgrad.core.schedules import Schedule
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._exact import needs_small_support
 

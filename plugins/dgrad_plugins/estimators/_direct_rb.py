@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_choice, check_count, replace_gradient
-from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
-from dgrad.core.schedules import Schedule
+from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
+from dgrad.core.estimator_tools import check_choice, check_count
+from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._sweep_share import UNIFORM, SweepShare
 

@@ -6,11 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, replace_gradient, weighted
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
-from dgrad.core.schedules import Schedule
+from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
+from dgrad.core.estimator_tools import check_count, weighted
+from dgrad.core.latent_layer import Logits
 
 
 class DirectUnbiased(GradientEstimator):

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from torch import Generator
 
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
+from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits
+from dgrad.core.latent_layer import Logits
 from dgrad.errors import approx_int
 
 LARGEST_SUPPORT = 4096

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from dgrad import Estimate, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits, schedule
 from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
-from dgrad.core.schedules import Schedule, schedule
-from dgrad.errors import InputError
+from dgrad.core.latent_layer import Logits
 from dgrad.kernels.numerics import log_softmax
 
 

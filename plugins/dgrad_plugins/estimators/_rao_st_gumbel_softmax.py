@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
-from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
-from dgrad.core.schedules import Schedule
+from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, add_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
+from dgrad.core.latent_layer import Logits
 from dgrad.kernels.numerics import log_softmax
 from dgrad_plugins.estimators._conditional import conditional_potentials
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
+from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
-from dgrad.core.schedules import Schedule
+from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_variate
 
 

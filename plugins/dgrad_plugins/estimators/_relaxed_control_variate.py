@@ -7,10 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient
-from dgrad.core.gradient_estimator import Estimate
-from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import Objective
+from dgrad import Estimate, LatentLayer, Objective, add_gradient
 from dgrad.core.random import gumbel
 from dgrad.kernels.numerics import log_softmax
 from dgrad_plugins.estimators._conditional import conditional_potentials
@@ -37,8 +34,6 @@ def relaxed_control_variate(
         surrogate: `c`, from perturbed logits `[S, B, n, k]` to `[S, B]`. It has a gradient for `parameters` alone.
         parameters: the parameters of `c`. They learn by lowering the squared norm of the gradient: its mean is the
             variance and a constant.
-        samples: how many draws of `z`.
-        generator: the source of all randomness.
     """
     learn = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
     phi = logits.detach().requires_grad_()

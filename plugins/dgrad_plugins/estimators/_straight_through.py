@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import add_gradient, check_count
-from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
-from dgrad.core.schedules import Constant, Schedule
+from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, add_gradient
+from dgrad.core.estimator_tools import check_count
+from dgrad.core.latent_layer import Logits
+from dgrad.core.schedules import Constant
 
 
 class StraightThrough(GradientEstimator):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator
 
-from dgrad.core.estimator_tools import check_choice, check_count, needs_one_hot_rows, replace_gradient, weighted
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
+from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad.core.estimator_tools import check_choice, check_count, needs_one_hot_rows, weighted
+from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._beam import codes_without_replacement, top_codes
 
 BASELINES = ("none", "explicit-mean")

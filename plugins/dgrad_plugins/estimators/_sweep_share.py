@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from dgrad import Evaluation, InputError, LatentLayer
 from dgrad.core.estimator_tools import needs_moves, needs_one_hot_rows, sweep_evaluations
-from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import Evaluation
-from dgrad.errors import InputError
 
 UNIFORM = 0.1
 """The part of the chances that all rows have alike: a factor is at most `1 / (UNIFORM * share)`.

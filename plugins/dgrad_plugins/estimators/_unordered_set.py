@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, replace_gradient, weighted
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
-from dgrad.core.latent_layer import LatentLayer, Logits
-from dgrad.core.objectives import Objective
-from dgrad.errors import InputError
+from dgrad import Estimate, GradientEstimator, InputError, LatentLayer, Objective, Traits, replace_gradient
+from dgrad.core.estimator_tools import check_count, needs_one_hot_rows, weighted
+from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._beam import codes_without_replacement
 
 LARGEST_SET = 8

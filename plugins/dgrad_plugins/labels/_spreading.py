@@ -45,7 +45,6 @@ def poisson_scores(
         weights: of the graph, a symmetric scipy matrix.
         index: which points are labelled.
         labels: of these.
-        steps: of diffusion.
 
     Reference:
         Calder, Cook, Thorpe & Slepcev 2020, Poisson learning (arXiv 2006.11184).

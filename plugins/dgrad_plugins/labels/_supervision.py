@@ -38,7 +38,6 @@ class Supervision(nn.Module):
 
     Args:
         frequencies: f, `[n, k]`; equal by default, for classes with equally many labelled images.
-        gaussian: how many Gaussian variables there are.
 
     Reference:
         Cheung, Livezey, Bansal & Olshausen 2014, Discovering hidden factors of variation in deep networks

@@ -14,9 +14,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from dgrad.core.latent_layer import LatentLayer, Moves
+from dgrad import InputError, LatentLayer, Moves
 from dgrad.core.random import gumbel
-from dgrad.errors import InputError
 
 MOST_BITS = 16
 """Every one of their 65,536 settings is weighed for each example: 256 KiB of float32."""

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dgrad.core.latent_layer import LatentLayer
-from dgrad.errors import InputError
+from dgrad import InputError, LatentLayer
 from dgrad.vae.likelihoods import Likelihood
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.networks import Decoder, check_image_shape
@@ -114,7 +113,6 @@ def conv_vae(
     Args:
         hidden: channels after each convolution from the image to the code, mirrored in the decoder. Each convolution
             halves the image's sides.
-        gaussian: how many Gaussian variables.
 
     Raises:
         InputError: a side of the images cannot be halved that often, or fewer than one Gaussian variable.

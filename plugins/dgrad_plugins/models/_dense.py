@@ -7,8 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from dgrad.core.latent_layer import LatentLayer
-from dgrad.errors import InputError
+from dgrad import InputError, LatentLayer
 from dgrad.vae.likelihoods import Likelihood
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.networks import Decoder, Encoder

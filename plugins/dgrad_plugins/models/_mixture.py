@@ -7,8 +7,7 @@ import math
 import torch
 from torch import nn
 
-from dgrad.core.latent_layer import LatentLayer
-from dgrad.errors import InputError
+from dgrad import InputError, LatentLayer
 from dgrad.vae.likelihoods import Likelihood
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.networks import Decoder, MixtureEncoder
@@ -30,7 +29,6 @@ def mixture_vae(
 
     Args:
         hidden: widths of the encoder's shared layers; the decoder's one hidden layer is as wide as the first of them.
-        gaussian: how many Gaussian variables.
         dropout: the share of the shared features that the continuous head leaves out in a training step. The paper has
             some.
 
