@@ -52,7 +52,7 @@ def _draw(
         return (draws.integers(256, size=shape) / 255).astype(np.float32)
     if tensor.name == "uniform":
         return draws.uniform(0.01, 0.99, shape).astype(np.float32)
-    if tensor.name == "style":
+    if tensor.type == "tensor(float)":
         return draws.standard_normal(shape, np.float32)
     if values is not None:
         return draws.integers(values, size=shape)

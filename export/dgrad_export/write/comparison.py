@@ -12,7 +12,7 @@ from dgrad.errors import RunError
 from dgrad.vae.model import DiscreteVAE
 from dgrad_export.check.reference import IMAGE_TOLERANCE, LOGIT_TOLERANCE
 from dgrad_export.codec.session import open_session
-from dgrad_export.write.graphs import Decode, Encode, encoder_outputs, gumbel
+from dgrad_export.write.graphs import Decode, Encode, encoder_inputs, encoder_outputs, gumbel
 
 BATCH_SIZES = (1, 2, 7, 256)
 COUNT = max(BATCH_SIZES)
@@ -51,10 +51,7 @@ def compare(
         RunError: a graph does not run, or differs by more than rounding explains.
     """
     generator = torch.Generator().manual_seed(seed)
-    inputs = {"image": images}
-    if sampling:
-        least = torch.finfo(torch.float32).tiny
-        inputs["uniform"] = torch.rand(COUNT, *model.layer.shape, generator=generator).clamp(min=least)
+    inputs = encoder_inputs(model, images, sampling=sampling, generator=generator)
     names = encoder_outputs(model, sampling=sampling)
     encode = Encode(model, rounds=rounds, sampling=sampling).eval()
     encoded = dict(zip(names, encode(*inputs.values()), strict=True))

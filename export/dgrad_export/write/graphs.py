@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import ModelProto
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 import dgrad
 from dgrad.errors import RunError
@@ -58,6 +58,14 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
+def encoder_inputs(model: DiscreteVAE, images: Tensor, *, sampling: bool, generator: Generator) -> dict[str, Tensor]:
+    """The inputs of an encoder by name: these images, with sampling also the noise of a draw for each."""
+    if not sampling:
+        return {"image": images}
+    uniform = torch.rand(len(images), *model.layer.shape, generator=generator)
+    return {"image": images, "uniform": uniform.clamp(min=torch.finfo(torch.float32).tiny)}
+
+
 def encoder_outputs(model: DiscreteVAE, *, sampling: bool) -> list[str]:
     """The outputs of an encoder: logits, code, with sampling a draw, in a mixed model mean and log-variance."""
     return ["logits", "code"] + ["sample"] * sampling + ["mean", "log_variance"] * (model.gaussian > 0)
@@ -96,9 +104,8 @@ def encoder_graph(
     Raises:
         RunError: the model cannot be exported.
     """
-    examples = {"image": torch.full((2, *model.image_shape), 0.25)}
-    if sampling:
-        examples["uniform"] = torch.full((2, *model.layer.shape), 0.25)
+    images = torch.full((2, *model.image_shape), 0.25)
+    examples = encoder_inputs(model, images, sampling=sampling, generator=Generator().manual_seed(0))
     module = Encode(model, rounds=rounds, sampling=sampling)
     return _graph(module, examples, encoder_outputs(model, sampling=sampling), opset, metadata)
 
