@@ -70,8 +70,8 @@ def _accuracy(metrics: Mapping[str, Any], key: str) -> str:
     if key not in metrics:
         return ""
     of = f"{key}_"
-    each = [f"{name.removeprefix(of)} {100 * value:.1f}" for name, value in metrics.items() if name.startswith(of)]
-    return f", accuracy {100 * metrics[key]:.2f} %" + (f" ({', '.join(each)})" if each else "")
+    by_class = [f"{name.removeprefix(of)} {100 * value:.1f}" for name, value in metrics.items() if name.startswith(of)]
+    return f", accuracy {100 * metrics[key]:.2f} %" + (f" ({', '.join(by_class)})" if by_class else "")
 
 
 class Watcher(Listener):

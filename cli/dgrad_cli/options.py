@@ -63,11 +63,11 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> Any:
         """The options, as the help shows them."""
         found = super().get_params(ctx)
-        for each in found:
-            if getattr(each, "is_flag", False) and each.metavar is None:
-                each.metavar = ""
-            if self.own_panel is not None and getattr(each, "rich_help_panel", "") is None:
-                each.rich_help_panel = self.own_panel  # type: ignore[attr-defined]
+        for parameter in found:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""
+            if self.own_panel is not None and getattr(parameter, "rich_help_panel", "") is None:
+                parameter.rich_help_panel = self.own_panel  # type: ignore[attr-defined]
         return found
 
 
@@ -94,7 +94,7 @@ def takes_settings(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = signature(command, eval_str=True).parameters
-        own = [each for each in parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        own = [parameter for parameter in parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
         chosen = [name for name in names or FIELDS if name not in but and name not in parameters]
         ours = [
             Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, several, shown or {}))
@@ -106,9 +106,9 @@ def takes_settings(
             missing = {name for name in chosen if everything[name] in (None, (), [])}
             command(**{name: value for name, value in everything.items() if name not in missing})
 
-        together = [*ours, *(each.replace(kind=Parameter.KEYWORD_ONLY) for each in own)]
+        together = [*ours, *(parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own)]
         run.__signature__ = signature(command).replace(parameters=together)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in together}
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in together}
         return run
 
     return decorate

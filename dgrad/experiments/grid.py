@@ -91,7 +91,7 @@ def _combinations(table: dict[str, Any]) -> Iterator[tuple[str, TrainConfig]]:
     known = TrainConfig.__dataclass_fields__
     for setting in axes:
         if setting not in known:
-            raise unknown_name("setting", setting, (*(option(each)[2:] for each in known), "name", "runs"))
+            raise unknown_name("setting", setting, (*(option(known_name)[2:] for known_name in known), "name", "runs"))
     listed = {setting: _values(setting, value) for setting, value in axes.items()}
     estimators = [str(estimator) for estimator in listed["estimator"]]
     for estimator in estimators:
@@ -104,13 +104,15 @@ def _combinations(table: dict[str, Any]) -> Iterator[tuple[str, TrainConfig]]:
         for values in product(*ours.values()):
             settings["set"] = dict(zip(ours, map(str, values), strict=True))
             shown = {
-                each: settings[each]
-                for each in listed
-                if each not in ("seed", "latent", "estimator") and len(listed[each]) > 1
+                varied: settings[varied]
+                for varied in listed
+                if varied not in ("seed", "latent", "estimator") and len(listed[varied]) > 1
             }
             shown |= {key: settings["set"][key] for key in ours if len(ours[key]) > 1}
             first = [str(name)] if name is not None else []
-            first += [str(settings[each]) for each in ("estimator", "latent") if name is None or len(listed[each]) > 1]
+            first += [
+                str(settings[varied]) for varied in ("estimator", "latent") if name is None or len(listed[varied]) > 1
+            ]
             label = " ".join(
                 [*first, *(f"{key.replace('_', '-')}={value_text(value)}" for key, value in shown.items())]
             )
@@ -120,7 +122,7 @@ def _combinations(table: dict[str, Any]) -> Iterator[tuple[str, TrainConfig]]:
 def _values(name: str, value: Any) -> list[Any]:
     """The values of a setting that a recipe lists; several values of a list are a list of lists."""
     if name in LISTS:
-        several = isinstance(value, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in value)
+        several = isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in value)
         return list(value) if several else [value]
     values = list(dict.fromkeys(map(str, value))) if isinstance(value, (list, tuple)) else [value]
     if not values:

@@ -119,7 +119,7 @@ def run_here(
                 if len(received) > asked:
                     asked = len(received)
                     _terminate(running)
-                for started in [each for each in running if each.process.poll() is not None]:
+                for started in [candidate for candidate in running if candidate.process.poll() is not None]:
                     free.append(running.pop(started))
                     problem = started.problem()
                     end(started.job, None if received else problem)
@@ -261,7 +261,7 @@ def run_submitted(
     waiting = list(jobs)
     with _signals() as received:
         while waiting and not received:
-            for job in [each for each in waiting if handles[each.name].done()]:
+            for job in [candidate for candidate in waiting if handles[candidate.name].done()]:
                 waiting.remove(job)
                 end(job, _outcome(handles[job.name]))
             time.sleep(10 * SECONDS_BETWEEN_LOOKS)

@@ -94,7 +94,7 @@ def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator, variables
 
 
 @torch.no_grad()
-def switched(model: DiscreteVAE, images: Tensor) -> Tensor:
+def toggle_attributes(model: DiscreteVAE, images: Tensor) -> Tensor:
     """`[N, n * k, C, H, W]` expected images: each image reconstructed, with each variable of its code at each value."""
     with evaluating(model):
         posterior = model.posterior(images)
@@ -143,9 +143,9 @@ def save_attribute_grid(
     save_grid(path, images.cpu(), headings=attributes)
 
 
-def save_switched(path: Path, model: DiscreteVAE, split: Split, attributes: Sequence[str], *, rows: int = 8) -> None:
+def save_toggled(path: Path, model: DiscreteVAE, split: Split, attributes: Sequence[str], *, rows: int = 8) -> None:
     """Write each attribute off and on, under its name, a row for each of the split's first images (paper, figure 4)."""
-    save_grid(path, switched(model, unit(split.images[:rows])).cpu(), headings=attributes)
+    save_grid(path, toggle_attributes(model, unit(split.images[:rows])).cpu(), headings=attributes)
 
 
 def save_reconstructions(path: Path, model: DiscreteVAE, split: Split, *, rows: int = 4, columns: int = 12) -> None:

@@ -240,7 +240,7 @@ def save_race(
     by_time.set_xlabel("seconds of the run, evaluations included")
     for label, seconds in steps.items():
         colour = _colour(list(lines).index(label), len(lines))
-        by_size.plot(list(seconds), [1000 * each for each in seconds.values()], "o-", color=colour)
+        by_size.plot(list(seconds), [1000 * value for value in seconds.values()], "o-", color=colour)
     by_size.set(xscale="log", yscale="log", xlabel=x_name, ylabel="a training step (ms, median)")
     sizes = sorted({size for seconds in steps.values() for size in seconds})
     _plain_logarithmic(by_size.yaxis)
@@ -289,11 +289,11 @@ def save_points(
         x = sorted(points, key=place.__getitem__)
         means, deviations = zip(*(points[value] for value in x), strict=True)
         colour = _colour(index, len(series) + len(paper))
-        axes.errorbar([place[each] for each in x], means, deviations, color=colour, marker="o", capsize=3, label=name)
+        axes.errorbar([place[key] for key in x], means, deviations, color=colour, marker="o", capsize=3, label=name)
     for index, (name, known) in enumerate(paper.items(), len(series)):
         x = sorted(known, key=place.__getitem__)
         colour = _colour(index, len(series) + len(paper))
-        axes.plot([place[each] for each in x], [known[each] for each in x], "--", marker="x", color=colour, label=name)
+        axes.plot([place[key] for key in x], [known[key] for key in x], "--", marker="x", color=colour, label=name)
     axes.set(xlabel=x_name, ylabel=y_name)
     axes.set_xticks(range(len(order)), order)
     axes.grid(alpha=0.3)

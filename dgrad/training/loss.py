@@ -59,10 +59,12 @@ def batch_losses(model: DiscreteVAE, labels: Tensor | None, config: TrainConfig)
         hook = registry.registry().manager.hook.dgrad_batch_losses
         given = hook(model=model, labels=labels, config=config)
     losses: dict[str, nn.Module] = {}
-    for each in given:
-        if not isinstance(each, Mapping) or not all(isinstance(loss, nn.Module) for loss in each.values()):
-            raise InputError(f"dgrad_batch_losses gives {type(each).__name__}; expected torch modules by name, or None")
-        for name, loss in each.items():
+    for losses in given:
+        if not isinstance(losses, Mapping) or not all(isinstance(loss, nn.Module) for loss in losses.values()):
+            raise InputError(
+                f"dgrad_batch_losses gives {type(losses).__name__}; expected torch modules by name, or None"
+            )
+        for name, loss in losses.items():
             if not name.isidentifier() or name in CHECKPOINT_PARTS or name in losses:
                 taken = ", ".join((*CHECKPOINT_PARTS, *losses))
                 raise InputError(f"dgrad_batch_losses names a loss {name!r}; expected an identifier other than {taken}")
@@ -121,7 +123,7 @@ class TrainingLoss(nn.Module):
         """Whether a step may be recorded once and replayed: no Python code decides anything at each step."""
         own_steps = type(self.estimator).set_step is not GradientEstimator.set_step
         of_plugins = [*(hook.function for hook in self.code_losses), *self.batch_losses.values()]
-        return not own_steps and all(getattr(each, "recordable", False) for each in of_plugins)
+        return not own_steps and all(getattr(part, "recordable", False) for part in of_plugins)
 
     def set_step(self, step: int) -> None:
         """Set what is scheduled to its value at `step`, without waiting for the device."""

@@ -56,11 +56,13 @@ class Seeds:
         Run.check_free(path, overwrite=overwrite)
         configs = [configure({"seed": config.seed + index}, config) for index in range(count)]
         first = Trainer(configs[0], listener)
-        trainers = [first, *(Trainer(each, data=first.data) for each in configs[1:])]
+        trainers = [first, *(Trainer(seed_config, data=first.data) for seed_config in configs[1:])]
         with atomic_directory(path) as staging:
             for trainer in trainers:
                 Run.create(run_path(staging, trainer.config.seed), trainer.config, first_save=trainer.save)
-            write_text(staging / SEEDS_FILE, json.dumps({"seeds": [each.config.seed for each in trainers]}) + "\n")
+            write_text(
+                staging / SEEDS_FILE, json.dumps({"seeds": [trainer.config.seed for trainer in trainers]}) + "\n"
+            )
         return cls(path, trainers)
 
     @classmethod
@@ -76,13 +78,13 @@ class Seeds:
         """
         paths = [run_path(path, seed) for seed in read_seeds(path)]
         common = replace(Run.open(paths[0]).config, seed=0)
-        for each in paths[1:]:
-            if replace(Run.open(each).config, seed=0) != common:
+        for other in paths[1:]:
+            if replace(Run.open(other).config, seed=0) != common:
                 raise InputError(
-                    f"{each} differs from {paths[0]} in more than its seed; continue each with --resume RUN"
+                    f"{other} differs from {paths[0]} in more than its seed; continue each with --resume RUN"
                 )
         first, _ = resume(paths[0], listener, **changes)
-        others = [resume(each, data=first.data, **changes)[0] for each in paths[1:]]
+        others = [resume(other, data=first.data, **changes)[0] for other in paths[1:]]
         return cls(path, [first, *others])
 
     def train(self) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class Seeds:
             Interrupted: `stop` was called; the runs can be resumed.
         """
         outcomes = train_together(self.runs, self.path)
-        failed = {each.config.seed: str(error) for each, error in outcomes.items() if isinstance(error, RunError)}
+        failed = {trainer.config.seed: str(error) for trainer, error in outcomes.items() if isinstance(error, RunError)}
         summary = summarize(self.path, failed)
         write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

@@ -25,11 +25,11 @@ class DiscreteVAE(nn.Module):
 
     With `gaussian` variables the encoder gives a pair: the logits, and `[B, 2 gaussian]` means and log-variances. The
     decoder takes `[..., *layer.decoded_shape, gaussian]`: the variables where the code is one, zero elsewhere
-    (Lorberbom et al. 2019, section 5.1). With `beside` it takes `[..., n*k + gaussian]`, the flattened code and the
-    variables side by side.
+    (Lorberbom et al. 2019, section 5.1). With `concatenate_gaussian` it takes `[..., n*k + gaussian]`, the flattened
+    code and the variables side by side.
 
     Attributes:
-        beside: how they and the code enter the decoder.
+        concatenate_gaussian: whether they stand beside the flattened code, in one vector.
         compiled_kernels: whether compiled kernels may be used. The first use may take seconds to compile them.
         sweep_dtype: the precision in which sweeps multiply matrices, torch.float32 or torch.bfloat16. Those of a linear
             decoder multiply none.
@@ -44,7 +44,7 @@ class DiscreteVAE(nn.Module):
         decoder: nn.Module,
         gaussian: int = 0,
         *,
-        beside: bool = False,
+        concatenate_gaussian: bool = False,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -53,7 +53,7 @@ class DiscreteVAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.gaussian = gaussian
-        self.beside = beside
+        self.concatenate_gaussian = concatenate_gaussian
         self.compiled_kernels = False
         self.sweep_dtype = torch.float32
 
@@ -100,7 +100,7 @@ class DiscreteVAE(nn.Module):
         codes, axes = self.layer.decoded(codes), len(self.layer.decoded_shape)
         if gaussian is None:
             return codes
-        if self.beside:
+        if self.concatenate_gaussian:
             flat = codes.flatten(-axes)
             lead = torch.broadcast_shapes(flat.shape[:-1], gaussian.shape[:-1])
             return torch.cat([flat.expand(*lead, -1), gaussian.expand(*lead, -1)], -1)

@@ -52,18 +52,22 @@ class Decoder(nn.Module):
 
     A sweep changes a coordinate behind the first layer, as the difference of two columns of its weight. With Gaussian
     variables the inputs are `[..., *code, c]`: each coordinate of the code times all of the variables. Where these
-    stand `beside` the code, the inputs are `[..., n*k + c]`.
+    stand beside the code (`concatenate_gaussian`), the inputs are `[..., n*k + c]`.
 
     Attributes:
         numbers_per_code: how many outputs all layers have for one code.
     """
 
-    def __init__(self, layer: LatentLayer, widths: list[int], gaussian: int = 0, *, beside: bool = False) -> None:
+    def __init__(
+        self, layer: LatentLayer, widths: list[int], gaussian: int = 0, *, concatenate_gaussian: bool = False
+    ) -> None:
         super().__init__()
         coordinates = math.prod(layer.decoded_shape)
         self.numbers_per_code = sum(widths)
-        self.input_axes = 1 if beside else len(layer.decoded_shape) + (gaussian > 0)
-        self.first = nn.Linear(coordinates + gaussian if beside else coordinates * max(gaussian, 1), widths[0])
+        self.input_axes = 1 if concatenate_gaussian else len(layer.decoded_shape) + (gaussian > 0)
+        self.first = nn.Linear(
+            coordinates + gaussian if concatenate_gaussian else coordinates * max(gaussian, 1), widths[0]
+        )
         self.rest = nn.Sequential(*[module for wide in pairwise(widths) for module in (nn.ReLU(), nn.Linear(*wide))])
 
     def forward(self, codes: Float[Tensor, "*codes"]) -> Float[Tensor, "*outputs"]:

@@ -27,7 +27,7 @@ class GenerativeModel(Protocol):
     decoder: nn.Module
     likelihood: Likelihood
     gaussian: int
-    beside: bool
+    concatenate_gaussian: bool
     compiled_kernels: bool
     sweep_dtype: torch.dtype
 
@@ -46,7 +46,7 @@ class Reconstruction(Objective):
         self.layer = model.layer
         self.decoder = model.decoder
         self.decoder_inputs = model.decoder_inputs
-        self.beside = model.beside
+        self.concatenate_gaussian = model.concatenate_gaussian
         self.likelihood = model.likelihood
         self.numbers_per_code = model.numbers_per_code
         self.compiled = model.compiled_kernels
@@ -75,7 +75,7 @@ class Reconstruction(Objective):
         weight = self.decoder.first.weight
         if self.gaussian is None:
             return weight
-        if self.beside:
+        if self.concatenate_gaussian:
             return weight[:, : -self.gaussian.shape[-1]]
         weight = weight.view(len(weight), -1, self.gaussian.shape[-1])  # [width, n*k, g]
         # sum_g W[:, (i, j, g)] c_g, in the order of memory that the sweep needs

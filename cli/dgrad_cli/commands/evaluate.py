@@ -158,7 +158,7 @@ def reconstruct(
     weights: Weights = "best",
 ) -> None:
     """Write images and, below each, what its most probable code decodes to."""
-    from dgrad.pictures.image_grids import save_reconstructions, save_switched
+    from dgrad.pictures.image_grids import save_reconstructions, save_toggled
 
     _check_picture(out)
     if grid and columns is not None:
@@ -170,7 +170,7 @@ def reconstruct(
             "leave --grid out"
         )
     if grid:
-        save_switched(out, model, images, config.attributes, rows=rows)
+        save_toggled(out, model, images, config.attributes, rows=rows)
     else:
         save_reconstructions(out, model, images, rows=rows, columns=columns or 12)
     print(out)

@@ -79,8 +79,13 @@ def check(
     failed = [result for result in results if not result.ok]
     if json:
         checks = [
-            {"check": each.name, "result": each.status, "detail": each.detail, "seconds": round(each.seconds, 3)}
-            for each in results
+            {
+                "check": result.name,
+                "result": result.status,
+                "detail": result.detail,
+                "seconds": round(result.seconds, 3),
+            }
+            for result in results
         ]
         print_json({"estimator": name, "passed": not failed, "checks": checks})
     else:

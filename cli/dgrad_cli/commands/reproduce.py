@@ -119,7 +119,10 @@ def reproduce(
 
 
 def _list(known: Mapping[str, Recipe], *, as_json: bool) -> None:
-    rows = [{name: getattr(each, name) for name in ("name", "title", "needs", "takes")} for each in known.values()]
+    rows = [
+        {name: getattr(known_recipe, name) for name in ("name", "title", "needs", "takes")}
+        for known_recipe in known.values()
+    ]
     if as_json:
         print_json(rows)
         return
@@ -137,19 +140,27 @@ def _write(recipe: Recipe, experiments: list[Experiment], results: Results, out:
 
     write_text(out / f"{recipe.name}.md", table(recipe, results))
     measured = results.to_json()
-    for row, each in zip(measured["runs"], experiments, strict=True):
-        row["metrics"] = Run(each.path).metrics()
+    for row, experiment in zip(measured["runs"], experiments, strict=True):
+        row["metrics"] = Run(experiment.path).metrics()
     facts = {"name": recipe.name, "title": recipe.title, "paper": recipe.paper, **measured}
     write_text(out / f"{recipe.name}.json", as_text(facts))
     finished = {row["run"] for row in results.runs if row["state"] == "finished"}
-    PLOTS[recipe.plot["kind"]](recipe, [each for each in experiments if each.path.name in finished], results, out)
+    PLOTS[recipe.plot["kind"]](
+        recipe, [experiment for experiment in experiments if experiment.path.name in finished], results, out
+    )
 
 
 def table(recipe: Recipe, results: Results) -> str:
     """Ours beside the paper's, as Markdown."""
     columns = list(dict.fromkeys(column for figures in recipe.paper.values() for column in figures))
     lines = [
-        ["", "seeds", f"{FIGURES[recipe.figure]}, ours", "each seed", *(f"paper, {column}" for column in columns)],
+        [
+            "",
+            "seeds",
+            f"{FIGURES[recipe.figure]}, ours",
+            "each seed",
+            *(f"paper, {column}" for column in columns),
+        ],
         ["---"] * (4 + len(columns)),
     ]
     for one in results.combinations:
@@ -173,9 +184,9 @@ def _curves(recipe: Recipe, finished: list[Experiment], results: Results, out: P
     from dgrad.training.run_directory import Run
 
     panels: dict[str, dict[str, list[list[dict[str, Any]]]]] = {}
-    for each in finished:
-        panel = str(getattr(each.config, recipe.plot["panel"]))
-        panels.setdefault(panel, {}).setdefault(each.label, []).append(Run(each.path).metrics())
+    for experiment in finished:
+        panel = str(getattr(experiment.config, recipe.plot["panel"]))
+        panels.setdefault(panel, {}).setdefault(experiment.label, []).append(Run(experiment.path).metrics())
     if panels:
         unit = next(one.unit for one in results.combinations if one.unit)
         save_bound_curves(out / f"{recipe.name}.png", panels, unit)
@@ -195,7 +206,7 @@ def _points(recipe: Recipe, finished: list[Experiment], results: Results, out: P
             series.setdefault(name, {})[x] = (figure["mean"], figure["standard_deviation"] or 0.0)
         for column, value in recipe.paper.get(one.label, {}).items():
             paper.setdefault(f"paper, {column}", {})[x] = value
-    values = {str(getattr(each.config, axis)): None for each in finished}
+    values = {str(getattr(experiment.config, axis)): None for experiment in finished}
     if series:
         save_points(out / f"{recipe.name}.png", list(values), series, paper, axis, FIGURES[recipe.figure])
 
@@ -206,7 +217,7 @@ def _rows(recipe: Recipe, finished: list[Experiment], results: Results, out: Pat
     figures = {one.label: one.figures[recipe.figure] for one in results.combinations if recipe.figure in one.figures}
     rows = {  # in the recipe's order, where results have the best first
         label: (figures[label]["mean"], figures[label]["standard_deviation"] or 0.0)
-        for label in dict.fromkeys(each.label for each in finished)
+        for label in dict.fromkeys(experiment.label for experiment in finished)
     }
     if rows:
         unit = next(one.unit for one in results.combinations if one.unit)
@@ -223,7 +234,7 @@ def _heat_map(recipe: Recipe, finished: list[Experiment], results: Results, out:
     found = {one.label: one for one in results.combinations}
     values = {  # in the recipe's order, where results have the best first
         (setting(one.config, x), setting(one.config, y)): one.figures[recipe.figure]["mean"]
-        for one in (found[label] for label in dict.fromkeys(each.label for each in finished))
+        for one in (found[label] for label in dict.fromkeys(experiment.label for experiment in finished))
     }
     if values:
         unit = next(one.unit for one in results.combinations if one.unit)
@@ -238,11 +249,11 @@ def _grid(recipe: Recipe, finished: list[Experiment], results: Results, out: Pat
     from dgrad.training.run_directory import Run
     from dgrad.training.trained_model import load_model
 
-    for each in finished[:1]:
-        model, _ = load_model(Run(each.path))
+    for experiment in finished[:1]:
+        model, _ = load_model(Run(experiment.path))
         generator = Generator().manual_seed(0)
-        if each.config.attributes:
-            save_attribute_grid(out / f"{recipe.name}.png", model, each.config.attributes, generator=generator)
+        if experiment.config.attributes:
+            save_attribute_grid(out / f"{recipe.name}.png", model, experiment.config.attributes, generator=generator)
         else:
             save_class_grid(out / f"{recipe.name}.png", model, generator=generator)
 
@@ -253,7 +264,9 @@ def _grids(recipe: Recipe, finished: list[Experiment], results: Results, out: Pa
     from dgrad.training.trained_model import load_model
 
     models = {
-        each.label: load_model(Run(each.path))[0] for each in finished if each.config.seed == finished[0].config.seed
+        experiment.label: load_model(Run(experiment.path))[0]
+        for experiment in finished
+        if experiment.config.seed == finished[0].config.seed
     }
     if models:
         save_class_grids(out / f"{recipe.name}.png", models)
@@ -267,12 +280,12 @@ def _race(recipe: Recipe, finished: list[Experiment], results: Results, out: Pat
     from dgrad.training.run_directory import Run
 
     lines: dict[str, list[list[dict[str, Any]]]] = {}
-    for each in finished:
-        lines.setdefault(each.label, []).append(Run(each.path).metrics())
+    for experiment in finished:
+        lines.setdefault(experiment.label, []).append(Run(experiment.path).metrics())
     if not lines:
         return
     plot = recipe.plot
-    configs = {each.label: each.config for each in finished if each.label in plot["latents"]}
+    configs = {experiment.label: experiment.config for experiment in finished if experiment.label in plot["latents"]}
     steps = step_times(configs, plot["latents"], plot["sizes"], plot["rounds"])
     write_text(
         out / f"{recipe.name}-steps.json", as_text({"unit": "seconds, median", "by": plot["size"], "steps": steps})
@@ -290,9 +303,9 @@ def _diagnosis(recipe: Recipe, finished: list[Experiment], results: Results, out
     from dgrad.training.run_directory import Run
     from dgrad.training.trained_model import load_model
 
-    for each in finished[:1]:
-        model, _ = load_model(Run(each.path))
-        images = choose_images(Build(each.config).evaluation_data.valid, recipe.plot["images"], 0)
+    for experiment in finished[:1]:
+        model, _ = load_model(Run(experiment.path))
+        images = choose_images(Build(experiment.config).evaluation_data.valid, recipe.plot["images"], 0)
         diagnosis = diagnose(model, images, read_variants(recipe.plot["estimators"], recipe.plot["set"]))
         write_text(out / f"{recipe.name}-diagnosis.json", as_text(diagnosis.to_json()))
         save_diagnosis(out / f"{recipe.name}.png", diagnosis)

@@ -178,9 +178,11 @@ class _Monitor:
 
     def announce(self, out: Path) -> None:
         """Say what will not be trained."""
-        for line in _reasons({each.label: each.why_unsupported for each in self.experiments.values()}):
+        for line in _reasons(
+            {experiment.label: experiment.why_unsupported for experiment in self.experiments.values()}
+        ):
             self.say(f"left out: {line}")
-        if done := sum(each.state == "finished" for each in self.experiments.values()):
+        if done := sum(experiment.state == "finished" for experiment in self.experiments.values()):
             self.say(f"{done} of {len(self.experiments)} runs in {out} are finished already")
 
     def begin(self, job: Job) -> None:

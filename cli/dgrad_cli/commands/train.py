@@ -257,7 +257,7 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
     if "test_accuracy" in any_["best"]:
         names["accuracy"] = "test_accuracy"
     rows = [
-        [seed, *(_number(each["best"].get(name)) for name in names.values()), f"{each['best']['epoch']:g}"]
+        [seed, *(_number(summary["best"].get(name)) for name in names.values()), f"{summary['best']['epoch']:g}"]
         for seed, each in seeds.items()
     ]
     print_table(["seed", *names, "weights of epoch"], rows)
@@ -267,7 +267,7 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
             f"test bound  {bound['mean']:.2f} ± {bound['standard_deviation']:.2f} {any_['unit']}, mean and standard "
             f"deviation of {len(seeds)} seeds, {bound['least']:.2f} to {bound['greatest']:.2f}"
         )
-    seconds = max(each["seconds"] for each in seeds.values())
+    seconds = max(summary["seconds"] for summary in seeds.values())
     print(f"training    {any_['steps']} steps of each in {duration(seconds)} on {any_['device']}")
     first = next(iter(seeds))
     print(f"objective   KL {Run(path / f'seed{first}').config.kl}")

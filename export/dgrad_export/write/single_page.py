@@ -112,7 +112,11 @@ def _check_place(out: Path, *, overwrite: bool) -> None:
 
 
 def _check_model(model: DiscreteVAE, run: Run) -> None:
-    known = type(model.encoder) in (Encoder, MixtureEncoder) and type(model.decoder) is Decoder and not model.beside
+    known = (
+        type(model.encoder) in (Encoder, MixtureEncoder)
+        and type(model.decoder) is Decoder
+        and not model.concatenate_gaussian
+    )
     leaves = [module for module in model.modules() if not list(module.children())]
     if not known or not all(isinstance(leaf, nn.Linear | nn.ReLU | Dropout) for leaf in leaves if not _is_empty(leaf)):
         raise InputError(

@@ -93,7 +93,7 @@ class ConvDecoder(Decoder):
         self, layer: LatentLayer, image_shape: tuple[int, int, int], widths: tuple[int, ...], gaussian: int
     ) -> None:
         smallest = _smallest(image_shape, widths)
-        super().__init__(layer, [math.prod(smallest)], gaussian, beside=True)
+        super().__init__(layer, [math.prod(smallest)], gaussian, concatenate_gaussian=True)
         self.rest = nn.Sequential(Upwards(image_shape, widths))
         self.numbers_per_code = sum(
             width * math.prod(smallest[1:]) * STRIDE ** (2 * stage)
@@ -130,7 +130,7 @@ def conv_vae(
     encoder = ConvEncoder(layer, image_shape, widths, gaussian)
     decoder = ConvDecoder(layer, image_shape, widths, gaussian)
     _initialise(encoder, decoder)
-    return DiscreteVAE(layer, image_shape, likelihood, encoder, decoder, gaussian, beside=True)
+    return DiscreteVAE(layer, image_shape, likelihood, encoder, decoder, gaussian, concatenate_gaussian=True)
 
 
 def _smallest(image_shape: tuple[int, int, int], widths: tuple[int, ...]) -> tuple[int, int, int]:

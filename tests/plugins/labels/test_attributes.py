@@ -17,7 +17,7 @@ import dgrad
 from dgrad.config import configure, read_config
 from dgrad.core.objectives import FunctionObjective
 from dgrad.data import Dataset, Split, choose_labelled_attributes, load_dataset, load_npz, unit
-from dgrad.pictures.image_grids import class_grid, save_grid, switched
+from dgrad.pictures.image_grids import class_grid, save_grid, toggle_attributes
 from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
@@ -357,7 +357,7 @@ def _switched(run: Run, name: str) -> tuple[Tensor, Split]:
     """What switching an attribute on adds to each test image's reconstruction, `[N, 3, 64, 64]`; the images."""
     model, _ = load_model(run, "last")
     test = load_celeba(Path(str(run.config.data_root))).with_attributes(SHOWN).test
-    pictures = switched(model, unit(test.images))
+    pictures = toggle_attributes(model, unit(test.images))
     off = 2 * SHOWN.index(name)
     return pictures[:, off + 1] - pictures[:, off], test
 
