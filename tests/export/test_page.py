@@ -591,7 +591,7 @@ def test_pages_that_cannot_be_made(linear: Run, tmp_path: Path, monkeypatch: pyt
         built.save()
     model, state = load_model(linear, "best")
     torch.nn.init.constant_(model.decoder.first.bias, math.nan)
-    monkeypatch.setattr("dgrad_export.write.single_page.Run.load_model", lambda *_: (model, state))
+    monkeypatch.setattr("dgrad_export.write.single_page.load_model", lambda *_: (model, state))
     with pytest.raises(RunError, match="are no numbers"):
         build_page(linear.path, tmp_path / "page.html")
     with pytest.raises(InputError, match="no run"):
