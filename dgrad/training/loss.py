@@ -59,12 +59,10 @@ def batch_losses(model: DiscreteVAE, labels: Tensor | None, config: TrainConfig)
         hook = registry.registry().manager.hook.dgrad_batch_losses
         given = hook(model=model, labels=labels, config=config)
     losses: dict[str, nn.Module] = {}
-    for losses in given:
-        if not isinstance(losses, Mapping) or not all(isinstance(loss, nn.Module) for loss in losses.values()):
-            raise InputError(
-                f"dgrad_batch_losses gives {type(losses).__name__}; expected torch modules by name, or None"
-            )
-        for name, loss in losses.items():
+    for named in given:
+        if not isinstance(named, Mapping) or not all(isinstance(loss, nn.Module) for loss in named.values()):
+            raise InputError(f"dgrad_batch_losses gives {type(named).__name__}; expected torch modules by name, or None")
+        for name, loss in named.items():
             if not name.isidentifier() or name in CHECKPOINT_PARTS or name in losses:
                 taken = ", ".join((*CHECKPOINT_PARTS, *losses))
                 raise InputError(f"dgrad_batch_losses names a loss {name!r}; expected an identifier other than {taken}")
