@@ -61,7 +61,9 @@ def batch_losses(model: DiscreteVAE, labels: Tensor | None, config: TrainConfig)
     losses: dict[str, nn.Module] = {}
     for named in given:
         if not isinstance(named, Mapping) or not all(isinstance(loss, nn.Module) for loss in named.values()):
-            raise InputError(f"dgrad_batch_losses gives {type(named).__name__}; expected torch modules by name, or None")
+            raise InputError(
+                f"dgrad_batch_losses gives {type(named).__name__}; expected torch modules by name, or None"
+            )
         for name, loss in named.items():
             if not name.isidentifier() or name in CHECKPOINT_PARTS or name in losses:
                 taken = ", ".join((*CHECKPOINT_PARTS, *losses))

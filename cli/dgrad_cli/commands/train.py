@@ -257,8 +257,8 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
     if "test_accuracy" in any_["best"]:
         names["accuracy"] = "test_accuracy"
     rows = [
-        [seed, *(_number(summary["best"].get(name)) for name in names.values()), f"{summary['best']['epoch']:g}"]
-        for seed, each in seeds.items()
+        [seed, *(_number(one["best"].get(name)) for name in names.values()), f"{one['best']['epoch']:g}"]
+        for seed, one in seeds.items()
     ]
     print_table(["seed", *names, "weights of epoch"], rows)
     bound = summary["test_bound"]
