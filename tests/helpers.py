@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import Generator, Tensor
@@ -20,6 +21,10 @@ import dgrad
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator
 from dgrad.core.objectives import CodeLoss
 from dgrad.testing import monte_carlo_gradient
+from dgrad.training.listener import Listener, Progress
+from dgrad.training.seeds import Seeds
+from dgrad.training.trainer import Trainer
+from dgrad_cli.main import main
 from dgrad_plugins.latents import Categorical
 
 # Gradients of estimators
@@ -59,6 +64,35 @@ class AsOne(Categorical):
     @property
     def one_hot_rows(self) -> bool:
         return False
+
+
+def run_dgrad(*arguments: object) -> int:
+    """Run a command of dgrad in this process; its exit code."""
+    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
+        main([str(argument) for argument in arguments])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def run_with_output(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """The same, with what the command alone wrote to the standard output and the standard error."""
+    capsys.readouterr()
+    code = run_dgrad(*arguments)
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+class StopAt(Listener):
+    """Asks a trainer, or the seeds that train in parallel, to stop after a step. Set `trainer` first."""
+
+    trainer: Trainer | Seeds
+
+    def __init__(self, step: int = 15) -> None:
+        self.step = step
+
+    def stepped(self, progress: Progress) -> None:
+        if progress.step == self.step:
+            self.trainer.stop()
 
 
 def estimate_and_gradient(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import run_with_output
 from PIL import Image
 
 import dgrad
@@ -21,7 +22,6 @@ from dgrad.config import TrainConfig, configure, option
 from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
-from dgrad_cli.main import main
 
 SMALL = ["train", "--latent", "3x4", "--estimator", "rloo", "--epochs", "1", "--device", "cpu"]
 
@@ -33,12 +33,7 @@ class Dgrad:
         self.capsys = capsys
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-            main([str(argument) for argument in arguments])
-        output = self.capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return exit_.value.code, output.out, output.err
+        return run_with_output(self.capsys, *arguments)
 
 
 @pytest.fixture

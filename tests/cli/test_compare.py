@@ -12,26 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import run_with_output
 from PIL import Image
 
 from dgrad.training.run_directory import Run
-from dgrad_cli.main import main
 
 SMALL = ["--latent", "3x4", "--epochs", "2", "--seeds", "2", "--device", "cpu", "--out", "out", "--quiet"]
 
 
-def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, output.out, output.err
-
-
 @pytest.mark.slow
 def test_two_estimators(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = _command(capsys, "compare", "--estimators", "rloo,direct", "--set", "direct.epsilon=0.5", *SMALL)
+    code, out, err = run_with_output(
+        capsys, "compare", "--estimators", "rloo,direct", "--set", "direct.epsilon=0.5", *SMALL
+    )
     assert (code, err) == (0, "")
     assert "KL outside for all" in out
     names = {path.name for path in Path("out").iterdir()}
@@ -60,17 +53,17 @@ def test_two_estimators(capsys: pytest.CaptureFixture[str]) -> None:
         point = row["curve"][-1]
         assert point["least"] <= point["valid_bound"] <= point["greatest"]
 
-    code, out, _ = _command(capsys, "evaluate", "out/rloo-seed0", "--json")
+    code, out, _ = run_with_output(capsys, "evaluate", "out/rloo-seed0", "--json")
     assert json.loads(out)["bound"] == pytest.approx(tests[0], rel=1e-6)
 
 
 @pytest.mark.slow
 def test_finished_runs_are_kept_and_others_added(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _command(capsys, "compare", "--estimators", "rloo", *SMALL)[0] == 0
+    assert run_with_output(capsys, "compare", "--estimators", "rloo", *SMALL)[0] == 0
     stamp = Path("out/rloo-seed0/summary.json").stat().st_mtime_ns
     first = json.loads(Path("out/comparison.json").read_text())
     Path("out/.direct-seed0.abc").mkdir()  # as a killed process leaves it
-    code, out, _ = _command(capsys, "compare", "--estimators", "rloo,direct", *SMALL, "--json")
+    code, out, _ = run_with_output(capsys, "compare", "--estimators", "rloo,direct", *SMALL, "--json")
     assert code == 0
     rows = {row["label"]: row for row in json.loads(out)["rows"]}
     assert rows.keys() == {"rloo", "direct"}
@@ -79,16 +72,16 @@ def test_finished_runs_are_kept_and_others_added(capsys: pytest.CaptureFixture[s
 
 
 def test_other_runs_in_the_way_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _command(capsys, "compare", "--estimators", "rloo", *SMALL)[0] == 0
+    assert run_with_output(capsys, "compare", "--estimators", "rloo", *SMALL)[0] == 0
     arguments = ["compare", "--estimators", "direct,rloo", "--set", "rloo.samples=2", *SMALL, "--lr", 0.5]
-    code, out, err = _command(capsys, *arguments)
+    code, out, err = run_with_output(capsys, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "out/rloo-seed0 is a run with --set none where samples=2 is asked for" in err
     assert "--lr cosine:0.01:0 where 0.5 is asked for" in err
     assert not Path("out/direct-seed0").exists(), "nothing is trained before"
     Path("out/direct-seed1").mkdir()
     Path("out/direct-seed1/thesis.txt").write_text("years of work")
-    code, _, err = _command(capsys, "compare", "--estimators", "direct", *SMALL)
+    code, _, err = run_with_output(capsys, "compare", "--estimators", "direct", *SMALL)
     assert code == 2
     assert "out/direct-seed1 holds files but no run" in err
 
@@ -105,7 +98,9 @@ def test_what_fails_has_its_reason_in_its_row(
 
     monkeypatch.setattr(Reinforce, "estimate", broken)
     latent = ["--latent", "7x4"]  # 16384 codes
-    code, out, err = _command(capsys, "compare", "--estimators", "exact,reinforce,rloo", *SMALL, *latent, "--json")
+    code, out, err = run_with_output(
+        capsys, "compare", "--estimators", "exact,reinforce,rloo", *SMALL, *latent, "--json"
+    )
     assert code == 1
     assert err.splitlines()[-1].startswith("error: 4 of 6 runs failed: ")
     rows = {row["label"]: row for row in json.loads(out)["rows"]}
@@ -151,8 +146,8 @@ def test_an_interrupted_comparison_goes_on_to_the_same_figures(
     assert Run(Path("out/rloo-seed0")).summary() is None
     assert not Path("out/comparison.json").exists()
 
-    assert _command(capsys, "compare", *options)[0] == 0
-    assert _command(capsys, "compare", *options, "--out", "undisturbed")[0] == 0
+    assert run_with_output(capsys, "compare", *options)[0] == 0
+    assert run_with_output(capsys, "compare", *options, "--out", "undisturbed")[0] == 0
     for name in ("leg-seed0", "rloo-seed0"):
         here, there = (
             [line["valid_bound"] for line in Run(Path(out, name)).metrics()] for out in ("out", "undisturbed")
@@ -186,7 +181,7 @@ def test_bad_options_are_refused_before_anything_is_trained(
     capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     Path("file").write_text("x")
-    code, out, err = _command(capsys, "compare", *SMALL, *options)
+    code, out, err = run_with_output(capsys, "compare", *SMALL, *options)
     assert code == 2
     assert message in err
     assert err.startswith("error: ")
@@ -197,7 +192,7 @@ def test_bad_options_are_refused_before_anything_is_trained(
 @pytest.mark.slow
 def test_several_values_are_variants_of_one_estimator(capsys: pytest.CaptureFixture[str]) -> None:
     values = ["--set", "gumbel-softmax.temperature=1,0.5"]
-    code, out, _ = _command(capsys, "compare", "--estimators", "gumbel-softmax", *values, *SMALL, "--seeds", 1)
+    code, out, _ = run_with_output(capsys, "compare", "--estimators", "gumbel-softmax", *values, *SMALL, "--seeds", 1)
     assert code == 0
     assert {path.name for path in Path("out").glob("*-seed0")} == {
         "gumbel-softmax-temperature=0.5-seed0",

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers import run_with_output
 
 import dgrad
 from dgrad.registry import Registry, load_plugin, registry
-from dgrad_cli.main import main
 
 ROOT = Path(__file__).parents[2]
 HOOK = "import dgrad\n@dgrad.hookimpl\ndef dgrad_register_estimators(register):\n    {body}\n"
@@ -42,12 +42,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """Runs the command in this process and returns (exit code, stdout, stderr); what it loads is forgotten."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-            main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return exit_.value.code, output.out, output.err
+        return run_with_output(capsys, *arguments)
 
     yield run
     for plugin in registry().plugins[1:]:

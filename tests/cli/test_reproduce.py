@@ -8,20 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import run_with_output
 from PIL import Image
 
 from dgrad.experiments.grid import expand
 from dgrad_cli.commands.reproduce import PLOTS, Recipe, recipes, table
-from dgrad_cli.main import main
-
-
-def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, output.out, output.err
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -50,13 +41,13 @@ def _tables_first() -> list[str]:
 
 
 def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = _command(capsys, "reproduce", "--json")
+    code, out, _ = run_with_output(capsys, "reproduce", "--json")
     assert code == 0
     assert {"bounds", "figure1", "product-space"} <= {each["name"] for each in json.loads(out)}
-    code, out, _ = _command(capsys, "reproduce")
+    code, out, _ = run_with_output(capsys, "reproduce")
     assert code == 0
     assert "celeba" in out
-    code, _, err = _command(capsys, "reproduce", "bonds")
+    code, _, err = run_with_output(capsys, "reproduce", "bonds")
     assert (code, err.count("\n")) == (2, 1)
     assert "did you mean 'bounds'" in err
 
@@ -65,11 +56,11 @@ def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.processes
 def test_one_on_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["reproduce", "bounds", "--quick", "--dataset", "digits", "--device", "cpu", "--jobs", 2, "--out", "out"]
-    code, out, err = _command(capsys, *options, "--dry-run")
+    code, out, err = run_with_output(capsys, *options, "--dry-run")
     assert code == 0, err
     assert "3 runs: 3 to do" in out
     assert not Path("out").exists()
-    code, out, err = _command(capsys, *options)
+    code, out, err = run_with_output(capsys, *options)
     assert code == 0, err
     assert "bounds.json, bounds.md, bounds.png in out" in out
     text = Path("out/bounds.md").read_text()
@@ -87,11 +78,11 @@ def test_one_on_other_images(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     for name in ("bounds", "figure4", "figure6"):
-        code, out, err = _command(capsys, "reproduce", name, "--data-root", "empty", "--dry-run")
+        code, out, err = run_with_output(capsys, "reproduce", name, "--data-root", "empty", "--dry-run")
         assert (code, err) == (0, "")
         assert "to do" in out
     assert not list(Path("empty").iterdir())
-    code, out, err = _command(capsys, "reproduce", "bounds", "--dataset", "mnits", "--dry-run")
+    code, out, err = run_with_output(capsys, "reproduce", "bounds", "--dataset", "mnits", "--dry-run")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "did you mean 'mnist'" in err
 
@@ -101,7 +92,7 @@ def test_a_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", ["figure1", "figure2", "figure3", "figure5", "figure7"])
 def test_figures_are_drawn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--quick", "--dataset", "digits", "--device", "cpu", "--jobs", 2, "--quiet", "--out", "out"]
-    code, _, err = _command(capsys, "reproduce", name, *options)
+    code, _, err = run_with_output(capsys, "reproduce", name, *options)
     assert code == 0, err
     with Image.open(f"out/{name}.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 10

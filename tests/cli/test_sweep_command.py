@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import run_with_output
 
 from dgrad.config import TrainConfig
 from dgrad.errors import InputError
@@ -23,7 +24,6 @@ from dgrad.experiments.results import collect
 from dgrad.registry import load_plugin, registry
 from dgrad.training.run_directory import Run
 from dgrad_cli.commands.sweep import show_results
-from dgrad_cli.main import main
 
 SMALL = ["--latent", "3x4", "--steps", "20", "--device", "cpu", "--out", "out"]
 BROKEN = """
@@ -38,15 +38,6 @@ class Broken(Reinforce):
 def dgrad_register_estimators(register):
     register("broken", Broken)
 """
-
-
-def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, output.out, output.err
 
 
 def _labels(recipe: dict[str, Any], **overrides: Any) -> list[str]:
@@ -229,7 +220,7 @@ def test_the_best_is_what_choose_by_says(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.slow
 @pytest.mark.processes
 def test_runs_are_trained_once_and_others_are_added(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = _command(capsys, "sweep", "--estimators", "exact,leg", "--lr", "0.01", "--jobs", 2, *SMALL)
+    code, out, err = run_with_output(capsys, "sweep", "--estimators", "exact,leg", "--lr", "0.01", "--jobs", 2, *SMALL)
     assert code == 0, err
     assert {path.name for path in Path("out").iterdir()} == {"exact-3x4-seed0", "leg-3x4-seed0", "logs", "results.json"}
     assert "exact 3x4" in out
@@ -244,13 +235,13 @@ def test_runs_are_trained_once_and_others_are_added(capsys: pytest.CaptureFixtur
 
     # More values give other names; what is there is known by its settings.
     again = ["sweep", "--estimators", "exact,leg", "--lr", "0.01,0.1", *SMALL]
-    code, out, _ = _command(capsys, *again, "--dry-run")
+    code, out, _ = run_with_output(capsys, *again, "--dry-run")
     assert code == 0
     assert "4 runs: 2 finished, 2 to do" in out
     assert {path.name for path in Path("out").iterdir()} == {"exact-3x4-seed0", "leg-3x4-seed0", "logs", "results.json"}
-    code, out, _ = _command(capsys, *again, "--latent", "9x9", "--dry-run")
+    code, out, _ = run_with_output(capsys, *again, "--latent", "9x9", "--dry-run")
     assert "exact 9x9 lr=0.01, exact 9x9 lr=0.1: exact evaluates every code" in out
-    code, out, err = _command(capsys, *again, "--json", "--quiet")
+    code, out, err = run_with_output(capsys, *again, "--json", "--quiet")
     assert (code, err) == (0, "")
     states = {row["run"]: row["state"] for row in json.loads(out)["runs"]}
     assert states == dict.fromkeys(
@@ -259,7 +250,7 @@ def test_runs_are_trained_once_and_others_are_added(capsys: pytest.CaptureFixtur
     assert stamps == {name: Path(f"out/{name}-3x4-seed0/summary.json").stat().st_mtime_ns for name in stamps}
 
     # The same names with other settings are no such runs.
-    code, out, err = _command(capsys, "sweep", "--estimators", "leg", *SMALL, "--steps", 5)
+    code, out, err = run_with_output(capsys, "sweep", "--estimators", "leg", *SMALL, "--steps", 5)
     assert (code, out) == (2, "")
     assert (
         "out/leg-3x4-seed0 is a run with --steps 20 where 5 is asked for, --lr 0.01 where cosine:0.01:0 is asked for"
@@ -274,7 +265,7 @@ def test_a_run_that_fails_stops_no_other(capsys: pytest.CaptureFixture[str]) -> 
     Path("recipe.toml").write_text(
         'plugins = ["broken.py"]\nestimator = ["broken", "rloo"]\n[set]\n"rloo.samples" = 3\n'
     )
-    code, out, err = _command(capsys, "sweep", "--config", "recipe.toml", *SMALL)
+    code, out, err = run_with_output(capsys, "sweep", "--config", "recipe.toml", *SMALL)
     assert code == 1, err
     assert "1 of 2 runs failed, the first of them broken-3x4-seed0: the loss is not finite" in err.splitlines()[-1]
     assert "failed: broken-3x4-seed0: the loss is not finite" in out
@@ -312,7 +303,7 @@ def test_bad_options_are_refused_before_anything_is_trained(
     capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     Path("file").write_text("x")
-    code, out, err = _command(capsys, "sweep", *SMALL, *options)
+    code, out, err = run_with_output(capsys, "sweep", *SMALL, *options)
     assert code == 2
     assert message in err
     assert (out, err.count("\n")) == ("", 1)
@@ -386,11 +377,11 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on_to_the_same_figures(
     stopped = {name: _lines(name) for name in names}
     assert all(2 <= lines < 80 for lines in stopped.values())
 
-    code, _, err = _command(capsys, "sweep", *options)
+    code, _, err = run_with_output(capsys, "sweep", *options)
     assert code == 0, err
     assert "1 of 2, leg 3x4, seed 0 goes on" in err
     undisturbed = ["train", "--estimator", "leg", *options[2:6], "--device", "cpu", "--out", "alone", "--quiet"]
-    assert _command(capsys, *undisturbed)[0] == 0
+    assert run_with_output(capsys, *undisturbed)[0] == 0
     here, there = ([line["valid_bound"] for line in Run(Path(name)).metrics()] for name in (f"out/{names[0]}", "alone"))
     assert here == there
     assert len(here) == 80
@@ -404,10 +395,10 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     monkeypatch.setattr(dgrad.training.run_directory, "SECONDS_FOR_ANOTHER", 0.2)
     run = Run.create(Path("run"), TrainConfig(latent="3x4", steps=5))
     with run.locked():
-        code, _, err = _command(capsys, "train", "--resume", "run", "--quiet")
+        code, _, err = run_with_output(capsys, "train", "--resume", "run", "--quiet")
         assert (code, err.count("\n")) == (2, 1)
         assert "run is being trained by another process" in err
-    assert _command(capsys, "train", "--resume", "run", "--quiet")[0] == 0
+    assert run_with_output(capsys, "train", "--resume", "run", "--quiet")[0] == 0
 
 
 # Launchers
@@ -474,12 +465,12 @@ def test_jobs_by_submitit(capsys: pytest.CaptureFixture[str]) -> None:
         "--slurm",
         "mem_gb=2",
     ]
-    code, _, err = _command(capsys, *options)
+    code, _, err = run_with_output(capsys, *options)
     assert code == 0, err
     for seed in (0, 1):
         summary = Run(Path(f"out/leg-3x4-seed{seed}")).summary()
         assert summary is not None
         assert summary["device"].startswith("cpu")
     assert set(json.loads(Path("out/slurm/jobs.json").read_text())) == {"leg-3x4-seed0", "leg-3x4-seed1"}
-    code, _, err = _command(capsys, *options)
+    code, _, err = run_with_output(capsys, *options)
     assert (code, err) == (0, "2 of 2 runs in out are finished already\n")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import run_dgrad
 from torch import Generator
 
 import dgrad
@@ -29,7 +30,6 @@ from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
 from dgrad.training.trainer import Trainer
 from dgrad.vae.likelihoods import likelihood
-from dgrad_cli.main import main
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
@@ -54,13 +54,6 @@ def _commands() -> list[list[str]]:
     lines = "\n".join(_blocks("sh")).splitlines()
     parts = [part.strip() for line in lines for part in line.split("&&")]
     return [shlex.split(part)[1:] for part in parts if part.startswith("dgrad ")]
-
-
-def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main([str(argument) for argument in arguments])
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
 
 
 def test_every_example_stands_in_the_guide_as_it_is() -> None:
@@ -101,7 +94,7 @@ def test_every_option_of_every_command_exists(capsys: pytest.CaptureFixture[str]
     assert len(commands) >= 10
     for command in commands:
         words = [part for part in command[:2] if part in ("plugins", "check", "new")] or command[:1]
-        assert _dgrad(*words, "--help") == 0
+        assert run_dgrad(*words, "--help") == 0
         shown = capsys.readouterr().out
         for option in (part for part in command if part.startswith("--")):
             assert option in shown, f"{option} of {command}"
@@ -115,9 +108,9 @@ def test_every_training_command_trains(
     if "weighted-rloo" in command:
         monkeypatch.syspath_prepend(ROOT / "examples" / "plugin" / "src")
         command = [*command, "--plugin", "dgrad_weighted_rloo"]
-    assert _dgrad(*command, "--epochs", 1, "--quiet", "--out", tmp_path / "run") == 0
+    assert run_dgrad(*command, "--epochs", 1, "--quiet", "--out", tmp_path / "run") == 0
     assert capsys.readouterr().out.startswith("test bound")
-    assert _dgrad("evaluate", tmp_path / "run") == 0
+    assert run_dgrad("evaluate", tmp_path / "run") == 0
 
 
 @pytest.mark.parametrize(
@@ -126,7 +119,7 @@ def test_every_training_command_trains(
     ids=" ".join,
 )
 def test_every_other_command_with_a_plugin_succeeds(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert _dgrad(*command) == 0
+    assert run_dgrad(*command) == 0
     assert capsys.readouterr().out.strip()
 
 
@@ -219,7 +212,7 @@ def test_the_latent_trains_with(name: str, train: Callable[..., Run]) -> None:
 @pytest.mark.slow
 def test_the_latent_exports(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train(latent="bits:6", plugins=("examples/latent.py",))
-    assert _dgrad("export", run.path, "--out", tmp_path / "model") == 0
+    assert run_dgrad("export", run.path, "--out", tmp_path / "model") == 0
 
 
 # The data set, the model, the code loss, the events
@@ -256,7 +249,7 @@ def test_the_model_sweeps_right_and_refuses_what_it_cannot() -> None:
 @pytest.mark.slow
 def test_the_model_exports(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train(model="small-conv", epochs=1, plugins=("examples/model.py",))
-    assert _dgrad("export", run.path, "--out", tmp_path / "model") == 0
+    assert run_dgrad("export", run.path, "--out", tmp_path / "model") == 0
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import run_dgrad
 
 import dgrad
 from dgrad.hyperparameters import defaults_of
 from dgrad.registry import load_plugin, registry
-from dgrad_cli.main import main
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -26,13 +26,6 @@ def _blocks(language: str) -> list[str]:
 def _block_with(language: str, text: str) -> str:
     (block,) = [block for block in _blocks(language) if text in block]
     return block
-
-
-def _dgrad(*arguments: str) -> int:
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main(list(arguments))
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
 
 
 def _commands() -> list[list[str]]:
@@ -59,8 +52,8 @@ def test_the_plugin_trains() -> None:
     Path("mine.py").write_text(_block_with("python", "class Mine"))
     check, train = sorted(command for command in _commands() if "mine.py" in command)
     try:
-        assert _dgrad(*check) == 0
-        assert _dgrad(*train, "--epochs", "1", "--quiet", "--set", "baseline=linear:200:90") == 0
+        assert run_dgrad(*check) == 0
+        assert run_dgrad(*train, "--epochs", "1", "--quiet", "--set", "baseline=linear:200:90") == 0
         assert dgrad.estimator("mine").traits.unbiased
     finally:
         registry().remove(load_plugin("mine.py").module)
@@ -72,7 +65,7 @@ def test_the_export_is_used_as_shown(train: Callable[..., Any]) -> None:
     import numpy as np
 
     run = train(latent="20x2")
-    assert _dgrad("export", str(run.path), "--out", "model") == 0
+    assert run_dgrad("export", str(run.path), "--out", "model") == 0
     names = {"images": np.zeros((3, 1, 8, 8), np.float32)}
     exec(_block_with("python", "Codec("), names)
     assert names["codes"].shape == (3, 20)
@@ -84,7 +77,7 @@ def test_every_option_of_every_command_exists(capsys: pytest.CaptureFixture[str]
     assert len(commands) >= 5
     for command in commands:
         words = command[: 2 if command[0] == "plugins" else 1]
-        assert _dgrad(*words, "--help") == 0
+        assert run_dgrad(*words, "--help") == 0
         shown = capsys.readouterr().out
         for option in (part for part in command if part.startswith("--")):
             assert option in shown, f"{option} of {command}"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_dgrad
 from PIL import Image
 
 from dgrad.training.run_directory import Run
-from dgrad_cli.main import main
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -23,13 +23,6 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="
 def _commands() -> list[list[str]]:
     lines = "\n".join(re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)).splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith("dgrad ")]
-
-
-def _dgrad(*arguments: str) -> int:
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main(list(arguments))
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
 
 
 @pytest.mark.slow
@@ -42,10 +35,10 @@ def test_every_command_runs(train: Callable[..., Run], capsys: pytest.CaptureFix
     assert {command[0] for command in commands} == {"export", "serve", "encode", "decode"}
     for command in commands:
         if command[0] == "serve":  # it would not end
-            assert _dgrad("serve", "--help") == 0
+            assert run_dgrad("serve", "--help") == 0
             assert all(part in capsys.readouterr().out for part in command if part.startswith("--"))
         else:
-            assert _dgrad(*[part.replace("RUN", str(run.path)) for part in command]) == 0, command
+            assert run_dgrad(*[part.replace("RUN", str(run.path)) for part in command]) == 0, command
     assert len(list(Path("pictures").iterdir())) == 5
     assert Path("repository/encoder/config.pbtxt").is_file()
     with Image.open("grid.png") as picture:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import run_with_output
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from dgrad.experiments.diagnosis import Diagnosis, choose_images, diagnose, rand
 from dgrad.experiments.variants import read_variants
 from dgrad.training.run_directory import Run
 from dgrad.vae.reconstruction import ReconstructionEvaluation
-from dgrad_cli.main import main
 
 
 def _diagnose(latent: str, estimators: str, *values: str, draws: int = 400, images: int = 20) -> Diagnosis:
@@ -142,12 +142,7 @@ def test_an_estimator_that_fails_costs_its_own_row(monkeypatch: pytest.MonkeyPat
 
 
 def _command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main(["diagnose", *(str(argument) for argument in arguments)])
-    output = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, output.out, output.err
+    return run_with_output(capsys, "diagnose", *arguments)
 
 
 SMALL = ["--latent", "1x4", "--images", 10, "--draws", 20, "--device", "cpu"]

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers import run_dgrad
 from onnx import numpy_helper
 
 from dgrad.config import configure
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
-from dgrad_cli.main import main
 from dgrad_export import check_export, export_run
 from dgrad_export.check.reference import _check_codes
 
@@ -55,10 +55,7 @@ def copied(exports: dict[str, Path]) -> Path:
 
 
 def _check(*arguments: object) -> int:
-    with pytest.raises(SystemExit, match=r"^\d$") as exit_:
-        main(["export", *map(str, arguments)])
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
+    return run_dgrad("export", *arguments)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from helpers import run_dgrad
 from PIL import Image
 
 from dgrad.config import configure
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
-from dgrad_cli.main import main
 from dgrad_export import Codec, export_run
 
 pytestmark = pytest.mark.slow
@@ -51,13 +51,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         trainer.train(run)
         export_run(run.path, home / name, layout="triton" if name == "colour" else "flat")
     return {name: home / name for name in MODELS}
-
-
-def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit, match=r"^\d$") as exit_:
-        main([str(argument) for argument in arguments])
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
 
 
 def _grey(count: int, seed: int = 0) -> np.ndarray:
@@ -92,7 +85,7 @@ def test_pictures_and_folders_become_lines_in_order(
     paths = _save(Path("some"), images[:3])
     (Path("some") / "notes.txt").write_text("no image")
     last = _save(Path("more"), images[3:])
-    assert _dgrad("encode", "some", *last, "--model", models["grey"]) == 0
+    assert run_dgrad("encode", "some", *last, "--model", models["grey"]) == 0
     lines = _lines(capsys.readouterr().out)
     _, code = _truth(models["grey"], images)
     assert lines == [
@@ -103,14 +96,14 @@ def test_pictures_and_folders_become_lines_in_order(
 def test_a_mixed_model_gives_what_it_decodes_from(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     images = _grey(4)
     np.save("images.npy", images)
-    assert _dgrad("encode", "images.npy", "--model", models["mixed"]) == 0
+    assert run_dgrad("encode", "images.npy", "--model", models["mixed"]) == 0
     lines = _lines(capsys.readouterr().out)
     _, code, mean, log_variance = _truth(models["mixed"], images)
     assert [(line["image"], line["index"]) for line in lines] == [("images.npy", index) for index in range(4)]
     for name, truth in (("code", code), ("mean", mean), ("log_variance", log_variance)):
         np.testing.assert_allclose(np.array([line[name] for line in lines], truth.dtype), truth, rtol=1e-6, atol=1e-7)
-    assert _dgrad("encode", "images.npy", "--model", models["mixed"], "--out", "codes.npz") == 0
-    assert _dgrad("decode", "codes.npz", "--model", models["mixed"], "--out", "decoded") == 0
+    assert run_dgrad("encode", "images.npy", "--model", models["mixed"], "--out", "codes.npz") == 0
+    assert run_dgrad("decode", "codes.npz", "--model", models["mixed"], "--out", "decoded") == 0
     expected = Codec(models["mixed"]).decode(code, mean)
     for number in range(4):
         with Image.open(f"decoded/{number:06d}.png") as picture:
@@ -120,7 +113,7 @@ def test_a_mixed_model_gives_what_it_decodes_from(models: dict[str, Path], capsy
     np.savez("both.npz", code=code, mean=mean + 1, style=mean)
     without = Codec(models["mixed"]).decode(code)
     for name, truth in (("alone", without), ("other", without), ("both", expected)):
-        assert _dgrad("decode", f"{name}.npz", "--model", models["mixed"], "--out", name) == 0
+        assert run_dgrad("decode", f"{name}.npz", "--model", models["mixed"], "--out", name) == 0
         with Image.open(f"{name}/000003.png") as picture:
             assert np.abs(np.array(picture) - 255 * truth[3, 0]).max() < 0.51
     assert np.abs(without - expected).max() > 1 / 255, "the style is heard"
@@ -132,7 +125,7 @@ def test_attributes_are_named_and_can_be_switched(
     draws = np.random.default_rng(0)
     images = draws.integers(0, 256, (3, 10, 12, 3), dtype=np.uint8)
     paths = _save(Path("faces"), images)
-    assert _dgrad("encode", "faces", "--model", models["colour"], "--out", "codes.jsonl") == 0
+    assert run_dgrad("encode", "faces", "--model", models["colour"], "--out", "codes.jsonl") == 0
     assert capsys.readouterr().out == "codes.jsonl: the codes of 3 images\n"
     lines = _lines(Path("codes.jsonl").read_text())
     codec = Codec(models["colour"])
@@ -141,7 +134,7 @@ def test_attributes_are_named_and_can_be_switched(
     assert [line["image"] for line in lines] == list(map(str, paths))
     switched = [{"attributes": {"Smiling": 1, "Eyeglasses": 0}}, {"code": [1, 0]}]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(json.dumps, switched))))
-    assert _dgrad("decode", "-", "--model", models["colour"], "--out", "two") == 0
+    assert run_dgrad("decode", "-", "--model", models["colour"], "--out", "two") == 0
     for number, code in enumerate(([0, 1], [1, 0])):
         with Image.open(f"two/{number:06d}.png") as picture:
             expected = 255 * codec.decode(code)[0].transpose(1, 2, 0)
@@ -152,7 +145,7 @@ def test_attributes_are_named_and_can_be_switched(
         ({"attributes": {"Smiling": 2, "Eyeglasses": 0}}, "expected 0 or 1 for each of"),
     ):
         Path("bad.jsonl").write_text(json.dumps(line))
-        assert _dgrad("decode", "bad.jsonl", "--model", models["colour"], "--out", "no") == 2
+        assert run_dgrad("decode", "bad.jsonl", "--model", models["colour"], "--out", "no") == 2
         assert f"line 1 of bad.jsonl: {'' if 'code' in line else 'attributes are'}" in (
             error := capsys.readouterr().err
         )
@@ -177,7 +170,7 @@ def test_every_kind_of_file_gives_the_same_codes(models: dict[str, Path]) -> Non
         "folder", "whole.npy", "images.npz", "alone.npz", "last.npy", "images-idx3-ubyte", "images-idx3-ubyte.gz",
     ]  # fmt: skip
     for name in names:
-        assert _dgrad("encode", name, "--model", models["grey"], "--out", "codes.npz") == 0
+        assert run_dgrad("encode", name, "--model", models["grey"], "--out", "codes.npz") == 0
         with np.load("codes.npz") as found:
             np.testing.assert_array_equal(found["code"], code, err_msg=name)
             assert found["code"].dtype == np.int64
@@ -186,7 +179,7 @@ def test_every_kind_of_file_gives_the_same_codes(models: dict[str, Path]) -> Non
             else:
                 assert set(found["image"]) == {name} and found["index"].tolist() == list(range(300))
     first = Path("codes.npz").read_bytes()
-    assert _dgrad("encode", names[-1], "--model", models["grey"], "--out", "codes.npz") == 0
+    assert run_dgrad("encode", names[-1], "--model", models["grey"], "--out", "codes.npz") == 0
     assert Path("codes.npz").read_bytes() == first
     assert sorted(path.name for path in Path().glob(".*")) == []
 
@@ -196,26 +189,26 @@ def test_grey_and_colour_meet_halfway(models: dict[str, Path], capsys: pytest.Ca
     image = _grey(1)[0]
     Image.fromarray(np.repeat(image[..., None], 3, 2)).save("stored.png")
     Image.fromarray(image).save("grey.png")
-    assert _dgrad("encode", "stored.png", "grey.png", "--model", models["grey"]) == 0
+    assert run_dgrad("encode", "stored.png", "grey.png", "--model", models["grey"]) == 0
     lines = _lines(capsys.readouterr().out)
     assert lines[0]["code"] == lines[1]["code"]
     Image.new("RGB", (8, 8), (200, 0, 0)).save("red.png")
-    assert _dgrad("encode", "red.png", "--model", models["grey"]) == 2
+    assert run_dgrad("encode", "red.png", "--model", models["grey"]) == 2
     assert "red.png has colours; this model takes grey images" in capsys.readouterr().err
     Image.new("L", (12, 10), 7).save("dark.png")
-    assert _dgrad("encode", "dark.png", "--model", models["colour"]) == 0
+    assert run_dgrad("encode", "dark.png", "--model", models["colour"]) == 0
 
 
 def test_a_bad_file_is_named_and_leaves_what_was_there(
     models: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _save(Path("folder"), _grey(3))
-    assert _dgrad("encode", "folder", "--model", models["grey"], "--out", "codes.jsonl") == 0
+    assert run_dgrad("encode", "folder", "--model", models["grey"], "--out", "codes.jsonl") == 0
     before = Path("codes.jsonl").read_bytes()
     Path("folder/1.png").write_bytes(Path("folder/1.png").read_bytes()[:40])
     for out in ("codes.jsonl", "codes.npz"):
         capsys.readouterr()
-        assert _dgrad("encode", "folder", "--model", models["grey"], "--out", out) == 2
+        assert run_dgrad("encode", "folder", "--model", models["grey"], "--out", out) == 2
         assert "folder/1.png cannot be read as an image" in capsys.readouterr().err
     assert Path("codes.jsonl").read_bytes() == before
     assert sorted(path.name for path in Path().iterdir() if path.is_file()) == ["codes.jsonl"]
@@ -254,7 +247,7 @@ def test_what_cannot_be_encoded(name: str, models: dict[str, Path], capsys: pyte
         Path(file).write_bytes(data)
     elif name == "folder":
         Path(file).mkdir()
-    assert _dgrad("encode", file, "--model", models["grey"], "--out", "codes.npz") == 2
+    assert run_dgrad("encode", file, "--model", models["grey"], "--out", "codes.npz") == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not Path("codes.npz").exists() and not list(Path().glob(".*"))
@@ -264,13 +257,13 @@ def test_an_archive_without_images_lists_what_it_has(
     models: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez("data.npz", train_images=_grey(2), test_images=_grey(2))
-    assert _dgrad("encode", "data.npz", "--model", models["grey"]) == 2
+    assert run_dgrad("encode", "data.npz", "--model", models["grey"]) == 2
     assert "data.npz has train_images, test_images; expected an array called images" in capsys.readouterr().err
     np.savez("damaged.npz", images=_grey(50))
     data = bytearray(Path("damaged.npz").read_bytes())
     data[1000] ^= 1
     Path("damaged.npz").write_bytes(data)
-    assert _dgrad("encode", "damaged.npz", "--model", models["grey"], "--out", "codes.jsonl") == 2
+    assert run_dgrad("encode", "damaged.npz", "--model", models["grey"], "--out", "codes.jsonl") == 2
     assert "damaged.npz: images cannot be read (Bad CRC-32" in capsys.readouterr().err
     assert not Path("codes.jsonl").exists()
 
@@ -282,7 +275,7 @@ def test_where_codes_cannot_be_written(
     out: str, message: str, models: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("d.npz").mkdir()
-    assert _dgrad("encode", "nothing.png", "--model", models["grey"], "--out", out) == 2
+    assert run_dgrad("encode", "nothing.png", "--model", models["grey"], "--out", out) == 2
     assert message in capsys.readouterr().err
 
 
@@ -293,7 +286,7 @@ def test_a_grid_has_every_image_at_its_place(models: dict[str, Path], capsys: py
     codec = Codec(models["grey"])
     codes = codec.sample_codes(7, seed=0)
     np.save("codes.npy", codes)
-    assert _dgrad("decode", "codes.npy", "--model", models["grey"], "--out", "grid.png", "--columns", 3) == 0
+    assert run_dgrad("decode", "codes.npy", "--model", models["grey"], "--out", "grid.png", "--columns", 3) == 0
     assert capsys.readouterr().out == "grid.png: 7 images\n"
     with Image.open("grid.png") as picture:
         grid = np.array(picture)
@@ -312,13 +305,13 @@ def test_codes_from_a_model_and_back_again(models: dict[str, Path], capsys: pyte
     np.savez("codes.npz", code=codes.astype(np.uint8))
     Path("codes.jsonl").write_text("\n".join(json.dumps({"code": code}) for code in codes.tolist()) + "\n\n")
     for name in ("codes.npz", "codes.jsonl"):
-        assert _dgrad("decode", name, "--model", models["grey"], "--out", Path(name).suffix[1:]) == 0
+        assert run_dgrad("decode", name, "--model", models["grey"], "--out", Path(name).suffix[1:]) == 0
     files = sorted(path.name for path in Path("npz").iterdir())
     assert files == [f"{number:06d}.png" for number in range(300)]
     assert all((Path("npz") / name).read_bytes() == (Path("jsonl") / name).read_bytes() for name in files)
     with Image.open("npz/000299.png") as picture:
         assert np.abs(np.array(picture) - 255 * codec.decode(codes[299])[0, 0]).max() < 0.51
-    assert _dgrad("encode", "npz", "--model", models["grey"], "--out", "again.npz") == 0
+    assert run_dgrad("encode", "npz", "--model", models["grey"], "--out", "again.npz") == 0
 
 
 BAD_CODES: dict[str, tuple[str, bytes, str]] = {
@@ -341,7 +334,7 @@ def test_what_cannot_be_decoded(
 ) -> None:
     file, data, message = BAD_CODES[name]
     Path(file).write_bytes(data)
-    assert _dgrad("decode", file, "--model", models["grey"], "--out", out) == 2
+    assert run_dgrad("decode", file, "--model", models["grey"], "--out", out) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert sorted(path.name for path in Path().iterdir()) == [file]
@@ -360,17 +353,17 @@ def test_where_pictures_cannot_be_written(
         ("folder.png", "is a directory"),
         ("none/x.png", "there is no directory none"),
     ):
-        assert _dgrad("decode", "codes.npy", "--model", models["grey"], "--out", out) == 2
+        assert run_dgrad("decode", "codes.npy", "--model", models["grey"], "--out", out) == 2
         assert message in capsys.readouterr().err
-    assert _dgrad("decode", "none.npz", "--model", models["grey"], "--out", "x") == 2
+    assert run_dgrad("decode", "none.npz", "--model", models["grey"], "--out", "x") == 2
     assert "there is no file none.npz" in capsys.readouterr().err
     np.save("empty.npy", np.zeros((0, 6), int))
-    assert _dgrad("decode", "empty.npy", "--model", models["grey"], "--out", "x.png") == 2
+    assert run_dgrad("decode", "empty.npy", "--model", models["grey"], "--out", "x.png") == 2
     assert "there are no codes" in capsys.readouterr().err
     monkeypatch.setattr("dgrad_export.codec.image_files.LARGEST_GRID", 5 * 60 * 60)
-    assert _dgrad("decode", "codes.npy", "--model", models["grey"], "--out", "x.png") == 2
+    assert run_dgrad("decode", "codes.npy", "--model", models["grey"], "--out", "x.png") == 2
     assert "a grid of more than 5 such images is larger than" in capsys.readouterr().err
-    assert _dgrad("decode", "codes.npy", "--model", models["grey"], "--out", "x") == 0
+    assert run_dgrad("decode", "codes.npy", "--model", models["grey"], "--out", "x") == 0
 
 
 def test_a_terminal_gets_a_bar(
@@ -379,8 +372,8 @@ def test_a_terminal_gets_a_bar(
     np.save("images.npy", _grey(300))
     for forced, shown in (("1", True), ("", False)):
         monkeypatch.setenv("FORCE_COLOR", forced)
-        assert _dgrad("encode", "images.npy", "--model", models["grey"], "--out", "c.npz") == 0
-        assert _dgrad("decode", "c.npz", "--model", models["grey"], "--out", f"pictures{shown}") == 0
+        assert run_dgrad("encode", "images.npy", "--model", models["grey"], "--out", "c.npz") == 0
+        assert run_dgrad("decode", "c.npz", "--model", models["grey"], "--out", f"pictures{shown}") == 0
         error = capsys.readouterr().err
         assert ("encoding" in error and "300/300" in error and "decoding" in error) == shown
 
@@ -393,8 +386,8 @@ def test_no_more_than_a_batch_is_held(models: dict[str, Path], monkeypatch: pyte
         monkeypatch.setattr(
             Codec, name, lambda self, values, *rest, m=method: sizes.append(len(values)) or m(self, values, *rest)
         )
-    assert _dgrad("encode", "images.npy", "--model", models["grey"], "--out", "c.npz") == 0
-    assert _dgrad("decode", "c.npz", "--model", models["grey"], "--out", "pictures") == 0
+    assert run_dgrad("encode", "images.npy", "--model", models["grey"], "--out", "c.npz") == 0
+    assert run_dgrad("decode", "c.npz", "--model", models["grey"], "--out", "pictures") == 0
     assert sizes == [256, 256, 256, 232] * 2
 
 

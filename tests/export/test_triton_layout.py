@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import text_format
+from helpers import run_dgrad
 from tritonclient.grpc import model_config_pb2
 
 from dgrad.errors import InputError
 from dgrad.training.run_directory import Run
-from dgrad_cli.main import main
 from dgrad_export import Codec, export_run
 from dgrad_export.serve.served_model import open_models
 from dgrad_export.write.triton import config_text
@@ -28,10 +28,7 @@ TYPES = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}
 
 
 def _export(*options: object) -> int:
-    with pytest.raises(SystemExit, match=r"^\d$") as exit_:
-        main(["export", *map(str, options)])
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
+    return run_dgrad("export", *options)
 
 
 def _files(folder: Path) -> set[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import StopAt, run_dgrad
 from torch import Generator, Tensor
 
 import dgrad
@@ -23,7 +24,7 @@ from dgrad.errors import InputError
 from dgrad.training.build import Build
 from dgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from dgrad.training.labels import LabelObjective, ObservedObjective, known_codes
-from dgrad.training.listener import Listener, Progress
+from dgrad.training.listener import Progress
 from dgrad.training.run_directory import Run
 from dgrad.training.seeds import Seeds
 from dgrad.training.trained_model import load_model
@@ -286,14 +287,6 @@ def test_a_run_from_before_these_settings_goes_on(tmp_path: Path) -> None:
 # Whole runs
 
 
-class _StopAt(Listener):
-    trainer: Trainer
-
-    def stepped(self, progress: Progress) -> None:
-        if progress.step == 15:
-            self.trainer.stop()
-
-
 @pytest.mark.parametrize(
     "variant",
     [
@@ -307,7 +300,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, var
     config = configure({**SETTINGS, **variant})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)
-    listener = _StopAt()
+    listener = StopAt()
     listener.trainer = Trainer(config, listener)
     with pytest.raises(Interrupted, match="stopped at step 15 of "):
         listener.trainer.train(broken)
@@ -374,33 +367,26 @@ def test_a_run_without_labels_has_no_accuracy(train: Callable[..., Run]) -> None
     assert not any("accuracy" in name for name in run.metrics()[0])
 
 
-def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main([str(argument) for argument in arguments])
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
-
-
 @pytest.mark.slow
 def test_the_commands_show_the_accuracy_and_the_grid_has_a_column_for_each_class(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = [part for name, value in SETTINGS.items() for part in (f"--{name}", value)]
     mixture = ["--model", "mixture", "--gaussian", 2, "--augment", "--estimator", "leg"]
-    assert _dgrad("train", *options, *mixture, "--out", "run") == 0
+    assert run_dgrad("train", *options, *mixture, "--out", "run") == 0
     out = capsys.readouterr().out
     accuracy = json.loads(Path("run/summary.json").read_text())["accuracy"]
     assert out.count(" accuracy ") >= 2
     assert f"accuracy {100 * accuracy:.2f} %" in out
-    assert _dgrad("evaluate", "run", "--json") == 0
+    assert run_dgrad("evaluate", "run", "--json") == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
-    assert _dgrad("sample", "run", "--grid", "--rows", 3, "--out", "grid.png") == 0
+    assert run_dgrad("sample", "run", "--grid", "--rows", 3, "--out", "grid.png") == 0
     from PIL import Image
 
     with Image.open("grid.png") as picture:
         assert picture.size == (10 * 60 + 4, 3 * 60 + 4)
     capsys.readouterr()
-    assert _dgrad("sample", "run", "--grid", "--columns", 3, "--out", "no.png") == 2
+    assert run_dgrad("sample", "run", "--grid", "--columns", 3, "--out", "no.png") == 2
     assert "--grid has a column for each value" in capsys.readouterr().err
 
 
@@ -493,15 +479,15 @@ def test_a_run_without_labelled_images_in_its_steps_hides_every_label() -> None:
     assert (batch.labels == -1).all()
 
 
-class _StopInPretraining(_StopAt):
+class _StopInPretraining(StopAt):
     def pretrained(self, progress: Progress) -> None:
         if progress.pretrained == 10:
             self.trainer.stop()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [_StopInPretraining, _StopAt])
-def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(tmp_path: Path, kind: type[_StopAt]) -> None:
+@pytest.mark.parametrize("kind", [_StopInPretraining, StopAt])
+def test_a_pretrained_run_that_was_stopped_equals_an_undisturbed_one(tmp_path: Path, kind: type[StopAt]) -> None:
     config = configure({**PRETRAINED, "labelled-batch": 0})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import StopAt, run_with_output
 
 from dgrad.config import configure
 from dgrad.errors import InputError
 from dgrad.training.checkpoint import load_checkpoint
 from dgrad.training.cuda_graph import CudaGraphSteps
-from dgrad.training.listener import Listener, Progress
+from dgrad.training.listener import Progress
 from dgrad.training.run_directory import Run
 from dgrad.training.seeds import Seeds, summarize
 from dgrad.training.step import Lockstep
 from dgrad.training.trainer import Interrupted, Trainer, resume
 from dgrad_cli.display import Watcher
-from dgrad_cli.main import main
 
 SETTINGS = {"latent": "3x4", "estimator": "rloo", "epochs": 2, "device": "cpu", "batch-size": 300, "seed": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -33,18 +33,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "labels": {"latent": "1x10", "labels": 40, "labelled-batch": 20, "label-loss": "code", "augment": True},
     "a mixture": {"latent": "1x10", "model": "mixture", "gaussian": 4, "kl": "inside"},
 }
-
-
-class StopAt(Listener):
-    """Asks the seeds to stop after a step of the first one."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-        self.seeds: Seeds | None = None
-
-    def stepped(self, progress: Progress) -> None:
-        if progress.step == self.at and self.seeds is not None:
-            self.seeds.stop()
 
 
 def timeless(figures: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +78,7 @@ def test_interrupted_and_resumed_they_equal_undisturbed_ones(tmp_path: Path) -> 
     whole = Seeds.create(tmp_path / "whole", config, 3)
     whole.train()
     listener = StopAt(3)
-    broken = listener.seeds = Seeds.create(tmp_path / "broken", config, 3, listener)
+    broken = listener.trainer = Seeds.create(tmp_path / "broken", config, 3, listener)
     with pytest.raises(Interrupted, match=r"stopped at step 3 of .*--resume \S+broken$"):
         broken.train()
     resumed = Seeds.resume(tmp_path / "broken")
@@ -246,12 +234,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
     """Runs the command in this process: exit code, standard output, standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-            main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return exit_.value.code, output.out, output.err
+        return run_with_output(capsys, *arguments)
 
     return call
 

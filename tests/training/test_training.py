@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import StopAt
 
 import dgrad
 from dgrad.config import TrainConfig, configure
@@ -36,22 +37,9 @@ VARIANTS = [
 ]
 
 
-class _StopAt(Listener):
-    """Asks its trainer to stop after a step."""
-
-    trainer: Trainer
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, progress: Progress) -> None:
-        if progress.step == self.step:
-            self.trainer.stop()
-
-
 def _stopping(config: TrainConfig, step: int) -> Trainer:
     """A trainer that is asked to stop after a step."""
-    listener = _StopAt(step)
+    listener = StopAt(step)
     listener.trainer = Trainer(config, listener)
     return listener.trainer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import FACE_ATTRIBUTES, SHOWN, WHERE, draw_celeba
+from helpers import FACE_ATTRIBUTES, SHOWN, WHERE, draw_celeba, run_dgrad
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -24,7 +24,6 @@ from dgrad.training.trainer import Trainer
 from dgrad.vae.evaluation import evaluate_accuracies, evaluate_bound
 from dgrad.vae.likelihoods import likelihood
 from dgrad.vae.model import DiscreteVAE
-from dgrad_cli.main import main
 from dgrad_plugins.datasets._celeba import load_celeba
 from dgrad_plugins.models._convolutional import conv_vae
 
@@ -378,29 +377,22 @@ def test_an_attribute_is_switched_on_and_off_where_it_is_and_hardly_elsewhere(ru
     assert (ours @ theirs) / (theirs @ theirs) > 0.5, "and as much of it"
 
 
-def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main([str(argument) for argument in arguments])
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
-
-
 @pytest.mark.slow
 def test_the_commands_say_how_well_each_attribute_is_known_and_draw_the_grid(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     accuracy = run.summary()["best"]["test_accuracy_Smiling"]
-    assert _dgrad("evaluate", run.path, "--eval-samples", 1) == 0
+    assert run_dgrad("evaluate", run.path, "--eval-samples", 1) == 0
     assert f"Smiling {100 * accuracy:.1f}" in capsys.readouterr().out
-    assert _dgrad("evaluate", run.path, "--eval-samples", 1, "--json") == 0
+    assert run_dgrad("evaluate", run.path, "--eval-samples", 1, "--json") == 0
     assert json.loads(capsys.readouterr().out)["accuracy_Smiling"] == accuracy
-    assert _dgrad("sample", run.path, "--grid", "--rows", 2, "--out", "grid.png") == 0
+    assert run_dgrad("sample", run.path, "--grid", "--rows", 2, "--out", "grid.png") == 0
     with Image.open("grid.png") as picture:
         assert picture.size == (6 * 68 + 4 + 2 * 12, 16 + 2 * 68 + 4)
-    assert _dgrad("reconstruct", run.path, "--grid", "--rows", 3, "--out", "switched.png") == 0
+    assert run_dgrad("reconstruct", run.path, "--grid", "--rows", 3, "--out", "switched.png") == 0
     with Image.open("switched.png") as picture:
         assert picture.size == (6 * 68 + 4 + 2 * 12, 16 + 3 * 68 + 4)
-    assert _dgrad("reconstruct", run.path, "--grid", "--columns", 3, "--out", "no.png") == 2
+    assert run_dgrad("reconstruct", run.path, "--grid", "--columns", 3, "--out", "no.png") == 2
     assert "--grid has two columns for each attribute" in capsys.readouterr().err
 
 
@@ -421,7 +413,7 @@ def test_an_npz_takes_the_same_path(capsys: pytest.CaptureFixture[str]) -> None:
         "--binarize",
         "none",
     ]
-    assert _dgrad("train", "--dataset", path, *options, "--epochs", 1, "--device", "cpu", "--out", "run") == 0
+    assert run_dgrad("train", "--dataset", path, *options, "--epochs", 1, "--device", "cpu", "--out", "run") == 0
     assert ", accuracy " in capsys.readouterr().out
     assert Run.open(Path("run")).config.attributes == ("a", "b", "c"), "those there are"
     dataset = load_dataset(str(path), None, {})

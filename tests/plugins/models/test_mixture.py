@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import StopAt, run_dgrad
 from torch import Generator, Tensor, nn
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
@@ -18,14 +19,12 @@ from dgrad.data import Split
 from dgrad.pictures.image_grids import reconstructions
 from dgrad.training.build import build_model
 from dgrad.training.checkpoint import load_checkpoint
-from dgrad.training.listener import Listener, Progress
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Interrupted, Trainer, resume
 from dgrad.vae.evaluation import evaluate_bound, importance_weighted_bound
 from dgrad.vae.likelihoods import likelihood
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.posterior import Gaussian
-from dgrad_cli.main import main
 from dgrad_plugins.models._mixture import mixture_vae
 
 SETTINGS = {"model": "mixture", "latent": "1x5", "gaussian": 3, "hidden": "20,10", "epochs": 2, "device": "cpu"}
@@ -162,19 +161,11 @@ def test_dropout_is_in_training_only_and_draws_from_the_generator_of_its_owner()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class _StopAt(Listener):
-    trainer: Trainer
-
-    def stepped(self, progress: Progress) -> None:
-        if progress.step == 15:
-            self.trainer.stop()
-
-
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
     config = configure({**SETTINGS, "estimator": "direct-rb", "dropout": 0.2, "input-dropout": 0.1})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
     Trainer(config).train(whole)
-    listener = _StopAt()
+    listener = StopAt()
     listener.trainer = Trainer(config, listener)
     with pytest.raises(Interrupted, match="stopped at step 15 of "):
         listener.trainer.train(broken)
@@ -197,32 +188,27 @@ def test_it_trains_with_any_estimator(train: Callable[..., Run], estimator: str)
     assert best["test_bound"] == pytest.approx(best["test_reconstruction"] + best["test_kl"] + best["test_gaussian_kl"])
 
 
-def _dgrad(*arguments: object) -> int:
-    with pytest.raises(SystemExit, match=r"^\d+$") as exit_:
-        main([str(argument) for argument in arguments])
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
-
-
 @pytest.mark.slow
 def test_every_command_works_on_a_run_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     options = [part for name, value in SETTINGS.items() for part in (f"--{name}", value)]
-    assert _dgrad("train", *options, "--estimator", "leg", "--out", "run") == 0
+    assert run_dgrad("train", *options, "--estimator", "leg", "--out", "run") == 0
     out = capsys.readouterr().out
     assert "Gaussian KL" in out
     assert "dgrad export run" in out
-    assert _dgrad("evaluate", "run", "--json") == 0
+    assert run_dgrad("evaluate", "run", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["bound"] == pytest.approx(result["reconstruction"] + result["kl"] + result["gaussian_kl"])
     for name in ("sample", "reconstruct"):
-        assert _dgrad(name, "run", "--out", f"{name}.png") == 0
+        assert run_dgrad(name, "run", "--out", f"{name}.png") == 0
         assert Path(f"{name}.png").stat().st_size > 1000
     # leg with one variable is exact: with the variables held it must be so here too
-    assert _dgrad("diagnose", "run", "--estimators", "leg,rloo", "--images", 3, "--draws", 20, "--json", "--quiet") == 0
+    assert (
+        run_dgrad("diagnose", "run", "--estimators", "leg,rloo", "--images", 3, "--draws", 20, "--json", "--quiet") == 0
+    )
     rows = json.loads(Path("run/diagnosis.json").read_text())["rows"]
     assert rows[0]["bias"] < 1e-5 < rows[1]["bias"]
     capsys.readouterr()
-    assert _dgrad("export", "run", "--out", "model") == 0
+    assert run_dgrad("export", "run", "--out", "model") == 0
     assert json.loads(Path("model/manifest.json").read_text())["gaussian"] == SETTINGS["gaussian"]
 
 
