@@ -346,6 +346,7 @@ def _counted(form: str, batch: int, n: int, k: int, pixels: int, monkeypatch: py
     return counter.counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["difference", "exact", "grouped"])
 def test_the_work_of_a_form_is_what_torch_does(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not grow with the batch, the values and the pixels at once drops out of the differences; nothing of
@@ -475,6 +476,7 @@ def test_a_run_says_whether_it_reached_the_target(target: float, reached: bool) 
     assert Path("run.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_until_its_steps_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "STEPS", 1000)
     monkeypatch.setattr(Settings, "training", lambda self, name, latent: configure({"estimator": name, "steps": 30}))

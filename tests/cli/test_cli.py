@@ -85,6 +85,7 @@ def test_train_then_everything_else(command: Dgrad, tmp_path: Path) -> None:
     assert out.startswith("test bound"), "a finished run is shown, not run again"
 
 
+@pytest.mark.slow
 def test_json_is_all_that_stands_on_the_standard_output(command: Dgrad) -> None:
     code, out, err = command(*SMALL, "--json")
     assert code == 0
@@ -98,6 +99,7 @@ def test_quiet_prints_only_the_result(command: Dgrad) -> None:
     assert err == ""
 
 
+@pytest.mark.slow
 def test_a_config_file_with_options_on_top(command: Dgrad) -> None:
     Path("a.toml").write_text(
         'estimator = "direct"\nlatent = "2x3"\nepochs = 1\nlr = 0.01\n[set]\nepsilon = 0.5\nsamples = 2\n'
@@ -112,6 +114,7 @@ def test_a_config_file_with_options_on_top(command: Dgrad) -> None:
     assert Run(Path("other")).config.set == {}, "another estimator's hyper-parameters are dropped"
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_repeats_it(command: Dgrad) -> None:
     assert command(*SMALL, "--out", "a", "--quiet")[0] == 0
     config = json.loads(Path("a/config.json").read_text())
@@ -417,6 +420,7 @@ def test_no_cuda_is_said_clearly(command: Dgrad) -> None:
     assert "torch sees 0 CUDA devices; use --device auto or --device cpu" in err
 
 
+@pytest.mark.slow
 def test_a_run_with_a_refined_q_says_what_the_encoders_is(command: Dgrad) -> None:
     code, out, _ = command(*SMALL, "--refine-steps", 2)
     assert code == 0, out

@@ -71,6 +71,7 @@ def test_finished_runs_are_kept_and_others_added(capsys: pytest.CaptureFixture[s
     assert Path("out/rloo-seed0/summary.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_other_runs_in_the_way_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_with_output(capsys, "compare", "--estimators", "rloo", *SMALL)[0] == 0
     arguments = ["compare", "--estimators", "direct,rloo", "--set", "rloo.samples=2", *SMALL, "--lr", 0.5]
@@ -86,6 +87,7 @@ def test_other_runs_in_the_way_are_named(capsys: pytest.CaptureFixture[str]) -> 
     assert "out/direct-seed1 holds files but no run" in err
 
 
+@pytest.mark.slow
 def test_what_fails_has_its_reason_in_its_row(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

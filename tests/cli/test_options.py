@@ -156,6 +156,7 @@ for arguments in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_new_setting_is_one_line() -> None:
     """A line in `dgrad/config.py` is an option, help, a TOML key, an entry of config.json, a check, and an axis."""
     Path("settings.toml").write_text('momentum = 0.25\nlatent = "2x2"\n')

@@ -15,6 +15,7 @@ from dgrad.experiments.grid import expand
 from dgrad_cli.commands.reproduce import PLOTS, Recipe, recipes, table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_recipes_expand_and_their_paper_figures_belong_to_runs(name: str) -> None:
     recipe = recipes()[name]
@@ -75,6 +76,7 @@ def test_one_on_other_images(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["metrics"][-1]["valid_bound"] == row["summary"]["best"]["valid_bound"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     for name in ("bounds", "figure4", "figure6"):

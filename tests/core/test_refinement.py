@@ -157,6 +157,7 @@ def _gradients(settings: dict[str, Any]) -> tuple[Trainer, dict[str, Tensor]]:
     return trainer, {name: p.grad for name, p in trainer.loss.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["direct-rb", "gumbel-softmax", "relax", "direct"])
 @pytest.mark.parametrize("model", [{}, {"model": "mlp", "hidden": "20"}, {"model": "mixture", "gaussian": 3}])
 def test_the_encoder_learns_as_ever_and_the_decoder_from_the_refined_q(estimator: str, model: dict[str, Any]) -> None:

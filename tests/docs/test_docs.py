@@ -113,6 +113,7 @@ def test_every_training_command_trains(
     assert run_dgrad("evaluate", tmp_path / "run") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [command for command in _commands() if command[0] in ("plugins", "datasets") and "--plugin" in command],
@@ -123,6 +124,7 @@ def test_every_other_command_with_a_plugin_succeeds(command: list[str], capsys: 
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_the_checks_from_python() -> None:
     (block,) = [block for block in _blocks("python") if "check_estimator(" in block]
     exec(block, {})

@@ -81,6 +81,7 @@ def test_the_figures_are_those_of_a_plain_loop() -> None:
     assert row.cosine_of_draw == pytest.approx(float(cosines.mean()), abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_large_support_is_measured_against_leg() -> None:
     diagnosis = _diagnose("20x10", "exact,rloo,leg", draws=60, images=10)
     exact, *others = diagnosis.rows
@@ -175,6 +176,7 @@ def test_the_command_at_a_random_start(capsys: pytest.CaptureFixture[str]) -> No
     assert again == written, "the same seed gives the same figures"
 
 
+@pytest.mark.slow
 def test_the_command_at_a_run(capsys: pytest.CaptureFixture[str], train: Callable[..., Run]) -> None:
     run = train(latent="3x4")
     code, out, _ = _command(capsys, run.path, "--images", 5, "--draws", 10, "--estimators", "rloo,exact", "--quiet")

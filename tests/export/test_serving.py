@@ -289,6 +289,7 @@ def test_nan_in_binary_data(port: int) -> None:
     assert status == 400 and "holds nan; expected 0 to 1" in answer["error"]
 
 
+@pytest.mark.slow
 def test_a_slow_client_is_told_so_and_holds_up_nobody(bundle: Path) -> None:
     with (
         serving(bundle, "--timeout", "0.5") as (_, port),
@@ -391,6 +392,7 @@ def test_requests_sent_before_the_answers_are_answered_in_order(port: int, codec
         sending.result()
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_holds_up_nobody(port: int, codec: Codec) -> None:
     entry = {"inputs": [image(200)]}  # answers of 60 KiB
     body = json.dumps(entry).encode()
@@ -404,6 +406,7 @@ def test_a_client_that_reads_nothing_holds_up_nobody(port: int, codec: Codec) ->
         assert read_response(stream)[0] == 200
 
 
+@pytest.mark.slow
 def test_a_connection_without_a_request_is_closed(bundle: Path) -> None:
     first = "import dgrad_export.serve.connection as c\nc.HEAD_SECONDS = 0.4\n"
     with serving(bundle, first=first) as (_, port), connected(port) as (silent, _), connected(port) as (client, stream):
@@ -498,6 +501,7 @@ def test_concurrent_requests_get_the_codes_of_one_by_one(port: int, codec: Codec
     np.testing.assert_array_equal(codes, np.concatenate([codec.encode(images[i : i + 1]) for i in range(64)]))
 
 
+@pytest.mark.slow
 def test_metrics_count_answers_and_refusals_and_sigterm_ends_well_without_torch(bundle: Path) -> None:
     with serving(bundle) as (process, port):
         ask(port, "POST", INFER, {"inputs": [image(3)]})

@@ -47,6 +47,7 @@ def _compare() -> int:
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_pictures_is_finished(
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,6 +279,7 @@ def test_a_failure_says_which_check_and_by_how_much() -> None:
         check_estimator(WrongSign(), dgrad.latent("1x5"))
 
 
+@pytest.mark.slow
 def test_expected_failures_carry_a_reason_and_are_strict() -> None:
     layer = dgrad.latent("1x5")
     check_estimator(OneEvaluationMore(), layer, expected_failures={"evaluations": "counted twice on purpose"})
@@ -328,6 +329,7 @@ def test_the_estimator_stays_as_it_is() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.slow
 @parametrize_with_checks(["rloo", Mutant()])
 def test_conforms(estimator: GradientEstimator, check: Callable[[GradientEstimator], None]) -> None:
     check(estimator)

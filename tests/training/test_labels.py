@@ -234,6 +234,7 @@ def test_labelled_images_train_the_bound_of_image_and_label() -> None:
     assert trainer.model.decoder.first.weight.grad.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label_loss", ["code", "cross-entropy"])
 def test_hidden_labels_change_nothing(
     digits: Dataset, label_loss: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -287,6 +288,7 @@ def test_a_run_from_before_these_settings_goes_on(tmp_path: Path) -> None:
 # Whole runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [

@@ -57,6 +57,7 @@ def alone(path: Path, settings: dict[str, Any], seed: int) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_each_seed_is_the_run_that_it_is_alone(tmp_path: Path, variant: str) -> None:
     settings = {**SETTINGS, **VARIANTS[variant]}
@@ -73,6 +74,7 @@ def test_each_seed_is_the_run_that_it_is_alone(tmp_path: Path, variant: str) -> 
     assert json.loads((tmp_path / "seeds/summary.json").read_text()) == summary
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_they_equal_undisturbed_ones(tmp_path: Path) -> None:
     config = configure({**SETTINGS, **VARIANTS["a scheduled epsilon"]})
     whole = Seeds.create(tmp_path / "whole", config, 3)

@@ -134,6 +134,7 @@ def test_evaluating_more_often_changes_no_weight(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_the_global_generator_does_not(tmp_path: Path) -> None:
     bounds = []
     for name, seed, disturbance in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
@@ -284,6 +285,7 @@ def test_a_damaged_checkpoint_is_refused(train: Callable[..., Run], damage: str,
         load_model(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

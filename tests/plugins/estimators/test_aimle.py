@@ -29,6 +29,7 @@ def test_aimle_by_hand_and_its_strength_moves_after_use() -> None:
     assert torch.equal(estimator.state_dict()["strength"], estimator.strength)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.1, 0.5])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_aimle_reaches_its_target_at_any_scale_of_the_loss(target: float, scale: float) -> None:

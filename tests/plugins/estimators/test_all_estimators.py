@@ -37,8 +37,11 @@ CASES: list[tuple[str, dict[str, object]]] = [
     *((name, {"sweep_share": 0.5}) for name in ("direct", "direct-rb", "leg")),
 ]
 
-STATISTICAL = ("unbiased", "limit", "baseline has not seen its sample")
-"""The checks that draw many samples."""
+SLOW = (
+    *("unbiased", "limit", "baseline has not seen its sample", "value"),  # they draw many samples
+    *("state", "extreme logits", "asks the device nothing"),
+)
+"""Checks that the quick run leaves out."""
 
 
 def _id(name: str, hyperparameters: dict[str, object]) -> str:
@@ -52,7 +55,7 @@ def _id(name: str, hyperparameters: dict[str, object]) -> str:
             *case,
             check,
             id=f"{_id(*case)}-{name_of(check)}",
-            marks=[pytest.mark.slow] * bool(case[1] or name_of(check) in STATISTICAL),
+            marks=[pytest.mark.slow] * bool(case[1] or name_of(check) in SLOW),
         )
         for case in CASES
         for check in CHECKS

@@ -111,6 +111,7 @@ def test_draws_have_the_mean_and_the_variance_and_their_gradients() -> None:
     torch.testing.assert_close(log_variance.grad, log_variance.detach().exp(), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_bound_is_that_of_torch_distributions(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 6 standard errors, of both estimates together, of an independent one: a false alarm in a hundred
@@ -161,6 +162,7 @@ def test_dropout_is_in_training_only_and_draws_from_the_generator_of_its_owner()
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
     config = configure({**SETTINGS, "estimator": "direct-rb", "dropout": 0.2, "input-dropout": 0.1})
     whole, broken = (Run.create(tmp_path / name, config) for name in ("whole", "broken"))
