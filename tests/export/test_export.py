@@ -38,6 +38,8 @@ from dgrad_export.write.comparison import compare
 from dgrad_export.write.graphs import Encode, code_shape, encoder_graph
 from dgrad_export.write.run_facts import comparison_images, run_data
 
+pytestmark = pytest.mark.slow
+
 CASES: dict[str, dict[str, Any]] = {
     "linear-bernoulli-6x4-threshold": {},
     "mlp-squared-error-1x8-none": {

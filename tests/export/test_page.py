@@ -35,6 +35,8 @@ from dgrad_cli.main import main
 from dgrad_export import Codec, build_page, export_run
 from dgrad_export.page.html import TEMPLATE, model_facts, page, policy
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"

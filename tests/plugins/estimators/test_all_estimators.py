@@ -39,7 +39,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
 
 SLOW = (
     *("unbiased", "limit", "baseline has not seen its sample", "value"),  # they draw many samples
-    *("state", "extreme logits", "asks the device nothing"),
+    *("state", "extreme logits", "asks the device nothing", "evaluations"),
 )
 """Checks that the quick run leaves out."""
 
