@@ -414,6 +414,7 @@ def _by_hand(form: str, batch: int, n: int, k: int, pixels: int) -> tuple[Tensor
     return result, counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "k"), [(2, 3), (3, 2)])
 @pytest.mark.parametrize("form", ["naive", "compiled"])
 def test_the_work_of_the_other_forms_is_that_of_their_formulas(form: str, n: int, k: int) -> None:
@@ -427,6 +428,7 @@ def test_the_work_of_the_other_forms_is_that_of_their_formulas(form: str, n: int
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["naive", "difference", "exact", "grouped"])
 def test_the_matrix_products_of_a_form_are_those_that_torch_does(form: str) -> None:
     action = sweep.forms("3x4", 5, CPU)[form]
@@ -511,6 +513,7 @@ def test_the_parts_of_device_measure_what_they_say(monkeypatch: pytest.MonkeyPat
         assert Path(f"{plot.name}.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_bunch_is_shared_out_over_its_steps_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every turn takes 8 seconds here, whatever is done in it."""
     monkeypatch.setattr(device, "take_turns", lambda actions, *_, **__: {name: [8.0, 8.0] for name in actions})

@@ -93,6 +93,7 @@ def test_json_is_all_that_stands_on_the_standard_output(command: Dgrad) -> None:
     assert "epoch 1" in err
 
 
+@pytest.mark.slow
 def test_quiet_prints_only_the_result(command: Dgrad) -> None:
     _, out, err = command(*SMALL, "--quiet")
     assert out.startswith("test bound")
@@ -331,6 +332,7 @@ def test_a_refused_overwrite_leaves_the_old_run(command: Dgrad, monkeypatch: pyt
     assert [path.name for path in Path().iterdir()] == ["run"], "and a new one does not appear half-made"
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_draws_pictures_that_are_missing(command: Dgrad) -> None:
     assert command(*SMALL, "--out", "run", "--quiet")[0] == 0
     picture = Path("run/samples.png").read_bytes()
@@ -383,6 +385,7 @@ def test_files_in_the_way_survive(command: Dgrad) -> None:
     assert "is a file" in command(*SMALL, "--out", "file")[2]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(command: Dgrad, monkeypatch: pytest.MonkeyPatch) -> None:
     from dgrad.training import checkpoint
 

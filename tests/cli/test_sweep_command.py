@@ -387,6 +387,7 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on_to_the_same_figures(
     assert len(here) == 80
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_unbiased_estimators_are_within_noise_and_exact_has_none() -> None:
     assert (rloo.warm_up, rows["reinforce"].warm_up) == (0, 200), "a moving average is learned first"
 
 
+@pytest.mark.slow
 def test_the_bias_of_direct_grows_with_epsilon_and_its_deviation_falls() -> None:
     small, large = _diagnose("1x10", "direct", "direct.epsilon=100,3", draws=1000).rows
     assert (small.label, large.label) == ("direct epsilon=3", "direct epsilon=100")
@@ -62,6 +63,7 @@ def test_rare_draws_are_not_taken_for_a_bias() -> None:
     assert row.within_noise
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_a_plain_loop() -> None:
     model, split = random_start(configure({"latent": "2x3", "device": "cpu"}))
     images = choose_images(split, 3, 0)
@@ -189,6 +191,7 @@ def test_the_command_at_a_run(capsys: pytest.CaptureFixture[str], train: Callabl
     assert "leave out --latent, --model" in err
 
 
+@pytest.mark.slow
 def test_a_pair_that_cannot_be_costs_its_row_and_names_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--latent", "20x10", "--images", 2, "--draws", 2, "--device", "cpu", "--quiet"]
     code, out, _ = _command(capsys, *options, "--estimators", "exact,rloo")

@@ -530,6 +530,7 @@ def test_metrics_count_answers_and_refusals_and_sigterm_ends_well_without_torch(
         assert (process.returncode, output) == (0, "heavy:\n")
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_is_running(bundle: Path) -> None:
     request = json.dumps({"inputs": [image(2)]}).encode()
     with (

@@ -67,6 +67,7 @@ def test_a_run_that_was_killed_before_its_pictures_is_finished(
     assert json.loads((path / "summary.json").read_text()) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_no_pictures_stops_no_other(train: Callable[..., Run], tmp_path: Path) -> None:
     runs = [train(name) for name in ("one", "other")]
     runs[0].checkpoint_file.unlink()

@@ -90,6 +90,7 @@ def test_interrupted_and_resumed_they_equal_undisturbed_ones(tmp_path: Path) -> 
         assert_same(ours, theirs)
 
 
+@pytest.mark.slow
 def test_seeds_that_are_not_equally_far_are_brought_together(tmp_path: Path) -> None:
     """As after a kill, or after one of them was continued alone."""
     config = configure(SETTINGS)
@@ -137,6 +138,7 @@ class Recorded(CudaGraphSteps):
             step()
 
 
+@pytest.mark.slow
 def test_one_graph_has_the_steps_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With calls in the place of the graph: whole batches are replayed, the short one at the end of an epoch is not."""
     monkeypatch.setattr("dgrad.training.step.CudaGraphSteps", Recorded)
@@ -274,6 +276,7 @@ def test_pictures_that_are_missing_are_made(command: Callable[..., tuple[int, st
     assert after["test_bound"] == before["test_bound"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_all_and_says_how_to_go_on(
     command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

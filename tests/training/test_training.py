@@ -117,6 +117,7 @@ def test_kill_9_then_resume_equals_an_undisturbed_run(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+@pytest.mark.slow
 def test_evaluating_more_often_changes_no_weight(tmp_path: Path) -> None:
     weights = []
     for every in (1, 3):
@@ -271,6 +272,7 @@ def test_a_run_directory_is_complete(train: Callable[..., Run]) -> None:
     assert configure(json.loads(run.config_file.read_text())) == run.config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "other"])
 def test_a_damaged_checkpoint_is_refused(train: Callable[..., Run], damage: str, tmp_path: Path) -> None:
     run = train()
@@ -307,6 +309,7 @@ def test_a_checkpoint_whose_state_is_wrong_is_refused(
         resume(run.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["noise", "optimizer.", "batches.position", "loss_sum"])
 def test_a_checkpoint_that_lacks_a_part_is_not_resumed(train: Callable[..., Run], missing: str) -> None:
     run = train()

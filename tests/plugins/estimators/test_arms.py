@@ -28,6 +28,7 @@ def test_arms_with_two_samples_is_disarm() -> None:
         assert ((differ.mean(0) - often).abs() <= 5 * (often * (1 - often) / 2000).sqrt() + 1e-9).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [2, 3, 4, 9])
 def test_the_correlation_of_arms_is_the_stated_one(samples: int) -> None:
     """Against the textbook form where it is accurate, the frequencies, and with 2 samples sig(|phi|)."""

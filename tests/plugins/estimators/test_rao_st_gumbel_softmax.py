@@ -11,6 +11,7 @@ from dgrad.testing import monte_carlo_gradient, small_logits, small_objectives
 from dgrad_plugins.estimators._conditional import conditional_potentials
 
 
+@pytest.mark.slow
 def test_rao_has_the_mean_of_st_gumbel_softmax_and_less_variance() -> None:
     layer = dgrad.latent("2x4")
     logits, loss = small_logits(layer), small_objectives(layer)[BEYOND]

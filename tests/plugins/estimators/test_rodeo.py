@@ -54,6 +54,7 @@ def test_the_stein_operator_and_the_local_expectation_of_the_surrogates_written_
             torch.testing.assert_close(local[m, 0], expected_local)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [2, 4])
 @pytest.mark.parametrize("spec", ["3x2", "2x4"])
 def test_rodeo_is_unbiased_with_any_coefficients(spec: str, samples: int) -> None:

@@ -125,6 +125,7 @@ def test_training_draws_images_whose_labels_were_spread_labels() -> None:
     assert (pool.labels == labels[pool.index]).float().mean() > 0.8  # of ten classes, two images of each shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0, 0.8])
 def test_training_says_how_many_images_are_labelled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float
@@ -138,6 +139,7 @@ def test_training_says_how_many_images_are_labelled(
     assert f"latent 1x10, {count} labelled images, 2 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
     config = configure(SETTINGS)
     runs = [Run.create(tmp_path / name, config) for name in ("whole", "broken")]
