@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from helpers import BEYOND, gradient_of, slope_at, softmax_jacobian, times
 from torch import Generator
