@@ -9,6 +9,7 @@ def test_conforms(estimator, check):
 
 from dgrad.testing._checks import CHECKS, NotApplicable
 from dgrad.testing._kit import CheckResult, ConformanceError, check_estimator, parametrize_with_checks, run_checks
+from dgrad.testing._objective_checks import ObjectiveError, check_objective
 from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "CheckResult",
     "ConformanceError",
     "NotApplicable",
+    "ObjectiveError",
     "check_estimator",
+    "check_objective",
     "exact_gradient",
     "monte_carlo_gradient",
     "parametrize_with_checks",
