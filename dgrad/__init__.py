@@ -2,7 +2,8 @@
 
     layer = dgrad.latent("20x10")                            # 20 categorical variables of 10 values
     estimator = dgrad.estimator("direct", epsilon=0.5)       # a gradient estimator, by its registered name
-    estimate = estimator(layer, logits, lambda codes: reconstruction_loss(decoder(codes), x))
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    estimate = estimator(layer, logits, objective)
     (estimate.loss.mean() + layer.kl(logits).mean()).backward()
 
 Names are loaded on first use, so that programs which need a part of dgrad (the command's help, the exported
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
+    from dgrad.vae.likelihoods import bernoulli, squared_error
+    from dgrad.vae.objectives import objective
 
 __version__ = "0.1.0"
 
@@ -37,6 +40,8 @@ _HOMES = {
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
+    "vae.likelihoods": ["bernoulli", "squared_error"],
+    "vae.objectives": ["objective"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -60,6 +65,7 @@ __all__ = [
     "Traits",
     "__version__",
     "add_gradient",
+    "bernoulli",
     "datasets",
     "estimator",
     "estimators",
@@ -68,10 +74,12 @@ __all__ = [
     "latents",
     "load_plugin",
     "models",
+    "objective",
     "recordable",
     "refine",
     "replace_gradient",
     "schedule",
+    "squared_error",
 ]
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import CodeLoss, Objective, as_objective, in_dtype
+from dgrad.core.objectives import CodeLoss, Objective, as_objective, differentiated, in_dtype
 from dgrad.core.schedules import Constant, Schedule, schedule
 from dgrad.errors import InputError
 
@@ -71,6 +71,7 @@ class Traits:
             evaluated.
         perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`. These are draws
             of q where a code's parts are independent, not on structured layers.
+        pathwise: whether the gradient flows through the code into the objective, so that examples may be coupled.
         limit: where the bias of a biased one vanishes; None where it vanishes nowhere that can be stated.
     """
 
@@ -83,6 +84,7 @@ class Traits:
     kl_inside: bool = False
     unbiased_value: bool = True
     perturbs: bool = False
+    pathwise: bool = False
     limit: ExactLimit | None = None
 
     def supports(self, layer: LatentLayer) -> bool:
@@ -131,6 +133,9 @@ class GradientEstimator(nn.Module, ABC):
     ) -> Estimate:
         """Estimate the objective and its gradient.
 
+        The objective is one independent loss for each example: no example's loss may depend on the code of another.
+        `dgrad.testing.check_objective` checks that.
+
         Logits of half precision are widened to float32 for the estimate; the objective still gets codes in their dtype.
 
         Args:
@@ -140,7 +145,8 @@ class GradientEstimator(nn.Module, ABC):
             generator: the source of all randomness, on the logits' device; the global generator where it is None.
 
         Raises:
-            InputError: the logits do not fit the layer, or the estimator does not support it.
+            InputError: the logits do not fit the layer, the estimator does not support it, or the objective is not one
+                that the estimator can use.
         """
         if not logits.is_floating_point():
             raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
@@ -152,13 +158,28 @@ class GradientEstimator(nn.Module, ABC):
         why_unsupported = self.traits.why_unsupported(layer)
         if why_unsupported is not None:
             raise InputError(why_unsupported)
-        objective = as_objective(objective)
+        objective = self._usable(as_objective(objective))
         wide = logits
         if logits.dtype in (torch.float16, torch.bfloat16):
             wide, objective = logits.float(), in_dtype(objective, logits.dtype)
         estimate = self.estimate(layer, wide, objective, generator=generator)
         _check_estimate(type(self).__name__, estimate, logits)
         return estimate
+
+    def _usable(self, objective: Objective) -> Objective:
+        """The objective as this estimator uses it.
+
+        Raises:
+            InputError: it couples examples, and the estimator needs independent ones.
+        """
+        traits, name = self.traits, type(self).__name__
+        if objective.couples_examples and not traits.pathwise:
+            raise InputError(
+                f"{name} takes each example's loss for a function of its own code, and this objective couples "
+                "examples; expected independent losses, or an estimator that differentiates through the codes, such as "
+                "gumbel-softmax"
+            )
+        return differentiated(objective, name) if traits.differentiable_objective else objective
 
     def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
         """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.

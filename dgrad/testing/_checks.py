@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import CodeLoss
+from dgrad.core.objectives import CodeLoss, Objective
 from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 
 DRAWS = 20_000
@@ -180,18 +180,24 @@ def evaluations(estimator: GradientEstimator, layer: LatentLayer) -> None:
     stated = estimator.traits.evaluations(layer)
     wide, single, half = torch.float64, torch.float32, torch.bfloat16
     for dtype, gradient in ((wide, True), (wide, False), (single, True), (half, True)):
-        evaluated = 0
-
-        def loss(codes: Tensor) -> Tensor:
-            nonlocal evaluated
-            evaluated += codes.shape[0]
-            return small_objectives(layer)["smooth"](codes)
-
+        loss = _Counted(small_objectives(layer)["smooth"])
         logits = small_logits(layer, batch=4).to(dtype).requires_grad_()
         with torch.set_grad_enabled(gradient):
             estimator(layer, logits, loss)
         where = f"in {dtype}" if gradient else "under no_grad"
-        assert evaluated == stated, f"{evaluated} evaluations for each example {where}; the trait says {stated}"
+        assert loss.count == stated, f"{loss.count} evaluations for each example {where}; the trait says {stated}"
+
+
+class _Counted(Objective):
+    """Counts the codes of an example. Unlike a function, it never shares an evaluation among examples."""
+
+    def __init__(self, function: CodeLoss) -> None:
+        self.function = function
+        self.count = 0
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        self.count += codes.shape[0]
+        return self.function(codes)
 
 
 @_check
