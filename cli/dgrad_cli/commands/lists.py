@@ -42,7 +42,7 @@ def estimators(
         return
     for row in (row for row in rows if "error" in row):
         print(f"error: {row['error']}", file=sys.stderr)
-    columns = ["name", "unbiased", "needs a differentiable loss", "draw", "codes", f"evaluations at {latent}"]
+    columns = ["name", "unbiased", "needs a differentiable loss", "one pass", "pathwise", f"evaluations at {latent}"]
     print_table(
         [*columns, "hyper-parameters", "reference"],
         (
