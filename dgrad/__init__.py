@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgrad.core.estimator_tools import add_gradient, replace_gradient
-    from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Limit, Traits
+    from dgrad.core.gradient_estimator import Draw, Drawn, Estimate, ExactLimit, GradientEstimator, Limit, Traits
     from dgrad.core.latent_layer import LatentLayer, LogLinear, Moves, Toggles
     from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
+    from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
@@ -33,13 +34,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
     "core.estimator_tools": ["add_gradient", "replace_gradient"],
-    "core.gradient_estimator": ["Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
+    "core.gradient_estimator": ["Draw", "Drawn", "Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
     "hookspecs": ["hookimpl", "recordable"],
     "core.latent_layer": ["LatentLayer", "LogLinear", "Moves", "Toggles"],
     "core.objectives": ["Evaluation", "FunctionObjective", "KLObjective", "Objective"],
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
+    "core.weights": ["weights"],
     "vae.likelihoods": ["bernoulli", "squared_error"],
     "vae.objectives": ["objective"],
 }
@@ -47,6 +49,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DgradError",
+    "Draw",
+    "Drawn",
     "Estimate",
     "Evaluation",
     "ExactLimit",
@@ -80,6 +84,7 @@ __all__ = [
     "replace_gradient",
     "schedule",
     "squared_error",
+    "weights",
 ]
 
 

@@ -8,7 +8,7 @@ gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,15 @@ from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import CodeLoss, Objective, as_objective, differentiated, in_dtype
 from dgrad.core.schedules import Constant, Schedule, schedule
 from dgrad.errors import InputError
+
+ONE_PASS = (
+    "arm, arms, arsm, bitflip-1, direct-unbiased, disarm, exact, reinforce, relax, rloo, sum-and-sample, unordered-set"
+)
+PATHWISE = (
+    "aimle, direct-linear, gapped-st, gumbel-softmax, imle, perturbed, rao-st-gumbel-softmax, reinmax, "
+    "st-gumbel-softmax, straight-through"
+)
+"""The built-in estimators with the two traits, for error messages. A test holds them to the traits."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,10 @@ class Traits:
             evaluated.
         perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`. These are draws
             of q where a code's parts are independent, not on structured layers.
-        pathwise: whether the gradient flows through the code into the objective, so that examples may be coupled.
         limit: where the bias of a biased one vanishes; None where it vanishes nowhere that can be stated.
+        one_pass: whether the objective is evaluated only at codes that are drawn first, and never differentiated in
+            them: `draw` works.
+        pathwise: whether its gradient is that of a code with a gradient: `codes` works, and examples may be coupled.
     """
 
     unbiased: bool
@@ -84,8 +95,9 @@ class Traits:
     kl_inside: bool = False
     unbiased_value: bool = True
     perturbs: bool = False
-    pathwise: bool = False
     limit: ExactLimit | None = None
+    one_pass: bool = False
+    pathwise: bool = False
 
     def supports(self, layer: LatentLayer) -> bool:
         """Whether the estimator works with this layer."""
@@ -112,7 +124,6 @@ class GradientEstimator(nn.Module, ABC):
     def traits(self) -> Traits:
         """What is true of this instance."""
 
-    @abstractmethod
     def estimate(
         self,
         layer: LatentLayer,
@@ -121,7 +132,108 @@ class GradientEstimator(nn.Module, ABC):
         *,
         generator: Generator | None = None,
     ) -> Estimate:
-        """The estimate, for logits in float32 or wider and a layer that the traits support. Call the instance."""
+        """The estimate, for logits in float32 or wider and a layer that the traits support. Call the instance.
+
+        Estimators with `draw_codes` and `estimate_from`, or with `differentiable_codes`, inherit it. Others define it.
+        """
+        if self.traits.one_pass:
+            drawn = self.draw_codes(layer, logits, generator=generator)
+            return self.estimate_from(layer, logits, drawn, objective(drawn.codes))
+        codes, hard = self.differentiable_codes(layer, logits, generator=generator)
+        return Estimate(loss=objective(codes).mean(0), codes=hard)
+
+    def draw_codes(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], *, generator: Generator | None = None
+    ) -> Drawn:
+        """The first half of a one-pass estimator: every code whose loss it needs. Nothing in it has a gradient."""
+        raise _undefined(self, "draw_codes and estimate_from")
+
+    def estimate_from(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        drawn: Drawn,
+        loss: Float[Tensor, "samples batch"],
+    ) -> Estimate:
+        """The second half of a one-pass estimator: the estimate, from the loss of each code that was drawn."""
+        raise _undefined(self, "draw_codes and estimate_from")
+
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], *, generator: Generator | None = None
+    ) -> tuple[Float[Tensor, "samples batch *code"], Float[Tensor, "samples batch *code"]]:
+        """What a pathwise estimator evaluates: codes with a gradient, hard or relaxed. And the same codes, hard."""
+        raise _undefined(self, "differentiable_codes")
+
+    def draw(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], *, generator: Generator | None = None
+    ) -> Draw:
+        """Codes to act on now. `draw.estimate(loss)` learns from their losses later.
+
+        Args:
+            layer, logits, generator: as for a call.
+
+        Raises:
+            InputError: the estimator evaluates more than the codes that it draws, or the logits do not fit.
+
+        >>> import dgrad
+        >>> layer, logits = dgrad.latent("1x3"), torch.zeros(4, 1, 3, requires_grad=True)
+        >>> draw = dgrad.estimator("rloo", samples=2).draw(layer, logits)
+        >>> losses = draw.codes[..., 0, 0]  # from an environment, a person, another program
+        >>> draw.estimate(losses).loss.mean().backward()
+        """
+        if not self.traits.one_pass:
+            raise InputError(
+                f"{type(self).__name__} cannot draw codes now and learn later: it asks for the loss of other codes, or "
+                f"for a derivative; expected one of {ONE_PASS}, or another estimator whose traits say one_pass"
+            )
+        drawn = self.draw_codes(layer, self._prepare(layer, logits), generator=generator)
+        return Draw(self, layer, logits, drawn, torch.is_grad_enabled())
+
+    def codes(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        *,
+        reduction: str = "mean",
+        generator: Generator | None = None,
+    ) -> Float[Tensor, "samples batch *code"]:
+        """Codes with a gradient, `[S, B, *code]`, for a loss that lives elsewhere.
+
+        `estimator(layer, logits, f)` has the gradient of `f(estimator.codes(layer, logits))`. The codes are relaxed for
+        `gumbel-softmax` and hard for all others.
+
+        Args:
+            layer, logits, generator: as for a call.
+            reduction: whether your total is the mean of the losses of samples and examples, or their `sum`. `imle`
+                and `direct-linear` need to know: their step is in units of one loss.
+
+        Raises:
+            InputError: the estimator's gradient is not that of a code, or the logits do not fit.
+
+        >>> import dgrad
+        >>> layer, logits = dgrad.latent("1x3"), torch.zeros(4, 1, 3, requires_grad=True)
+        >>> codes = dgrad.estimator("st-gumbel-softmax").codes(layer, logits)
+        >>> codes[..., 0, 0].mean().backward()
+        """
+        if reduction not in ("mean", "sum"):
+            raise InputError(f"reduction must be mean or sum; got {reduction!r}")
+        if not self.traits.pathwise:
+            raise InputError(
+                f"{type(self).__name__} has no code with a gradient: it learns from losses; expected one of "
+                f"{PATHWISE}, or another estimator whose traits say pathwise"
+            )
+        wide = self._prepare(layer, logits)
+        scaled = wide.requires_grad and torch.is_grad_enabled() and reduction == "mean"
+        if scaled:
+            wide = wide.view_as(wide)
+        codes, hard = self.differentiable_codes(layer, wide, generator=generator)
+        losses = max(1, hard.shape[0] * hard.shape[1])
+        if scaled and losses > 1:
+            # The gradient that arrives is that of a mean: one loss has `losses` times as much.
+            wide.register_hook(lambda gradient: gradient / losses)
+            codes = codes.view_as(codes)
+            codes.register_hook(lambda gradient: gradient * losses)
+        return codes.to(logits.dtype)
 
     def forward(
         self,
@@ -148,6 +260,15 @@ class GradientEstimator(nn.Module, ABC):
             InputError: the logits do not fit the layer, the estimator does not support it, or the objective is not one
                 that the estimator can use.
         """
+        wide, objective = self._prepare(layer, logits), self._usable(as_objective(objective))
+        if wide.dtype != logits.dtype:
+            objective = in_dtype(objective, logits.dtype)
+        estimate = self.estimate(layer, wide, objective, generator=generator)
+        _check_estimate(f"{type(self).__name__}.estimate", estimate, logits)
+        return estimate
+
+    def _prepare(self, layer: LatentLayer, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, "batch *code"]:
+        """Logits as `estimate` gets them: checked, and in float32 or wider."""
         if not logits.is_floating_point():
             raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
         if logits.shape[1:] != layer.shape:
@@ -158,13 +279,7 @@ class GradientEstimator(nn.Module, ABC):
         why_unsupported = self.traits.why_unsupported(layer)
         if why_unsupported is not None:
             raise InputError(why_unsupported)
-        objective = self._usable(as_objective(objective))
-        wide = logits
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            wide, objective = logits.float(), in_dtype(objective, logits.dtype)
-        estimate = self.estimate(layer, wide, objective, generator=generator)
-        _check_estimate(type(self).__name__, estimate, logits)
-        return estimate
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def _usable(self, objective: Objective) -> Objective:
         """The objective as this estimator uses it.
@@ -214,6 +329,125 @@ class GradientEstimator(nn.Module, ABC):
         return ", ".join(f"{name}={value}" for name, value in self.schedules.items())
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What the first half of a one-pass estimator returns.
+
+    Attributes:
+        codes: `[S, B, *code]`, whose losses the second half needs.
+        kept: whatever else it drew, or read from a state that moves; the batch is the second axis of each.
+    """
+
+    codes: Float[Tensor, "samples batch *code"]
+    kept: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Codes that were drawn, to act on now and to learn from later. Made by `estimator.draw(layer, logits)`.
+
+    In an episode, each step has a draw. `Draw.cat` makes one of them, so that one pass of the policy learns from all.
+    A draw may be made under `torch.no_grad` or `torch.inference_mode`. Then give `estimate` the logits again.
+    """
+
+    estimator: GradientEstimator
+    layer: LatentLayer
+    logits: Float[Tensor, "batch *code"]
+    drawn: Drawn
+    has_graph: bool
+
+    @property
+    def codes(self) -> Float[Tensor, "samples batch *code"]:
+        """`[S, B, *code]`, in the dtype of the logits: the estimator needs the loss of each."""
+        return self.drawn.codes.to(self.logits.dtype)
+
+    def estimate(self, loss: Tensor, *, logits: Float[Tensor, "batch *code"] | None = None) -> Estimate:
+        """The estimate that a call would have returned, from the losses of the codes.
+
+        The estimator's averages take these losses in, as in a call. Baselines are from before the draw.
+
+        Args:
+            loss: `[S, B]`, lower is better: minus the return. A decoder behind it gets its gradient.
+            logits: the same logits computed again, with a graph, by the parameters that drew the codes. After a change
+                of the parameters the gradient is biased.
+
+        Raises:
+            InputError: losses or logits of another shape, or a draw without a graph and no logits.
+
+        >>> import dgrad
+        >>> layer, policy = dgrad.latent("1x2"), torch.nn.Linear(3, 2)
+        >>> estimator, draws, states = dgrad.estimator("reinforce"), [], torch.rand(5, 3)
+        >>> with torch.no_grad():
+        ...     for state in states:
+        ...         draws.append(estimator.draw(layer, policy(state).view(1, 1, 2)))
+        >>> episode = dgrad.Draw.cat(draws)
+        >>> returns = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
+        >>> estimate = episode.estimate(-returns, logits=policy(states).view(5, 1, 2))
+        >>> estimate.loss.mean().backward()
+        """
+        if logits is None:
+            if torch.is_grad_enabled() and not self.has_graph:
+                raise InputError(
+                    "a draw without a graph, made under no_grad or inference_mode; expected draw.estimate(loss, "
+                    "logits=policy(observations)): the same logits again, by the same parameters, with a graph"
+                )
+            logits = self.logits
+        elif logits.shape != self.logits.shape:
+            raise InputError(
+                f"logits of shape {list(logits.shape)} for a draw from logits of shape {list(self.logits.shape)}; "
+                "expected the same logits again"
+            )
+        self._check_loss(loss)
+        wide = self.estimator._prepare(self.layer, logits)
+        if wide.dtype != logits.dtype or not loss.is_floating_point():
+            loss = loss.to(wide.dtype)
+        # What was drawn under inference_mode cannot be saved for a backward pass.
+        tensors = (wide, self.drawn.codes, *self.drawn.kept)
+        wide, codes, *kept = (tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
+        estimate = self.estimator.estimate_from(self.layer, wide, Drawn(codes, tuple(kept)), loss)
+        _check_estimate(f"{type(self.estimator).__name__}.estimate_from", estimate, logits)
+        return estimate
+
+    def _check_loss(self, loss: Any) -> None:
+        samples, batch = self.drawn.codes.shape[:2]
+        if not isinstance(loss, Tensor):
+            raise InputError(f"a loss of type {type(loss).__name__}; expected a tensor of shape [{samples}, {batch}]")
+        if loss.shape == (samples, batch):
+            return
+        message = f"a loss of shape {list(loss.shape)}; expected one for each code of the draw, [{samples}, {batch}]"
+        if loss.shape in ((batch,), (1, batch)) and samples > 1:
+            message += (
+                f": {type(self.estimator).__name__} needs the losses of {samples} codes for each example. Where an "
+                "example can be tried once take reinforce or relax"
+            )
+        elif loss.shape == (batch,):
+            message += ": give loss.unsqueeze(0)"
+        raise InputError(message)
+
+    @classmethod
+    def cat(cls, draws: Sequence[Draw]) -> Draw:
+        """One draw of several, along the batch: the steps of an episode, or of many that differ in length.
+
+        Raises:
+            InputError: there are none, or they are of several estimators or layers.
+        """
+        if not draws:
+            raise InputError("no draws; expected at least one")
+        first = draws[0]
+        if any(draw.estimator is not first.estimator or draw.layer != first.layer for draw in draws):
+            raise InputError("draws of several estimators or latent layers; expected one estimator and one layer")
+        kept = zip(*(draw.drawn.kept for draw in draws), strict=True)
+        drawn = Drawn(torch.cat([draw.drawn.codes for draw in draws], 1), tuple(torch.cat(parts, 1) for parts in kept))
+        logits = torch.cat([draw.logits for draw in draws])
+        return cls(first.estimator, first.layer, logits, drawn, all(draw.has_graph for draw in draws))
+
+
+def _undefined(estimator: GradientEstimator, methods: str) -> InputError:
+    """The error of a plugin's estimator that lacks what its traits promise."""
+    name = type(estimator).__name__
+    return InputError(f"{name} does not define {methods}; expected estimate, or what its traits say: see {name}.traits")
+
+
 def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
     """Hold a plugin's estimator to the contract; by shapes alone, so that nothing waits for the device.
 
@@ -221,20 +455,18 @@ def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
         InputError: what it returned is no `Estimate`, or its shapes are wrong.
     """
     if not isinstance(estimate, Estimate):
-        raise InputError(
-            f"{name}.estimate returned a {type(estimate).__name__}; expected an Estimate(loss=..., codes=...)"
-        )
+        raise InputError(f"{name} returned a {type(estimate).__name__}; expected an Estimate(loss=..., codes=...)")
     if estimate.loss.shape != logits.shape[:1]:
         raise InputError(
-            f"{name}.estimate returned a loss of shape {list(estimate.loss.shape)}; expected one number for each "
+            f"{name} returned a loss of shape {list(estimate.loss.shape)}; expected one number for each "
             f"example, {list(logits.shape[:1])}: take the mean over the samples"
         )
     if estimate.codes.shape[1:] != logits.shape:
         raise InputError(
-            f"{name}.estimate returned codes of shape {list(estimate.codes.shape)}; expected [samples, "
+            f"{name} returned codes of shape {list(estimate.codes.shape)}; expected [samples, "
             f"{', '.join(map(str, logits.shape))}]"
         )
     if torch.is_grad_enabled() and logits.requires_grad and not estimate.loss.requires_grad:
         raise InputError(
-            f"{name}.estimate returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
+            f"{name} returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
         )

@@ -370,6 +370,57 @@ def limit(estimator: GradientEstimator, layer: LatentLayer) -> None:
         _compare(mean, error, truth, quantity, tolerance=0.03 * float(truth.abs().max()))
 
 
+# Other ways to use it
+
+
+@_check
+def draw_now_learn_later(estimator: GradientEstimator, layer: LatentLayer) -> None:
+    """`draw`, then `draw.estimate(loss)`, gives what a call gives, and leaves the same state."""
+    if not estimator.traits.one_pass:
+        raise NotApplicable("its traits say that it evaluates more than the codes that it draws")
+    loss = small_objectives(layer)["smooth"]
+    for dtype in (torch.float64, torch.bfloat16):
+        estimator = _after_some_steps(estimator, layer, loss)
+        leaf = small_logits(layer, batch=4).to(dtype).requires_grad_()
+        called, drew, acted = (copy.deepcopy(estimator) for _ in range(3))
+        expected = called(layer, leaf, loss, generator=Generator().manual_seed(5))
+        draw = drew.draw(layer, leaf, generator=Generator().manual_seed(5))
+        assert draw.codes.dtype == dtype, f"codes in {draw.codes.dtype}; expected the dtype of the logits, {dtype}"
+        with torch.no_grad():
+            later, first = (acted.draw(layer, leaf, generator=Generator().manual_seed(5)) for _ in range(2))
+        # Losses that come in between change no baseline.
+        first.estimate(7 * loss(first.codes) + 7, logits=leaf)
+        estimates = {
+            "a draw": draw.estimate(loss(draw.codes)),
+            "a draw without a graph": later.estimate(loss(later.codes), logits=leaf),
+        }
+        (truth,) = torch.autograd.grad(expected.loss.sum(), leaf)
+        for name, estimate in estimates.items():
+            (gradient,) = torch.autograd.grad(estimate.loss.sum(), leaf)
+            torch.testing.assert_close(gradient, truth, msg=f"{name} has another gradient: {{}}".format)
+            torch.testing.assert_close(estimate.loss, expected.loss)
+        for name, tensor in called.state_dict().items():
+            assert torch.equal(tensor, drew.state_dict()[name]), f"after a draw {name} is not what it is after a call"
+
+
+@_check
+def codes_with_a_gradient(estimator: GradientEstimator, layer: LatentLayer) -> None:
+    """The loss of `codes`, differentiated, gives what a call gives, for totals that are means and sums."""
+    if not estimator.traits.pathwise:
+        raise NotApplicable("its traits say that its gradient is not that of a code")
+    logits, loss = small_logits(layer, batch=4), small_objectives(layer)["smooth"]
+    expected = _gradient(estimator, layer, logits, loss, seed=5)
+    for reduction in ("mean", "sum"):
+        leaf = logits.clone().requires_grad_()
+        codes = copy.deepcopy(estimator).codes(layer, leaf, reduction=reduction, generator=Generator().manual_seed(5))
+        losses = loss(codes)
+        total, scale = (losses.mean(), len(logits)) if reduction == "mean" else (losses.sum(), 1 / len(codes))
+        (gradient,) = torch.autograd.grad(total, leaf)
+        torch.testing.assert_close(
+            scale * gradient, expected, msg=lambda text: f"codes give another gradient than a call: {text}"
+        )
+
+
 # State
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Generator
+from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Objective, Traits
 from dgrad.core.latent_layer import Logits
 from dgrad.errors import approx_int
 
@@ -41,16 +41,24 @@ class Exact(GradientEstimator):
             evaluations=lambda layer: layer.support_size,
             reference="enumeration",
             why_unsupported=needs_small_support("exact", " or an estimator that samples"),
+            one_pass=True,
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        support = layer.enumerate(like=logits)  # [K, *code]
-        codes = support.unsqueeze(1)  # [K, 1, *code]
+        drawn = self.draw_codes(layer, logits)
+        # The same codes for all examples: a decoder runs once for each.
+        losses = objective.everywhere(layer.enumerate(like=logits), len(logits))  # [K, B]
+        return self.estimate_from(layer, logits, drawn, losses)
+
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        return Drawn(layer.enumerate(like=logits).unsqueeze(1).expand(-1, *logits.shape))  # [K, B, *code]
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        support = layer.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
         # sum_z q(z) f(z)
-        loss = (layer.log_prob(logits, codes).exp() * objective.everywhere(support, len(logits))).sum(0)  # [B]
-        return Estimate(loss=loss, codes=codes.expand(-1, *logits.shape))
+        return Estimate(loss=(layer.log_prob(logits, support).exp() * loss).sum(0), codes=drawn.codes)
 
 
 def needs_small_support(name: str, remedy: str) -> Callable[[LatentLayer], str | None]:
