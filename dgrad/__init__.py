@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
+    from dgrad.core.sites import restricted
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
@@ -37,6 +38,7 @@ _HOMES = {
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
+    "core.sites": ["restricted"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -69,6 +71,7 @@ __all__ = [
     "recordable",
     "refine",
     "replace_gradient",
+    "restricted",
     "schedule",
 ]
 

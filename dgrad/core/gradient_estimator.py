@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import CodeLoss, Objective, as_objective, in_dtype
+from dgrad.core.objectives import CodeLoss, Objective
 from dgrad.core.schedules import Constant, Schedule, schedule
+from dgrad.core.site_objectives import ProblemObjective, objective_of
+from dgrad.core.sites import Problem, prepare
 from dgrad.errors import InputError
 
 
@@ -72,6 +74,8 @@ class Traits:
         perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`. These are draws
             of q where a code's parts are independent, not on structured layers.
         limit: where the bias of a biased one vanishes; None where it vanishes nowhere that can be stated.
+        losses_of_sites: whether each variable may have a loss of its own, so that `credit="future"` saves variance. It
+            calls the objective once, at draws of q, and weights what is 0 in the mean by the loss.
     """
 
     unbiased: bool
@@ -84,6 +88,7 @@ class Traits:
     unbiased_value: bool = True
     perturbs: bool = False
     limit: ExactLimit | None = None
+    losses_of_sites: bool = False
 
     def supports(self, layer: LatentLayer) -> bool:
         """Whether the estimator works with this layer."""
@@ -127,38 +132,64 @@ class GradientEstimator(nn.Module, ABC):
         logits: Float[Tensor, "batch *code"],
         objective: Objective | CodeLoss,
         *,
+        mask: Bool[Tensor, "batch sites"] | None = None,
+        credit: str = "example",
+        allowed: Bool[Tensor, "*allowed"] | None = None,
         generator: Generator | None = None,
     ) -> Estimate:
         """Estimate the objective and its gradient.
 
         Logits of half precision are widened to float32 for the estimate; the objective still gets codes in their dtype.
 
+        Logits of -inf forbid values. Forbidden values have probability 0 and are not evaluated. Their logits have no
+        gradient. On other devices than the CPU and under `torch.compile` only `allowed` spares their evaluation.
+
+        A sequence is one example of T sites: logits `[B, T, *layer.shape]` and codes `[S, B, T, *layer.shape]`. The
+        code of a padded site is zeros.
+
         Args:
             layer: the family of distributions.
-            logits: `[B, *layer.shape]`.
+            logits: `[B, *layer.shape]`, or `[B, T, *layer.shape]`.
             objective: the loss of each example as a function of its code, `[S, B, *code] -> [S, B]`.
+            mask: `[B, T]`, False where a site is padding: without a draw, an evaluation or a gradient.
+            credit: what a site's code can change. `example`: the loss of its example. `site`: the loss of its site
+                alone; `future`: the losses of its site and the later ones. For these two the objective gives a loss for
+                each site, `[S, B, T]`. Their sum is estimated.
+            allowed: broadcasts against the logits, False where a value is forbidden.
             generator: the source of all randomness, on the logits' device; the global generator where it is None.
 
         Raises:
             InputError: the logits do not fit the layer, or the estimator does not support it.
         """
-        if not logits.is_floating_point():
-            raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
-        if logits.shape[1:] != layer.shape:
-            expected = ", ".join(map(str, ("batch", *layer.shape)))
-            raise InputError(
-                f"logits of shape {list(logits.shape)} do not fit the latent layer {layer}; expected [{expected}]"
-            )
-        why_unsupported = self.traits.why_unsupported(layer)
+        problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
+        of_problem = objective_of(problem, objective)
+        estimate = self.estimate(problem.layer, problem.logits, of_problem, generator=generator)
+        _check_estimate(type(self).__name__, estimate, problem.logits)
+        if problem.plain:
+            return estimate
+        assert isinstance(of_problem, ProblemObjective)
+        return Estimate(loss=problem.loss(estimate.loss, of_problem.losses), codes=problem.codes(estimate.codes))
+
+    def _prepare(
+        self,
+        layer: LatentLayer,
+        logits: Tensor,
+        *,
+        mask: Tensor | None = None,
+        credit: str = "example",
+        allowed: Tensor | None = None,
+    ) -> Problem:
+        """The plain problem of a call: a layer that the estimator supports, and finite logits.
+
+        Raises:
+            InputError: the logits do not fit the layer, or the estimator does not support it.
+        """
+        traits = self.traits
+        problem = prepare(layer, logits, mask=mask, allowed=allowed, credit=credit, local_losses=traits.losses_of_sites)
+        why_unsupported = traits.why_unsupported(problem.layer)
         if why_unsupported is not None:
             raise InputError(why_unsupported)
-        objective = as_objective(objective)
-        wide = logits
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            wide, objective = logits.float(), in_dtype(objective, logits.dtype)
-        estimate = self.estimate(layer, wide, objective, generator=generator)
-        _check_estimate(type(self).__name__, estimate, logits)
-        return estimate
+        return problem
 
     def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
         """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.

@@ -76,15 +76,16 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
         at = objective.at(codes, differentiable=True)
         with torch.no_grad():
             slope = at.slope()  # [S, B, *code]
-            size = _norm(slope)  # [S, B, 1 ...]
+            size = _norm(layer.free(slope))  # [S, B, 1 ...]
             # lambda h = beta |phi + G| h / |h|
-            reach = self.strength * _norm(potentials)
+            reach = self.strength * _norm(layer.free(potentials))
             move = reach * (slope / size.clamp_min(torch.finfo(size.dtype).tiny))
             # [z(phi + G + lambda h) - z(phi + G - lambda h)] / (2 lambda), without a division by |h|, which may be 0
             changed = layer.argmax(potentials + move) - layer.argmax(potentials - move)
             direction = changed * size / (2 * reach)
             # After its use, so that an example's gradient depends on no other example of this step.
-            share = changed.any(-1).float().mean()
+            rows = layer.free(torch.ones_like(potentials)).any(-1)
+            share = changed.any(-1).sum() / rows.sum().clamp_min(1)
             self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 

@@ -50,6 +50,7 @@ class AntitheticSamples(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Dimitriev & Zhou 2021",
+            losses_of_sites=True,
             why_unsupported=needs_binary_rows("arms"),
         )
 

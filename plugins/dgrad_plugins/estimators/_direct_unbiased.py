@@ -52,6 +52,7 @@ class DirectUnbiased(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="this project; Lorberbom et al. 2019",
+            losses_of_sites=True,
         )
 
     def estimate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits
 from dgrad.core.latent_layer import Logits
@@ -46,11 +46,15 @@ class Exact(GradientEstimator):
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        support = layer.enumerate(like=logits)  # [K, *code]
-        codes = support.unsqueeze(1)  # [K, 1, *code]
+        codes, log_q = layer.support(logits)  # [K, 1 or B, *code], [K, B]
         # sum_z q(z) f(z)
-        loss = (layer.log_prob(logits, codes).exp() * objective.everywhere(support, len(logits))).sum(0)  # [B]
+        loss = (log_q.exp() * losses_of_support(codes, len(logits), objective)).sum(0)  # [B]
         return Estimate(loss=loss, codes=codes.expand(-1, *logits.shape))
+
+
+def losses_of_support(codes: Tensor, batch: int, objective: Objective) -> Tensor:
+    """The loss of every example at its codes `[K, 1 or B, *code]`, `[K, B]`."""
+    return objective.everywhere(codes.squeeze(1), batch) if codes.shape[1] == 1 else objective(codes)
 
 
 def needs_small_support(name: str, remedy: str) -> Callable[[LatentLayer], str | None]:

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, add_gradient, replace_gradient
 from dgrad.core.estimator_tools import check_choice, check_count, layer_missing, weighted
 from dgrad.core.latent_layer import Logits
+from dgrad.core.sites import plain_shape
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
 
 BASELINES = ("none", "moving-average", "input-dependent")
@@ -57,16 +58,17 @@ class Reinforce(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Williams 1992",
+            losses_of_sites=True,
         )
 
     def set_layer(self, layer: LatentLayer) -> None:
         if self.baseline == "input-dependent":
-            self.network = ScalarNetwork(layer.shape, self.hidden)
+            self.network = ScalarNetwork(plain_shape(layer), self.hidden)
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        baseline = self._predict(logits.detach())  # [B] or a number
+        baseline = self._predict(layer.free(logits.detach()))  # [B] or a number
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         with torch.no_grad():

@@ -41,6 +41,7 @@ class LeaveOneOut(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Kool et al. 2019",
+            losses_of_sites=True,
         )
 
     def estimate(
