@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from dgrad.core.latent_layer import LatentLayer
@@ -132,9 +132,9 @@ class GradientEstimator(nn.Module, ABC):
         logits: Float[Tensor, "batch *code"],
         objective: Objective | CodeLoss,
         *,
-        mask: Bool[Tensor, "batch sites"] | None = None,
+        mask: Tensor | None = None,
         credit: str = "example",
-        allowed: Bool[Tensor, "*allowed"] | None = None,
+        allowed: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Estimate:
         """Estimate the objective and its gradient.
@@ -151,11 +151,11 @@ class GradientEstimator(nn.Module, ABC):
             layer: the family of distributions.
             logits: `[B, *layer.shape]`, or `[B, T, *layer.shape]`.
             objective: the loss of each example as a function of its code, `[S, B, *code] -> [S, B]`.
-            mask: `[B, T]`, False where a site is padding: without a draw, an evaluation or a gradient.
+            mask: bool `[B, T]`, False where a site is padding: without a draw, an evaluation or a gradient.
             credit: what a site's code can change. `example`: the loss of its example. `site`: the loss of its site
                 alone; `future`: the losses of its site and the later ones. For these two the objective gives a loss for
                 each site, `[S, B, T]`. Their sum is estimated.
-            allowed: broadcasts against the logits, False where a value is forbidden.
+            allowed: bool, broadcasts against the logits, False where a value is forbidden.
             generator: the source of all randomness, on the logits' device; the global generator where it is None.
 
         Raises:

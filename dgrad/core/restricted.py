@@ -89,14 +89,14 @@ class Restricted(LatentLayer):
     def lowered(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         """Potentials with forbidden coordinates so low that no code has them."""
         with torch.no_grad():
+            kept = self.allowed_on(potentials.device) & (potentials != -torch.inf)
             if self.one_hot_rows:
-                floor = torch.where(self.allowed_on(potentials.device), potentials, torch.inf).amin(-1, keepdim=True)
+                floor = torch.where(kept, potentials, torch.inf).amin(-1, keepdim=True)
             else:  # a code has several coordinates, whose sum counts
                 axes = tuple(range(-len(self.shape), 0))
-                size = torch.where(self.allowed_on(potentials.device), potentials, 0).abs().sum(axes, keepdim=True)
-                floor = -size
+                floor = -torch.where(kept, potentials, 0).abs().sum(axes, keepdim=True)
             floor = floor - (GAP if potentials.dtype != torch.float16 else GAP / 10)
-        return torch.where(self.allowed_on(potentials.device), potentials, floor)
+        return torch.where(kept, potentials, floor)
 
     def free(self, values: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         """Values with 0 at forbidden coordinates, and in rows with a single allowed value."""
@@ -163,13 +163,13 @@ class Restricted(LatentLayer):
         return self.prior_on(like.device).sum(-1).to(like.dtype).log()
 
     @property
-    def log_prior(self) -> Float[Tensor, " #batch"]:
+    def log_prior(self) -> float | Float[Tensor, " #batch"]:
         """`log p(z)`, in nats: the same for every code of an example."""
         like = torch.zeros((), dtype=torch.float64, device=self.allowed.device)
         if self.one_hot_rows:
             return -self._log_counts(like).sum(-1)
         if self.prior is None:
-            return torch.full_like(like, self.layer.log_prior).expand(1)
+            return self.layer.log_prior
         # log q of any code with equal logits: the number of allowed codes
         zeros = Restricted(self.layer, self.prior).lowered(self.prior.to(like.dtype) * 0)
         return self.layer.log_prob(zeros, self.layer.argmax(zeros).unsqueeze(0)).squeeze(0)
@@ -196,7 +196,7 @@ class Restricted(LatentLayer):
         self, logits: Float[Tensor, "batch *code"]
     ) -> tuple[Float[Tensor, "codes #batch *code"], Float[Tensor, "codes batch"]]:
         if not self.one_hot_rows:
-            return super().support(logits)
+            return self.layer.support(self.lowered(logits))
         codes, once = self._listed(logits)
         return codes, torch.where(once, self.log_prob(logits, codes), -torch.inf)
 

@@ -190,7 +190,7 @@ def prepare(
     _check_bool("mask", mask)
     _check_bool("allowed", allowed)
     if isinstance(layer, Sites):
-        layer, mask, allowed = layer.layer, _both(layer.mask, mask), _both(layer.allowed, allowed)
+        mask, allowed, layer = _both(layer.mask, mask), _both(layer.allowed, allowed), layer.layer
     if not logits.is_floating_point():
         raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
     axes, given = len(layer.shape), logits
