@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
+    from dgrad.core.sites import restricted
     from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
@@ -38,6 +39,7 @@ _HOMES = {
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
+    "core.sites": ["restricted"],
     "core.weights": ["weights"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -73,6 +75,7 @@ __all__ = [
     "recordable",
     "refine",
     "replace_gradient",
+    "restricted",
     "schedule",
     "weights",
 ]

@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.restricted import visible
+from dgrad.core.sites import prepare
 from dgrad.errors import InputError
 
 CodeLoss = Callable[[Tensor], Tensor]
@@ -70,10 +72,10 @@ class Objective(ABC):
         return self(codes.unsqueeze(1).expand(-1, batch, *codes.shape[1:]))
 
     def __add__(self, other: Objective) -> Objective:
-        return _Combined(operator.add, self, other)
+        return Sum(operator.add, self, other)
 
     def __rmul__(self, weight: float | Tensor) -> Objective:
-        return _Combined(lambda loss: weight * loss, self)
+        return Sum(lambda loss: weight * loss, self)
 
 
 class Evaluation:
@@ -88,6 +90,9 @@ class Evaluation:
         loss: `[S, B]`, differentiable as a call of the objective is.
     """
 
+    allowed: Tensor | None = None
+    """Bool, broadcasts against one-hot codes: the values that a sweep evaluates. None for all."""
+
     def __init__(
         self,
         objective: Objective,
@@ -97,6 +102,13 @@ class Evaluation:
         self.objective = objective
         self.codes = codes
         self.loss = loss
+
+    def restrict(self, allowed: Tensor) -> None:
+        """Evaluate no forbidden value in a sweep by calls. Where it is in the table, anything may stand.
+
+        An evaluation that is made of others hands it on.
+        """
+        self.allowed = allowed
 
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         """The loss with row i of the code replaced by `onehot(j)`, for every (i, j)."""
@@ -157,18 +169,36 @@ class Evaluation:
         own = codes.argmax(-1).gather(-1, rows)  # [S, B, m]
         result = self.loss.detach()[..., None].repeat(1, 1, n * k)  # [S, B, n*k]
         # A change is an index into `rows` and an offset from 1 to k-1: a row's own value is not evaluated again.
-        device = codes.device
+        device, per_call = codes.device, max(1, self.objective.codes_per_call // (samples * batch))
         changes = torch.cartesian_prod(torch.arange(rows.shape[-1], device=device), torch.arange(1, k, device=device))
-        for part in changes.split(max(1, self.objective.codes_per_call // (samples * batch))):
-            indices, offsets = part.unbind(-1)
-            values, of_row = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, c]
-            changed = codes.unsqueeze(2).repeat(1, 1, len(indices), 1, 1)  # [S, B, c, n, k]
+        indices, offsets = changes.unbind(-1)
+        all_values, all_rows = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, C]
+        if self.allowed is not None:
+            all_values, all_rows = _allowed_changes(
+                all_values, all_rows, own[..., indices], self.allowed.expand_as(codes)
+            )
+        for values, of_row in zip(all_values.split(per_call, -1), all_rows.split(per_call, -1), strict=True):
+            changed = codes.unsqueeze(2).repeat(1, 1, values.shape[-1], 1, 1)  # [S, B, c, n, k]
             one_hot = F.one_hot(values, k).to(codes.dtype).unsqueeze(3)
             changed.scatter_(3, of_row[..., None, None].expand(-1, -1, -1, 1, k), one_hot)
             losses = self.objective(changed.movedim(2, 0).reshape(-1, batch, n, k))  # [c*S, B]
-            losses = losses.view(len(indices), samples, batch).movedim(0, 2).to(result.dtype)  # [S, B, c]
+            losses = losses.view(-1, samples, batch).movedim(0, 2).to(result.dtype)  # [S, B, c]
             result.scatter_(-1, of_row * k + values, losses)
         return result.view(samples, batch, n, k)
+
+
+def _allowed_changes(values: Tensor, rows: Tensor, own: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Of changes `[S, B, C]` to `values` of `rows`, the allowed ones: as many as the code with the most has.
+
+    The other codes have some changes to their own value on top, which change nothing.
+    """
+    k = allowed.shape[-1]
+    fine = allowed.flatten(-2).gather(-1, rows * k + values)
+    order = fine.int().argsort(dim=-1, descending=True, stable=True)
+    counts = visible(fine.sum(-1))
+    if counts is not None:
+        order = order[..., : counts.max(initial=0)]
+    return torch.where(fine, values, own).gather(-1, order), rows.gather(-1, order)
 
 
 class FunctionObjective(Objective):
@@ -205,14 +235,29 @@ class KLObjective(Objective):
     variance (Roeder et al. 2017). The sweep is closed-form, because `log q` is linear in the code.
     """
 
-    def __init__(self, layer: LatentLayer, logits: Float[Tensor, "batch *code"]) -> None:
-        self.layer = layer
-        self.logits = logits.detach()
+    def __init__(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        *,
+        mask: Tensor | None = None,
+        allowed: Tensor | None = None,
+        credit: str = "example",
+    ) -> None:
+        self.problem = prepare(layer, logits.detach(), mask=mask, allowed=allowed, credit=credit, local_losses=True)
+        self.layer = self.problem.layer
+        self.logits = self.problem.logits.to(logits.dtype)
 
-    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
-        return self.layer.log_prob(self.logits, codes) - self.layer.log_prior
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch *sites"]:
+        log_prior = self.layer.log_prior
+        if isinstance(log_prior, Tensor):
+            log_prior = log_prior.to(self.logits.dtype)
+        loss = self.layer.log_prob(self.logits, self.problem.folded_codes(codes)) - log_prior
+        return loss.unflatten(-1, (-1, self.problem.sites or 1)) if self.problem.folded else loss
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
+        if self.problem.sites is not None:
+            return super().evaluate(codes)
         return _KLEvaluation(self, codes, self(codes))
 
 
@@ -276,6 +321,9 @@ class _CachedEvaluation(Evaluation):
         super().__init__(objective, inner.codes, inner.loss)
         self.inner = inner
 
+    def restrict(self, allowed: Tensor) -> None:
+        self.inner.restrict(allowed)
+
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         cache = self.objective
         key = (cache.name, self.codes.shape, self.codes.argmax(-1).cpu().numpy().tobytes())
@@ -296,7 +344,7 @@ class _CachedEvaluation(Evaluation):
         return self.sweep() if layer.one_hot_rows else self.inner.potentials(layer)
 
 
-class _Combined(Objective):
+class Sum(Objective):
     """A function of the losses of parts that is linear in them: a sum, a multiple."""
 
     def __init__(self, combine: Callable[..., Tensor], *parts: Objective) -> None:
@@ -310,10 +358,10 @@ class _Combined(Objective):
         return self.combine(*(part.everywhere(codes, batch) for part in self.parts))
 
     def evaluate(self, codes: Tensor) -> Evaluation:
-        return _CombinedEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])
+        return _SumEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])
 
 
-class _CombinedEvaluation(Evaluation):
+class _SumEvaluation(Evaluation):
     """The same function of the parts' losses, sweeps and potentials."""
 
     def __init__(
@@ -322,6 +370,10 @@ class _CombinedEvaluation(Evaluation):
         super().__init__(objective, codes, combine(*(part.loss for part in parts)))
         self.combine = combine
         self.parts = parts
+
+    def restrict(self, allowed: Tensor) -> None:
+        for part in self.parts:
+            part.restrict(allowed)
 
     @torch.no_grad()
     def sweep(self) -> Tensor:
@@ -354,7 +406,7 @@ class _InDtype(Objective):
 
     def evaluate(self, codes: Tensor) -> Evaluation:
         inner = self.inner.evaluate(codes.to(self.dtype))
-        return _CombinedEvaluation(self, codes, lambda losses: losses.to(codes.dtype), [inner])
+        return _SumEvaluation(self, codes, lambda losses: losses.to(codes.dtype), [inner])
 
 
 def as_objective(objective: Objective | CodeLoss) -> Objective:
