@@ -136,11 +136,11 @@ class GradientEstimator(nn.Module, ABC):
 
         Estimators with `draw_codes` and `estimate_from`, or with `differentiable_codes`, inherit it. Others define it.
         """
-        if self.traits.one_pass:
-            drawn = self.draw_codes(layer, logits, generator=generator)
-            return self.estimate_from(layer, logits, drawn, objective(drawn.codes))
-        codes, hard = self.differentiable_codes(layer, logits, generator=generator)
-        return Estimate(loss=objective(codes).mean(0), codes=hard)
+        if type(self).differentiable_codes is not GradientEstimator.differentiable_codes:
+            codes, hard = self.differentiable_codes(layer, logits, generator=generator)
+            return Estimate(loss=objective(codes).mean(0), codes=hard)
+        drawn = self.draw_codes(layer, logits, generator=generator)
+        return self.estimate_from(layer, logits, drawn, objective(drawn.codes))
 
     def draw_codes(
         self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], *, generator: Generator | None = None
