@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dgrad.core.estimator_tools import add_gradient, replace_gradient
     from dgrad.core.gradient_estimator import Draw, Drawn, Estimate, ExactLimit, GradientEstimator, Limit, Traits
-    from dgrad.core.latent_layer import LatentLayer, Moves
+    from dgrad.core.latent_layer import LatentLayer, LogLinear, Moves, Toggles
     from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
@@ -34,7 +34,7 @@ _HOMES = {
     "core.estimator_tools": ["add_gradient", "replace_gradient"],
     "core.gradient_estimator": ["Draw", "Drawn", "Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
     "hookspecs": ["hookimpl", "recordable"],
-    "core.latent_layer": ["LatentLayer", "Moves"],
+    "core.latent_layer": ["LatentLayer", "LogLinear", "Moves", "Toggles"],
     "core.objectives": ["Evaluation", "FunctionObjective", "KLObjective", "Objective"],
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
@@ -57,10 +57,12 @@ __all__ = [
     "KLObjective",
     "LatentLayer",
     "Limit",
+    "LogLinear",
     "Moves",
     "Objective",
     "RunError",
     "Schedule",
+    "Toggles",
     "Traits",
     "__version__",
     "add_gradient",

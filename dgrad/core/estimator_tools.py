@@ -91,6 +91,23 @@ def check_count(name: str, got: int, *, least: int = 1) -> int:
     return got
 
 
+def needs(name: str, *members: str) -> Callable[[LatentLayer], str | None]:
+    """Why an estimator that uses members which layers may leave out, such as `noise`, does not support a layer."""
+
+    def why_unsupported(layer: LatentLayer) -> str | None:
+        for member in members:
+            if not layer.defines(member):
+                return f"{name} needs the {member} of a latent, and {layer} defines none: take rloo"
+        return None
+
+    return why_unsupported
+
+
+def needs_all(*reasons: Callable[[LatentLayer], str | None]) -> Callable[[LatentLayer], str | None]:
+    """The first of these reasons why an estimator does not support a layer."""
+    return lambda layer: next((why for reason in reasons if (why := reason(layer)) is not None), None)
+
+
 def needs_one_hot_rows(name: str) -> Callable[[LatentLayer], str | None]:
     """Why an estimator that changes one categorical row at a time does not support a layer."""
 

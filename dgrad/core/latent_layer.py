@@ -7,45 +7,102 @@ codes have the samples `S` in front of the batch:
     logits  [B, *shape]        one distribution for each example
     codes   [S, B, *shape]     samples, hard: zeros and ones, in the logits' dtype
     losses  [S, B]             one number for each code
+
+Every layer is a `LatentLayer`. A structure whose `log q(z)` is `<logits, z> - log Z` is a `LogLinear`: from `log_z`
+follow its mean, entropy, KL and probabilities.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
+from dgrad.core.random import gumbel
+from dgrad.errors import InputError, approx_int
+
 Logits = Float[Tensor, "batch *code"]
 """One distribution for each example."""
+LISTED = 16
+"""The most coordinates of a code whose support is found by trying every setting: 65,536 of them."""
+RIDGE = 1e-8
+"""Makes a least-squares fit unique. In float64 it moves fitted potentials by some 1e-8 of their size."""
+
+
+# How a code is changed a little
 
 
 class Moves(ABC):
-    """How one variable of a code is changed by itself, in a layer without one-hot rows."""
+    """The neighbours of a code, in a layer without one-hot rows, and the potentials that describe them."""
 
     count: int
-    """In how many ways a code can be changed."""
+    """How many neighbours a code has."""
 
     @abstractmethod
     def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
-        """Every code that differs from these in one variable."""
+        """Every code that differs a little from these.
 
-    @abstractmethod
+        Neighbours may leave the support, where decoders do not mind. A code that has fewer than `count` is its own
+        neighbour.
+        """
+
     def potentials(
         self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
     ) -> Float[Tensor, "samples batch *code"]:
-        """Potentials `T` by which the neighbours differ from the codes: `<T, z'> - <T, z> = changes`."""
+        """Potentials `T` by which the neighbours differ from the codes: `<T, z'> - <T, z> = changes`.
+
+        By default they are fitted by least squares. That is exact for losses that are linear in the code.
+        """
+        steps = (self.neighbours(codes) - codes).flatten(3).movedim(0, -2).double()  # D: [S, B, C, d]
+        target = changes.movedim(0, -1).double().unsqueeze(-1)  # [S, B, C, 1]
+        # T = (D' D + r)^-1 D' changes = D' (D D' + r)^-1 changes, by the smaller of the two matrices
+        if self.count > steps.shape[-1]:
+            fitted = _solve(steps.mT @ steps, steps.mT @ target)
+        else:
+            fitted = steps.mT @ _solve(steps @ steps.mT, target)
+        return fitted.reshape(codes.shape).to(codes.dtype)
+
+
+def _solve(matrix: Tensor, target: Tensor) -> Tensor:
+    ridge = RIDGE * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return torch.linalg.solve_ex(matrix + ridge, target).result
+
+
+class Toggles(Moves):
+    """Each coordinate of a code is changed by itself, from 0 to 1 or from 1 to 0."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.count = math.prod(shape)
+
+    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
+        each = torch.eye(self.count, dtype=codes.dtype, device=codes.device).view(self.count, 1, 1, *self.shape)
+        return codes + each * (1 - 2 * codes)
+
+    def potentials(
+        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
+    ) -> Float[Tensor, "samples batch *code"]:
+        # what a coordinate that is 1 loses by becoming 0 is what it gains by being 1
+        return (1 - 2 * codes) * changes.movedim(0, -1).reshape(codes.shape)
+
+
+# The contract
 
 
 class LatentLayer(ABC):
-    """A family of distributions over codes, log-linear in the code: `log q(z) = <logits, z> - log Z`.
+    """A family of distributions over codes.
 
     A layer has no parameters: the logits come from an encoder. Its prior is uniform over the support. All information
-    is in nats.
+    is in nats. What a layer leaves out raises an InputError where it is used. Estimators that need it refuse the layer.
     """
+
+    # ---- Must be defined ----------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -57,10 +114,67 @@ class LatentLayer(ABC):
     def support_size(self) -> int:
         """How many different codes there are."""
 
-    @property
     @abstractmethod
+    def __str__(self) -> str:
+        """The spec string that `dgrad.latent` parses back into this layer."""
+
+    @abstractmethod
+    def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        """The code with the largest `<potentials, z>` (the MAP solver), in their dtype; any number of leading axes."""
+
+    @abstractmethod
+    def sample(
+        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
+    ) -> Float[Tensor, "samples batch *code"]:
+        """Hard codes drawn from `q`, without gradient, in the dtype of the logits."""
+
+    @abstractmethod
+    def indices(self, codes: Float[Tensor, "*lead"]) -> Int[Tensor, "*integers"]:
+        """The compact integer form of codes, int64, used in files and in ONNX (for categorical rows `[..., n]`)."""
+
+    @abstractmethod
+    def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
+        """The codes of a compact integer form: the inverse of `indices`."""
+
+    # ---- May be defined: the distribution -----------------------------------------------------------------------
+
+    def log_prob(
+        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
+    ) -> Float[Tensor, "samples batch"]:
+        """`log q(z)`, in nats; codes `[S, 1, *code]` are shared by the whole batch."""
+        raise self._lacks("log_prob")
+
+    def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        """`E_q[z]`, the marginal probability of every coordinate; differentiable in the logits."""
+        raise self._lacks("mean")
+
+    def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        """`-E_q[log q(z)]`, in nats."""
+        raise self._lacks("entropy")
+
+    def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        """`KL(q || uniform)`, exact, in nats."""
+        raise self._lacks("kl")
+
+    def noise(
+        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
+    ) -> Float[Tensor, "samples batch *code"]:
+        """Noise such that `argmax(logits + noise)` samples the code: i.i.d. Gumbel(0, 1) for categorical rows.
+
+        On a structured layer the argmax may be a perturb-and-MAP draw. Its `sample` then draws from `q`.
+        """
+        raise self._lacks("noise")
+
+    def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
+        """The relaxed argmax: differentiable, and `argmax(potentials)` as the temperature goes to 0."""
+        raise self._lacks("relax")
+
+    # ---- May be overridden: the structure -----------------------------------------------------------------------
+
+    @property
     def one_hot_rows(self) -> bool:
         """Whether a code is a stack of independent one-hot rows, each with a softmax of its own."""
+        return False
 
     @property
     def independent_parts(self) -> bool:
@@ -69,56 +183,44 @@ class LatentLayer(ABC):
 
     @property
     def moves(self) -> Moves | None:
-        """How one variable of a code is changed by itself, or None. One-hot rows need none: objectives sweep them."""
+        """How a code is changed a little, or None. One-hot rows need none: objectives sweep them."""
         return None
 
-    @abstractmethod
-    def __str__(self) -> str:
-        """The spec string that `dgrad.latent` parses back into this layer."""
-
-    @abstractmethod
-    def noise(
-        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
-    ) -> Float[Tensor, "samples batch *code"]:
-        """Noise such that `argmax(logits + noise)` samples the code: i.i.d. Gumbel(0, 1) for categorical rows.
-
-        On a structured layer the argmax may be a perturb-and-MAP draw. Its `sample` then draws from `q`.
-        """
-
-    @abstractmethod
-    def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        """The most probable code (the MAP solver), in the potentials' dtype; any number of leading axes."""
-
-    @abstractmethod
-    def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
-        """The relaxed argmax: differentiable, and `argmax(potentials)` as the temperature goes to 0."""
-
-    @abstractmethod
-    def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        """`E_q[z]`, the marginal probability of every coordinate; differentiable in the logits."""
-
-    @abstractmethod
-    def log_prob(
-        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
-    ) -> Float[Tensor, "samples batch"]:
-        """`log q(z)`, in nats; codes `[S, 1, *code]` are shared by the whole batch."""
-
-    @abstractmethod
-    def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        """`-E_q[log q(z)]`, in nats."""
-
-    @abstractmethod
-    def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        """`KL(q || uniform)`, exact, in nats."""
-
-    @abstractmethod
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
     ) -> Float[Tensor, "samples batch *code"]:
-        """By how much `<weights, z>` changes when one coordinate of `z` is changed, for every coordinate.
+        """By how much `<weights, z>` changes when a one-hot row is set to each of its values.
 
         `weights` broadcast against the codes.
         """
+        raise self._lacks("linear_sweep")
+
+    def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
+        """All codes of the support, in the dtype and on the device of `like`.
+
+        By default every setting of zeros and ones is tried, for codes of up to 16 coordinates.
+
+        Raises:
+            InputError: the support is too large to be listed.
+        """
+        return self._support.to(like.device, like.dtype, non_blocking=True)
+
+    @cached_property
+    def _support(self) -> Tensor:
+        """The support as small integers on the CPU, where looking at values makes no device wait."""
+        coordinates = math.prod(self.shape)
+        if coordinates > LISTED:
+            raise InputError(
+                f"latent {self} has {approx_int(self.support_size)} codes of {coordinates} coordinates, too many to "
+                f"list; at most {LISTED} coordinates are, where a layer does not define enumerate"
+            )
+        with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could not be used elsewhere
+            settings = torch.arange(2**coordinates, device="cpu").unsqueeze(-1)
+            bits = settings >> torch.arange(coordinates - 1, -1, -1, device="cpu") & 1
+            codes = bits.to(torch.int8).view(-1, *self.shape)
+            # A code z is the only one with the largest <2z - 1, z>, the number of its ones.
+            own = self.argmax(2 * codes.double() - 1) == codes
+            return codes[own.flatten(1).all(1)]
 
     @property
     def decoded_shape(self) -> tuple[int, ...]:
@@ -129,32 +231,11 @@ class LatentLayer(ABC):
         """What a decoder sees of codes, in `decoded_shape`."""
         return codes
 
-    @abstractmethod
-    def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
-        """All codes of the support, in the dtype and on the device of `like`.
-
-        Raises:
-            InputError: the support is too large to be listed.
-        """
-
-    @abstractmethod
-    def indices(self, codes: Float[Tensor, "*lead"]) -> Int[Tensor, "*integers"]:
-        """The compact integer form of codes, int64, used in files and in ONNX (for categorical rows `[..., n]`)."""
-
-    @abstractmethod
-    def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
-        """The codes of a compact integer form: the inverse of `indices`."""
-
-    @abstractmethod
     def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
         """The same distribution as an object of `torch.distributions`."""
+        return CodeDistribution(self, logits)
 
-    def sample(
-        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
-    ) -> Float[Tensor, "samples batch *code"]:
-        """Hard codes drawn from `q`, without gradient, in the dtype of the logits."""
-        logits = logits.detach()
-        return self.argmax(logits + self.noise(logits, samples, generator=generator)).to(logits.dtype)
+    # ---- Follows ------------------------------------------------------------------------------------------------
 
     # Overridden by layers with forbidden values, `dgrad.core.restricted`
 
@@ -181,3 +262,111 @@ class LatentLayer(ABC):
     def log_prior(self) -> float | Float[Tensor, " #batch"]:
         """`log p(z)` under the uniform prior, in nats: the same for every code of an example."""
         return -math.log(self.support_size)
+
+    def defines(self, member: str) -> bool:
+        """Whether the layer has a member that layers may leave out, such as `noise`. A wrapper asks what it wraps."""
+        return getattr(type(self), member) is not getattr(LatentLayer, member)
+
+    def _lacks(self, member: str) -> InputError:
+        return InputError(
+            f"latent {self} does not define {member}; expected a layer that does: a dgrad.LogLinear with log_z has all"
+        )
+
+
+class LogLinear(LatentLayer):
+    """A family that is log-linear in the code: `log q(z) = <logits, z> - log Z`.
+
+    A structure defines `shape`, `support_size`, `__str__`, `argmax`, `sample` and `log_z`, often `moves` too. The rest
+    follows. A layer with a faster formula overrides what follows from `log_z`.
+
+    Reference: Wainwright & Jordan 2008, Graphical models, exponential families, and variational inference.
+    """
+
+    # ---- Must be defined ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def log_z(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*batch"]:
+        """`log sum_z exp <logits, z>`, in nats; any number of leading axes.
+
+        Its first and second derivatives are used: they must be finite and right for all finite logits.
+        """
+
+    # ---- May be overridden --------------------------------------------------------------------------------------
+
+    def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        potentials = wide(logits)
+        if not (torch.is_inference_mode_enabled() or potentials.is_inference()):
+            return self._slope(potentials).to(logits.dtype)
+        with torch.inference_mode(False):  # which would not let anything be differentiated
+            return self._slope(potentials.detach().clone()).to(logits.dtype)
+
+    def _slope(self, logits: Tensor) -> Tensor:
+        # E_q[z] = d log Z / d l. torch.func differentiates under no_grad too, and its result can be differentiated.
+        gradient = torch.func.grad(lambda potentials: self.log_z(potentials).sum())
+        return gradient(logits)
+
+    def log_prob(
+        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
+    ) -> Float[Tensor, "samples batch"]:
+        potentials = wide(logits)
+        # <l, z> - log Z
+        return (self._inner(potentials, codes) - self.log_z(potentials)).to(logits.dtype)
+
+    def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        potentials = wide(logits)
+        # log Z - <l, E[z]>
+        return (self.log_z(potentials) - self._inner(potentials, self.mean(potentials))).to(logits.dtype)
+
+    def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        potentials = wide(logits)
+        # log |support| - H
+        return (self._inner(potentials, self.mean(potentials)) - self.log_z(potentials) - self.log_prior).to(
+            logits.dtype
+        )
+
+    def noise(
+        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
+    ) -> Float[Tensor, "samples batch *code"]:
+        return gumbel(logits, samples, generator=generator)
+
+    def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
+        return self.mean(potentials / temperature)
+
+    def indices(self, codes: Float[Tensor, "*lead"]) -> Int[Tensor, "*integers"]:
+        return codes.long()
+
+    def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
+        return indices.to(dtype)
+
+    def _inner(self, logits: Tensor, codes: Tensor) -> Tensor:
+        return (logits * codes).flatten(-len(self.shape)).sum(-1)
+
+
+def wide(potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+    """Potentials in float32 or wider, in which sums and logarithms are taken."""
+    return potentials.to(torch.promote_types(potentials.dtype, torch.float32))
+
+
+class CodeDistribution(Distribution):
+    """A latent layer's distribution as an object of `torch.distributions`."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 torch declares it so
+
+    def __init__(self, layer: LatentLayer, logits: Tensor) -> None:
+        self.layer, self.logits = layer, logits
+        super().__init__(logits.shape[:1], logits.shape[1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.layer.mean(self.logits)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        return self.layer.sample(self.logits, shape.numel()).view(*shape, *self.logits.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        codes = value.reshape(-1, *self.logits.shape)
+        return self.layer.log_prob(self.logits, codes).view(*value.shape[: value.ndim - len(self.event_shape)])
+
+    def entropy(self) -> Tensor:
+        return self.layer.entropy(self.logits)

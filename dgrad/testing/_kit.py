@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.errors import InputError
 from dgrad.testing._checks import CHECKS, Check, NotApplicable
+from dgrad.testing._latent_checks import LATENT_CHECKS, LatentCheck
 
 LATENTS = ("1x2", "1x5", "3x2", "2x4")
 """The latents that an estimator is checked with where none is given, as far as it supports them."""
 
 
 class ConformanceError(AssertionError):
-    """An estimator failed checks; the text names each one and says by how much."""
+    """An estimator or a latent failed checks; the text names each one and says by how much."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,31 @@ def check_estimator(
     >>> check_estimator(dgrad.estimator("exact"), dgrad.latent("1x2"))
     """
     failures = [result for result in run_checks(estimator, layer, expected_failures=expected_failures) if not result.ok]
+    _raise_for(type(estimator).__name__, failures, len(CHECKS))
+
+
+def run_latent_checks(layer: LatentLayer) -> list[CheckResult]:
+    """Run every check of a latent layer and say what came of each."""
+    return [run_latent_check(check, layer) for check in LATENT_CHECKS]
+
+
+def check_latent(layer: LatentLayer) -> None:
+    """Hold a latent layer to its contract, against enumeration. Take a small one: up to 4,096 codes.
+
+    Raises:
+        ConformanceError: a check failed.
+
+    >>> import dgrad
+    >>> check_latent(dgrad.latent("1x2"))
+    """
+    failures = [result for result in run_latent_checks(layer) if not result.ok]
+    _raise_for(f"latent {layer}", failures, len(LATENT_CHECKS))
+
+
+def _raise_for(name: str, failures: list[CheckResult], count: int) -> None:
     if failures:
         lines = "\n".join(f"  {result.name}: {result.status}: {result.detail}" for result in failures)
-        raise ConformanceError(f"{type(estimator).__name__} fails {len(failures)} of {len(CHECKS)} checks:\n{lines}")
+        raise ConformanceError(f"{name} fails {len(failures)} of {count} checks:\n{lines}")
 
 
 def parametrize_with_checks(
@@ -115,7 +138,20 @@ def parametrize_with_checks(
     return pytest.mark.parametrize(("estimator", "check"), cases)
 
 
-def name_of(check: Check) -> str:
+def parametrize_with_latent_checks(layers: Sequence[LatentLayer | str]) -> Callable[[Any], Any]:
+    """A pytest decorator: the test gets `layer` and `check`, once for each pair, and calls `check(layer)`."""
+    import pytest
+
+    def cases() -> Iterator[Any]:
+        for given in layers:
+            layer = dgrad.latent(given) if isinstance(given, str) else given
+            for check in LATENT_CHECKS:
+                yield pytest.param(layer, LatentCase(check), id=f"{layer}-{check.__name__}")
+
+    return pytest.mark.parametrize(("layer", "check"), list(cases()))
+
+
+def name_of(check: Check | LatentCheck) -> str:
     """The check's name as people read it.
 
     >>> name_of(CHECKS[0])
@@ -132,32 +168,64 @@ class Case:
         self.layer = layer
 
     def __call__(self, estimator: GradientEstimator) -> None:
-        import pytest
+        _settle(run_check(self.check, estimator, _layers(estimator, self.layer)))
 
-        result = run_check(self.check, estimator, _layers(estimator, self.layer))
-        if result.status == "skipped":
-            pytest.skip(result.detail)
-        if not result.ok:
-            raise ConformanceError(f"{result.name}: {result.detail}")
+
+class LatentCase:
+    """One check of a latent layer as a pytest test calls it."""
+
+    def __init__(self, check: LatentCheck) -> None:
+        self.check = check
+
+    def __call__(self, layer: LatentLayer) -> None:
+        _settle(run_latent_check(self.check, layer))
+
+
+def _settle(result: CheckResult) -> None:
+    """End a pytest test as the check ended."""
+    import pytest
+
+    if result.status == "skipped":
+        pytest.skip(result.detail)
+    if not result.ok:
+        raise ConformanceError(f"{result.name}: {result.detail}")
 
 
 def run_check(
     check: Check, estimator: GradientEstimator, layers: list[LatentLayer], reason: str | None = None
 ) -> CheckResult:
     """The check on every layer; skipped only where it applies to none."""
+
+    def attempt(layer: LatentLayer) -> None:
+        own = copy.deepcopy(estimator)
+        own.set_layer(layer)
+        check(own, layer)
+
+    return _run(check, attempt, layers, reason)
+
+
+def run_latent_check(check: LatentCheck, layer: LatentLayer) -> CheckResult:
+    """The check on a layer."""
+    return _run(check, check, [layer])
+
+
+def _run(
+    check: Check | LatentCheck,
+    attempt: Callable[[LatentLayer], None],
+    layers: list[LatentLayer],
+    reason: str | None = None,
+) -> CheckResult:
     started = time.perf_counter()
     applied, status, detail = False, "skipped", ""
     for layer in layers:
-        own = copy.deepcopy(estimator)
         try:
             with torch.random.fork_rng(devices=[]):  # what a check draws from the global generator, it puts back
                 torch.manual_seed(0)
-                own.set_layer(layer)
-                check(own, layer)
+                attempt(layer)
         except NotApplicable as error:
             detail = detail or str(error)
             continue
-        except Exception as error:  # an assertion of the check, or whatever a stranger's estimator raises
+        except Exception as error:  # an assertion of the check, or whatever a stranger's code raises
             kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
             place = "" if str(layer) in str(error) else f"latent {layer}: "
             status, detail = "failed", place + kind + " ".join(str(error).split())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import inspect
-import math
 import re
 import shlex
 import sys
@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from helpers import run_dgrad
-from torch import Generator
 
 import dgrad
 from dgrad import hookspecs
@@ -24,7 +23,7 @@ from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import FunctionObjective
 from dgrad.data import Dataset, unit
 from dgrad.registry import build, load_plugin, registry
-from dgrad.testing import check_estimator, small_logits
+from dgrad.testing import check_estimator, check_latent
 from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
@@ -34,6 +33,8 @@ from dgrad.vae.likelihoods import likelihood
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+LINKED = ["chain.py", "tree.py"]
+"""Examples that the guide does not show: it links to them."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def _commands() -> list[list[str]]:
 
 def test_every_example_stands_in_the_guide_as_it_is() -> None:
     shown = dict(re.findall(r"\[`examples/(\w+\.py)`\]\([^)]*\):\n\n```python\n(.*?)```", GUIDE, re.DOTALL))
-    assert sorted(shown) == EXAMPLES
+    assert sorted([*shown, *LINKED]) == EXAMPLES
     for name, text in shown.items():
         assert text == (ROOT / "examples" / name).read_text(encoding="utf-8"), name
 
@@ -73,7 +74,8 @@ def test_every_hook_stands_in_the_guide_with_its_exact_signature() -> None:
 
 
 def test_every_trait_is_explained() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE)
+    section = GUIDE.split("## What an estimator says of itself")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert rows == [field.name for field in fields(dgrad.Traits)]
     for field in fields(dgrad.Limit):
         assert f"{field.name}=" in GUIDE
@@ -152,59 +154,63 @@ def bits() -> LatentLayer:
     return dgrad.latent("bits:3")
 
 
-def test_the_latent_agrees_with_enumeration_and_torch(bits: LatentLayer) -> None:
-    logits = small_logits(bits, batch=4)
-    support = bits.enumerate(like=logits)
-    assert support.shape == (bits.support_size, 3) == (8, 3)
-    assert len(support.unique(dim=0)) == 8
-    log_q = bits.log_prob(logits, support.unsqueeze(1))  # [8, 4]
-    torch.testing.assert_close(log_q.exp().sum(0), torch.ones(4, dtype=torch.float64))
-    torch.testing.assert_close(bits.entropy(logits), -(log_q.exp() * log_q).sum(0))
-    torch.testing.assert_close(bits.mean(logits), log_q.exp().T @ support)
-    torch.testing.assert_close(bits.kl(logits), math.log(8) - bits.entropy(logits))
-    other = bits.distribution(logits)
-    torch.testing.assert_close(log_q, other.log_prob(support.unsqueeze(1)))
-    torch.testing.assert_close(bits.entropy(logits), other.entropy())
-    codes = bits.sample(logits, 2, generator=Generator().manual_seed(0))
-    flipped = torch.eye(3, dtype=torch.float64)
-    changes = [
-        logits * ((codes - each).abs() - codes) for each in flipped
-    ]  # <logits, z with one bit flipped> - <logits, z>
-    torch.testing.assert_close(
-        bits.linear_sweep(logits, codes), torch.stack([change.sum(-1) for change in changes], -1)
-    )
-
-
-def test_the_latent_samples_its_distribution(bits: LatentLayer) -> None:
-    logits, draws = small_logits(bits), 20_000
-    codes = bits.sample(logits, draws, generator=Generator().manual_seed(0)).squeeze(1)
-    support = bits.enumerate(like=logits)
-    frequencies = (codes.unsqueeze(1) == support).all(-1).double().mean(0)
-    expected = bits.log_prob(logits, support.unsqueeze(1)).exp().squeeze(1)
-    assert ((frequencies - expected).abs() < 5 * (expected * (1 - expected) / draws).sqrt()).all()
-
-
-def test_the_latent_keeps_the_rest_of_its_contract(bits: LatentLayer) -> None:
-    logits = small_logits(bits, batch=2).float()
-    assert dgrad.latent(str(bits)) == bits
-    assert bits.noise(torch.zeros(100, 3), 100).isfinite().all()
-    assert bits.noise(logits.bfloat16()).dtype == torch.float32
-    codes = bits.argmax(logits)
-    assert torch.equal(bits.codes(bits.indices(codes)), codes)
-    torch.testing.assert_close(bits.relax(logits, 1e-4), codes)
-    extreme = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
-    (bits.kl(extreme) + bits.entropy(extreme)).sum().backward()
-    assert extreme.grad is not None
-    assert extreme.grad.isfinite().all()
+def test_the_latent_keeps_its_contract(bits: LatentLayer) -> None:
+    check_latent(bits)
     for spec in ("bits:0", "bits:", "bits:x", "bits"):
         with pytest.raises(dgrad.InputError, match="as a number of bits"):
             dgrad.latent(spec)
     with pytest.raises(dgrad.InputError, match="too many to list"):
-        dgrad.latent("bits:20").enumerate(like=logits)
+        dgrad.latent("bits:20").enumerate(like=torch.zeros(()))
+
+
+STRUCTURES = {
+    "subset:3of6": ("rloo", "direct-rb"),
+    "chain:3x2": ("gumbel-softmax", "direct-rb"),
+    "tree:4": ("straight-through", "direct-rb"),
+}
+
+
+def _plugin_of(spec: str) -> str:
+    return f"examples/{spec.split(':')[0]}.py"
+
+
+@pytest.fixture(params=STRUCTURES)
+def structure(request: pytest.FixtureRequest) -> LatentLayer:
+    load_plugin(_plugin_of(request.param))
+    return dgrad.latent(request.param)
+
+
+def test_structures_keep_their_contract(structure: LatentLayer) -> None:
+    check_latent(structure)
+
+
+@pytest.mark.parametrize("spec", ["subset:0of3", "subset:3of3", "subset:3", "chain:1x2", "chain:2", "tree:2", "tree:x"])
+def test_structures_refuse_bad_specs(spec: str) -> None:
+    load_plugin(_plugin_of(spec))
+    with pytest.raises(dgrad.InputError, match=r"cannot read .*; expected for example"):
+        dgrad.latent(spec)
+
+
+def test_structures_are_short() -> None:
+    """Under 70 lines of code: no blank lines, docstrings and comments, a statement in one line."""
+    for name in ("subset", "chain", "tree"):
+        tree = ast.parse((ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        assert len([line for line in ast.unparse(tree).splitlines() if line.strip()]) < 70, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["exact", "direct-joint", "reinforce", "rloo", "gumbel-softmax"])
+@pytest.mark.parametrize(("spec", "name"), [(spec, name) for spec, names in STRUCTURES.items() for name in names])
+def test_structures_train_with(spec: str, name: str, train: Callable[..., Run]) -> None:
+    run = train(estimator=name, latent=spec, epochs=4, plugins=(_plugin_of(spec),))
+    first, *_, last = run.metrics()
+    assert last["valid_bound"] < first["valid_bound"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["exact", "direct-joint", "reinforce", "rloo", "gumbel-softmax", "direct-rb"])
 def test_the_latent_trains_with(name: str, train: Callable[..., Run]) -> None:
     run = train(estimator=name, latent="bits:6", epochs=4, plugins=("examples/latent.py",))
     first, *_, last = run.metrics()

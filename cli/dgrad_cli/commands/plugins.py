@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from dgrad.errors import InputError
 from dgrad_cli.commands.lists import load_plugins
 from dgrad_cli.display import print_json, print_table
 from dgrad_cli.options import Command, Json, Plugins, check_single, single_set, takes_settings
+
+if TYPE_CHECKING:
+    from dgrad.testing import CheckResult
 
 app = typer.Typer(
     help="List the plugins; check one, or begin a new one.",
@@ -59,23 +62,17 @@ def _registers(row: dict[str, Any]) -> str:
 @app.command(cls=Command)
 @takes_settings("set", "latent", "plugins", shown={"latent": "several that it supports"})
 def check(
-    name: Annotated[str, typer.Argument(help="An estimator's registered name.", metavar="NAME")],
+    name: Annotated[
+        str, typer.Argument(help="An estimator's registered name, or a latent such as 20x10.", metavar="NAME")
+    ],
     *,
     json: Json = False,
     **given: Any,
 ) -> None:
-    """Run the conformance checks on an estimator; exits with 1 where one fails."""
-    import dgrad
-
+    """Run the conformance checks on an estimator or a latent; exits with 1 where one fails."""
     check_single("plugins check", given, ["latent"], "give the command once for each")
     load_plugins(given.get("plugins"))
-    estimator = dgrad.estimator(
-        name, **single_set("plugins check", name, given.get("set", ()), "give the command once for each")
-    )
-    layer = dgrad.latent(given["latent"]) if "latent" in given else None
-    from dgrad.testing import run_checks
-
-    results = run_checks(estimator, layer)
+    kind, results = _check_results(name, given)
     failed = [result for result in results if not result.ok]
     if json:
         checks = [
@@ -87,7 +84,7 @@ def check(
             }
             for result in results
         ]
-        print_json({"estimator": name, "passed": not failed, "checks": checks})
+        print_json({kind: name, "passed": not failed, "checks": checks})
     else:
         print_table(["check", "result", "detail"], ((result.name, result.status, result.detail) for result in results))
         counts = {status: sum(result.status == status for result in results) for status in ("passed", "skipped")}
@@ -97,6 +94,22 @@ def check(
         )
     if failed:
         raise typer.Exit(1)
+
+
+def _check_results(name: str, given: dict[str, Any]) -> tuple[str, list[CheckResult]]:
+    """What kind of thing the name is, and what came of each of its checks."""
+    import dgrad
+    from dgrad.testing import run_checks, run_latent_checks
+
+    is_latent = name.partition(":")[0] in dgrad.latents() or name[:1].isdigit()
+    if is_latent and name not in dgrad.estimators():
+        if extra := [f"--{option}" for option in ("set", "latent") if option in given]:
+            raise InputError(f"{name} is a latent; got {extra[0]}, which belongs to an estimator: leave it out")
+        return "latent", run_latent_checks(dgrad.latent(name))
+    estimator = dgrad.estimator(
+        name, **single_set("plugins check", name, given.get("set", ()), "give the command once for each")
+    )
+    return "estimator", run_checks(estimator, dgrad.latent(given["latent"]) if "latent" in given else None)
 
 
 @app.command(cls=Command)

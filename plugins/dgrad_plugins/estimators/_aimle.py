@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from dgrad import Estimate, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import carry_back, check_count
+from dgrad.core.estimator_tools import carry_back, check_count, needs
 from dgrad.core.latent_layer import Logits
 
 WEAKEST, STRONGEST = 1e-4, 1e4
@@ -63,6 +63,7 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Minervini et al. 2023",
+            why_unsupported=needs("aimle", "noise"),
             kl_inside=True,
             perturbs=True,
             pathwise=True,

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad import Estimate, ExactLimit, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits
-from dgrad.core.estimator_tools import carry_back, check_choice, check_count, replace_gradient
+from dgrad.core.estimator_tools import carry_back, check_choice, check_count, needs, needs_all, replace_gradient
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._sweep_share import SweepShare
@@ -75,6 +75,7 @@ class Direct(GradientEstimator):
                 differentiable_objective=True,
                 evaluations=lambda layer: self.samples,
                 reference="Lorberbom et al. 2019",
+                why_unsupported=needs("direct", "noise"),
                 kl_inside=True,
                 perturbs=True,
                 # Where a small eps changes the code, two values tie. Central adds the slopes of both ends, the
@@ -87,7 +88,7 @@ class Direct(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
             reference="Lorberbom et al. 2019",
-            why_unsupported=self.sweep_share.why_unsupported("direct"),
+            why_unsupported=needs_all(self.sweep_share.why_unsupported("direct"), needs("direct", "noise")),
             kl_inside=True,
             perturbs=True,
             limit=ExactLimit("any", {"epsilon": 0.01}, rows_only=True),

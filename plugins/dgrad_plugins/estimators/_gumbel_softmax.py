@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Generator, Tensor
 
 from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits
-from dgrad.core.estimator_tools import check_count
+from dgrad.core.estimator_tools import check_count, needs
 from dgrad.core.latent_layer import Logits
 
 
@@ -45,6 +45,7 @@ class GumbelSoftmax(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Jang et al. 2016; Maddison et al. 2016",
+            why_unsupported=needs("gumbel-softmax", "noise", "relax"),
             unbiased_value=False,
             limit=ExactLimit("any", {"temperature": 0.005}),
             pathwise=True,

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import carry_back, check_count
+from dgrad.core.estimator_tools import carry_back, check_count, needs
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._differences import difference
 
@@ -49,6 +49,7 @@ class ImplicitMaximumLikelihood(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Niepert et al. 2021; Minervini et al. 2023",
+            why_unsupported=needs("imle", "noise"),
             kl_inside=True,
             perturbs=True,
             limit=ExactLimit("quadratic", {"strength": 0.005}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Generator, Tensor
 
 from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits
-from dgrad.core.estimator_tools import check_count
+from dgrad.core.estimator_tools import check_count, needs
 from dgrad.core.latent_layer import Logits
 
 
@@ -46,6 +46,7 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Jang et al. 2016",
+            why_unsupported=needs("st-gumbel-softmax", "noise", "relax"),
             perturbs=True,
             limit=ExactLimit("quadratic", {"temperature": 0.005}),
             pathwise=True,

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LogLinear
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
 from dgrad.kernels.numerics import log_softmax, softmax
@@ -24,7 +24,7 @@ ENUMERABLE = 2**16
 
 
 @dataclass(frozen=True)
-class Categorical(LatentLayer):
+class Categorical(LogLinear):
     """`variables` independent categorical variables of `values` values each: codes are one-hot rows, `[n, k]`.
 
     >>> import torch
@@ -87,6 +87,15 @@ class Categorical(LatentLayer):
 
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
         return softmax(potentials / temperature)
+
+    def sample(
+        self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
+    ) -> Float[Tensor, "samples batch *code"]:
+        logits = logits.detach()
+        return self.argmax(logits + self.noise(logits, samples, generator=generator)).to(logits.dtype)
+
+    def log_z(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*batch"]:
+        return logits.logsumexp(-1).sum(-1)
 
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         return softmax(logits)

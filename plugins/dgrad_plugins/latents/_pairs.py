@@ -6,15 +6,13 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
-from torch.distributions import Distribution
 
-from dgrad import InputError, LatentLayer, Moves
+from dgrad import InputError, LogLinear, Moves
 from dgrad.core.random import gumbel
 
 MOST_BITS = 16
@@ -24,7 +22,7 @@ SETTINGS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
-class Pairs(LatentLayer):
+class Pairs(LogLinear):
     """`bits` binary variables with a potential for each and for every pair.
 
     `<l, z> = sum_i l_i b_i + sum_(i<j) l_ij b_i b_j`. A code is `[n + n(n-1)/2]`: the bits, then their products in the
@@ -76,10 +74,6 @@ class Pairs(LatentLayer):
         return 2**self.bits
 
     @property
-    def one_hot_rows(self) -> bool:
-        return False
-
-    @property
     def moves(self) -> Moves:
         return BitFlips(self)
 
@@ -104,9 +98,6 @@ class Pairs(LatentLayer):
         best = self._in_parts(lambda part: self._weights(part).flatten(-2).argmax(-1), potentials)
         return self._code_of(best, potentials.dtype)
 
-    def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
-        return self.mean(potentials / temperature)
-
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         return self._in_parts(self._mean, logits)
 
@@ -127,12 +118,8 @@ class Pairs(LatentLayer):
         i, j = self._pairs(logits.device)
         return torch.cat([moments.diagonal(dim1=-2, dim2=-1), moments[..., i, j]], -1).to(logits.dtype)
 
-    def log_prob(
-        self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
-    ) -> Float[Tensor, "samples batch"]:
-        # <l, z> - log Z
-        log_z = self._in_parts(lambda part: _logsumexp(self._weights(part).flatten(-2)), logits)
-        return (codes * logits).sum(-1) - log_z.to(logits.dtype)
+    def log_z(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*batch"]:
+        return self._in_parts(lambda part: _logsumexp(self._weights(part).flatten(-2)), logits).to(logits.dtype)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         return -self._in_parts(lambda part: self._mean_log_q(part, 0.0), logits).to(logits.dtype)
@@ -140,14 +127,6 @@ class Pairs(LatentLayer):
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         # sum_z q (log q + n log 2), which is 0 at 0 where the difference of two entropies is a rounding error
         return self._in_parts(lambda part: self._mean_log_q(part, self.bits * math.log(2)), logits).to(logits.dtype)
-
-    def linear_sweep(
-        self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
-    ) -> Float[Tensor, "samples batch *code"]:
-        # a bit that is flipped takes its pairs along; a product does not change by itself
-        bits = codes[..., : self.bits]
-        slope = weights[..., : self.bits] + (self._matrix(weights, both=True) @ bits.unsqueeze(-1)).squeeze(-1)
-        return F.pad((1 - 2 * bits) * slope, (0, math.comb(self.bits, 2)))
 
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
         return self._code_of(torch.arange(self.support_size, device=like.device), like.dtype)
@@ -157,9 +136,6 @@ class Pairs(LatentLayer):
 
     def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
         return self.with_products(indices.to(dtype))
-
-    def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
-        return PairsDistribution(self, logits)
 
     def sample(
         self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
@@ -215,12 +191,12 @@ class Pairs(LatentLayer):
     def _pairs(self, device: torch.device) -> Tensor:
         return torch.triu_indices(self.bits, self.bits, 1, device=device)
 
-    def _matrix(self, potentials: Tensor, *, both: bool = False) -> Tensor:
-        """The potentials of pairs `[..., n, n]`, above the diagonal; with `both` also below."""
+    def _matrix(self, potentials: Tensor) -> Tensor:
+        """The potentials of pairs `[..., n, n]`, above the diagonal."""
         i, j = self._pairs(potentials.device)
         matrix = potentials.new_zeros(*potentials.shape[:-1], self.bits, self.bits)
         matrix[..., i, j] = potentials[..., self.bits :]
-        return matrix + matrix.mT if both else matrix
+        return matrix
 
     def with_products(self, bits: Tensor) -> Tensor:
         """The code of some bits."""
@@ -267,27 +243,3 @@ class BitFlips(Moves):
     ) -> Float[Tensor, "samples batch *code"]:
         # what a bit that is 1 loses by becoming 0 is what it gains by being 1
         return F.pad((1 - 2 * codes[..., : self.count]) * changes.movedim(0, -1), (0, math.comb(self.count, 2)))
-
-
-class PairsDistribution(Distribution):
-    """The same family as an object of `torch.distributions`."""
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 torch declares it so
-
-    def __init__(self, layer: Pairs, logits: Tensor) -> None:
-        self.layer, self.logits = layer, logits
-        super().__init__(logits.shape[:1], logits.shape[1:], validate_args=False)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.layer.mean(self.logits)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        shape = torch.Size(sample_shape)
-        return self.layer.sample(self.logits, shape.numel()).view(*shape, *self.logits.shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.layer.log_prob(self.logits, value.reshape(-1, *self.logits.shape)).view(value.shape[:-1])
-
-    def entropy(self) -> Tensor:
-        return self.layer.entropy(self.logits)
