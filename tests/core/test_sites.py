@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import dgrad
 from dgrad_plugins.latents import MixedCategorical
 from tests.helpers import with_layer
 
-DRAWS = 3000
+DRAWS = 1500
 """Copies of each example in a batch: the mean over them is the Monte-Carlo mean."""
 ERRORS = 5
 """Standard errors that a mean may be off: one false alarm in 1.7 million coordinates of a normal mean.
@@ -121,6 +122,17 @@ def problems() -> dict[str, Problem]:
 
 BINARY = ("arm", "arms", "bitflip-1", "disarm")
 NAMES = sorted(dgrad.estimators())
+QUICK = ("aimle", "direct", "exact", "gumbel-softmax", "leg", "reinforce", "sum-and-sample", "unordered-set")
+"""One of each kind, for what the others do alike."""
+
+
+def cases(names: Iterable[str], *more: str) -> list[Any]:
+    """The names, or names with other values; slow but for one of each kind."""
+    return [
+        pytest.param(name, *rest, marks=[pytest.mark.slow] * (name not in QUICK and rest in ((), ("future",))))
+        for name in names
+        for rest in (itertools.product(more) if more else ((),))
+    ]
 
 
 def check(name: str, problem: Problem, credit: str) -> None:
@@ -152,20 +164,19 @@ def check(name: str, problem: Problem, credit: str) -> None:
         _close(estimate.loss.detach().view(DRAWS, 3), value)
 
 
-@pytest.mark.parametrize("credit", ["example", "site", "future"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "credit"), cases(NAMES, "example", "site", "future"))
 def test_sequences_are_right(name: str, credit: str, problems: dict[str, Problem]) -> None:
     """Ragged lengths, `allowed` and -inf in one batch."""
     check(name, problems["1x2" if name in BINARY else "1x3"], credit)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", cases(NAMES))
 def test_forbidden_values_are_right(name: str, problems: dict[str, Problem]) -> None:
     """`allowed` and -inf in one batch."""
     check(name, problems["2x2" if name in BINARY else "2x3"], "example")
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(BINARY)))
+@pytest.mark.parametrize("name", cases(sorted(set(NAMES) - set(BINARY))))
 def test_variables_of_different_sizes_are_right(name: str, problems: dict[str, Problem]) -> None:
     check(name, problems["2+3"], "example")
 
