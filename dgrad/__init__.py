@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
+    from dgrad.core.sites import restricted
     from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
@@ -41,6 +42,7 @@ _HOMES = {
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
+    "core.sites": ["restricted"],
     "core.weights": ["weights"],
     "vae.likelihoods": ["bernoulli", "squared_error"],
     "vae.objectives": ["objective"],
@@ -82,6 +84,7 @@ __all__ = [
     "recordable",
     "refine",
     "replace_gradient",
+    "restricted",
     "schedule",
     "squared_error",
     "weights",

@@ -16,9 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from dgrad.core.estimator_tools import check_choice
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import CodeLoss, Objective, as_objective, differentiated, in_dtype
+from dgrad.core.objectives import CodeLoss, Objective, differentiated
 from dgrad.core.schedules import Constant, Schedule, schedule
+from dgrad.core.site_objectives import ProblemObjective, objective_of
+from dgrad.core.sites import Problem, prepare
 from dgrad.errors import InputError
 
 ONE_PASS = (
@@ -84,6 +87,8 @@ class Traits:
         one_pass: whether the objective is evaluated only at codes that are drawn first, and never differentiated in
             them: `draw` works.
         pathwise: whether its gradient is that of a code with a gradient: `codes` works, and examples may be coupled.
+        losses_of_sites: whether each variable may have a loss of its own, so that `credit="future"` saves variance. It
+            calls the objective once, at draws of q, and weights what is 0 in the mean by the loss.
     """
 
     unbiased: bool
@@ -98,6 +103,7 @@ class Traits:
     limit: ExactLimit | None = None
     one_pass: bool = False
     pathwise: bool = False
+    losses_of_sites: bool = False
 
     def supports(self, layer: LatentLayer) -> bool:
         """Whether the estimator works with this layer."""
@@ -136,11 +142,11 @@ class GradientEstimator(nn.Module, ABC):
 
         Estimators with `draw_codes` and `estimate_from`, or with `differentiable_codes`, inherit it. Others define it.
         """
-        if self.traits.one_pass:
-            drawn = self.draw_codes(layer, logits, generator=generator)
-            return self.estimate_from(layer, logits, drawn, objective(drawn.codes))
-        codes, hard = self.differentiable_codes(layer, logits, generator=generator)
-        return Estimate(loss=objective(codes).mean(0), codes=hard)
+        if type(self).differentiable_codes is not GradientEstimator.differentiable_codes:
+            codes, hard = self.differentiable_codes(layer, logits, generator=generator)
+            return Estimate(loss=objective(codes).mean(0), codes=hard)
+        drawn = self.draw_codes(layer, logits, generator=generator)
+        return self.estimate_from(layer, logits, drawn, objective(drawn.codes))
 
     def draw_codes(
         self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], *, generator: Generator | None = None
@@ -165,12 +171,19 @@ class GradientEstimator(nn.Module, ABC):
         raise _undefined(self, "differentiable_codes")
 
     def draw(
-        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], *, generator: Generator | None = None
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        *,
+        mask: Tensor | None = None,
+        credit: str = "example",
+        allowed: Tensor | None = None,
+        generator: Generator | None = None,
     ) -> Draw:
         """Codes to act on now. `draw.estimate(loss)` learns from their losses later.
 
         Args:
-            layer, logits, generator: as for a call.
+            layer, logits, mask, credit, allowed, generator: as for a call.
 
         Raises:
             InputError: the estimator evaluates more than the codes that it draws, or the logits do not fit.
@@ -186,14 +199,20 @@ class GradientEstimator(nn.Module, ABC):
                 f"{type(self).__name__} cannot draw codes now and learn later: it asks for the loss of other codes, or "
                 f"for a derivative; expected one of {ONE_PASS}, or another estimator whose traits say one_pass"
             )
-        drawn = self.draw_codes(layer, self._prepare(layer, logits), generator=generator)
-        return Draw(self, layer, logits, drawn, torch.is_grad_enabled())
+        problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
+        drawn = self.draw_codes(problem.layer, problem.logits, generator=generator)
+        codes = problem.codes(drawn.codes).to(logits.dtype)
+        if allowed is not None:
+            allowed = allowed.expand(logits.shape)
+        return Draw(self, layer, logits, codes, drawn, mask, credit, allowed, torch.is_grad_enabled())
 
     def codes(
         self,
         layer: LatentLayer,
         logits: Float[Tensor, "batch *code"],
         *,
+        mask: Tensor | None = None,
+        allowed: Tensor | None = None,
         reduction: str = "mean",
         generator: Generator | None = None,
     ) -> Float[Tensor, "samples batch *code"]:
@@ -203,7 +222,7 @@ class GradientEstimator(nn.Module, ABC):
         `gumbel-softmax` and hard for all others.
 
         Args:
-            layer, logits, generator: as for a call.
+            layer, logits, mask, allowed, generator: as for a call.
             reduction: whether your total is the mean of the losses of samples and examples, or their `sum`. `imle`
                 and `direct-linear` need to know: their step is in units of one loss.
 
@@ -215,25 +234,22 @@ class GradientEstimator(nn.Module, ABC):
         >>> codes = dgrad.estimator("st-gumbel-softmax").codes(layer, logits)
         >>> codes[..., 0, 0].mean().backward()
         """
-        if reduction not in ("mean", "sum"):
-            raise InputError(f"reduction must be mean or sum; got {reduction!r}")
+        check_choice("reduction", reduction, ("mean", "sum"))
         if not self.traits.pathwise:
             raise InputError(
                 f"{type(self).__name__} has no code with a gradient: it learns from losses; expected one of "
                 f"{PATHWISE}, or another estimator whose traits say pathwise"
             )
-        wide = self._prepare(layer, logits)
-        scaled = wide.requires_grad and torch.is_grad_enabled() and reduction == "mean"
-        if scaled:
-            wide = wide.view_as(wide)
-        codes, hard = self.differentiable_codes(layer, wide, generator=generator)
-        losses = max(1, hard.shape[0] * hard.shape[1])
-        if scaled and losses > 1:
+        problem = self._prepare(layer, logits, mask=mask, allowed=allowed)
+        wide = problem.logits.view_as(problem.logits)  # a tensor of its own, for a hook of its own
+        codes, hard = self.differentiable_codes(problem.layer, wide, generator=generator)
+        losses = hard.shape[0] * hard.shape[1]
+        if reduction == "mean" and losses > 1 and codes.requires_grad:
             # The gradient that arrives is that of a mean: one loss has `losses` times as much.
-            wide.register_hook(lambda gradient: gradient / losses)
             codes = codes.view_as(codes)
             codes.register_hook(lambda gradient: gradient * losses)
-        return codes.to(logits.dtype)
+            wide.register_hook(lambda gradient: gradient / losses)
+        return problem.codes(codes).to(logits.dtype)
 
     def forward(
         self,
@@ -241,6 +257,9 @@ class GradientEstimator(nn.Module, ABC):
         logits: Float[Tensor, "batch *code"],
         objective: Objective | CodeLoss,
         *,
+        mask: Tensor | None = None,
+        credit: str = "example",
+        allowed: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Estimate:
         """Estimate the objective and its gradient.
@@ -250,36 +269,56 @@ class GradientEstimator(nn.Module, ABC):
 
         Logits of half precision are widened to float32 for the estimate; the objective still gets codes in their dtype.
 
+        Logits of -inf forbid values. Forbidden values have probability 0 and are not evaluated. Their logits have no
+        gradient. On other devices than the CPU and under `torch.compile` only `allowed` spares their evaluation.
+
+        A sequence is one example of T sites: logits `[B, T, *layer.shape]` and codes `[S, B, T, *layer.shape]`. The
+        code of a padded site is zeros.
+
         Args:
             layer: the family of distributions.
-            logits: `[B, *layer.shape]`.
+            logits: `[B, *layer.shape]`, or `[B, T, *layer.shape]`.
             objective: the loss of each example as a function of its code, `[S, B, *code] -> [S, B]`.
+            mask: bool `[B, T]`, False where a site is padding: without a draw, an evaluation or a gradient.
+            credit: what a site's code can change. `example`: the loss of its example. `site`: the loss of its site
+                alone; `future`: the losses of its site and the later ones. For these two the objective gives a loss for
+                each site, `[S, B, T]`. Their sum is estimated.
+            allowed: bool, broadcasts against the logits, False where a value is forbidden.
             generator: the source of all randomness, on the logits' device; the global generator where it is None.
 
         Raises:
             InputError: the logits do not fit the layer, the estimator does not support it, or the objective is not one
                 that the estimator can use.
         """
-        wide, objective = self._prepare(layer, logits), self._usable(as_objective(objective))
-        if wide.dtype != logits.dtype:
-            objective = in_dtype(objective, logits.dtype)
-        estimate = self.estimate(layer, wide, objective, generator=generator)
-        _check_estimate(f"{type(self).__name__}.estimate", estimate, logits)
-        return estimate
+        problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
+        of_problem = objective_of(problem, objective)
+        estimate = self.estimate(problem.layer, problem.logits, self._usable(of_problem), generator=generator)
+        _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
+        if problem.plain:
+            return estimate
+        assert isinstance(of_problem, ProblemObjective)
+        return Estimate(loss=problem.loss(estimate.loss, of_problem.losses), codes=problem.codes(estimate.codes))
 
-    def _prepare(self, layer: LatentLayer, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, "batch *code"]:
-        """Logits as `estimate` gets them: checked, and in float32 or wider."""
-        if not logits.is_floating_point():
-            raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
-        if logits.shape[1:] != layer.shape:
-            expected = ", ".join(map(str, ("batch", *layer.shape)))
-            raise InputError(
-                f"logits of shape {list(logits.shape)} do not fit the latent layer {layer}; expected [{expected}]"
-            )
-        why_unsupported = self.traits.why_unsupported(layer)
+    def _prepare(
+        self,
+        layer: LatentLayer,
+        logits: Tensor,
+        *,
+        mask: Tensor | None = None,
+        credit: str = "example",
+        allowed: Tensor | None = None,
+    ) -> Problem:
+        """The plain problem of a call: a layer that the estimator supports, and finite logits.
+
+        Raises:
+            InputError: the logits do not fit the layer, or the estimator does not support it.
+        """
+        traits = self.traits
+        problem = prepare(layer, logits, mask=mask, allowed=allowed, credit=credit, local_losses=traits.losses_of_sites)
+        why_unsupported = traits.why_unsupported(problem.layer)
         if why_unsupported is not None:
             raise InputError(why_unsupported)
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return problem
 
     def _usable(self, objective: Objective) -> Objective:
         """The objective as this estimator uses it.
@@ -348,18 +387,21 @@ class Draw:
 
     In an episode, each step has a draw. `Draw.cat` makes one of them, so that one pass of the policy learns from all.
     A draw may be made under `torch.no_grad` or `torch.inference_mode`. Then give `estimate` the logits again.
+
+    Attributes:
+        codes: `[S, B, *code]`, or `[S, B, T, *code]` of sequences, in the dtype of the logits. The estimator needs the
+            loss of each.
     """
 
     estimator: GradientEstimator
     layer: LatentLayer
     logits: Float[Tensor, "batch *code"]
+    codes: Float[Tensor, "samples batch *code"]
     drawn: Drawn
+    mask: Tensor | None
+    credit: str
+    allowed: Tensor | None
     has_graph: bool
-
-    @property
-    def codes(self) -> Float[Tensor, "samples batch *code"]:
-        """`[S, B, *code]`, in the dtype of the logits: the estimator needs the loss of each."""
-        return self.drawn.codes.to(self.logits.dtype)
 
     def estimate(self, loss: Tensor, *, logits: Float[Tensor, "batch *code"] | None = None) -> Estimate:
         """The estimate that a call would have returned, from the losses of the codes.
@@ -367,7 +409,8 @@ class Draw:
         The estimator's averages take these losses in, as in a call. Baselines are from before the draw.
 
         Args:
-            loss: `[S, B]`, lower is better: minus the return. A decoder behind it gets its gradient.
+            loss: `[S, B]`, lower is better: minus the return. `[S, B, T]` for `site` and `future` credit. A decoder
+                behind it gets its gradient.
             logits: the same logits computed again, with a graph, by the parameters that drew the codes. After a change
                 of the parameters the gradient is biased.
 
@@ -398,31 +441,38 @@ class Draw:
                 "expected the same logits again"
             )
         self._check_loss(loss)
-        wide = self.estimator._prepare(self.layer, logits)
-        if wide.dtype != logits.dtype or not loss.is_floating_point():
-            loss = loss.to(wide.dtype)
-        # What was drawn under inference_mode cannot be saved for a backward pass.
-        tensors = (wide, self.drawn.codes, *self.drawn.kept)
-        wide, codes, *kept = (tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
-        estimate = self.estimator.estimate_from(self.layer, wide, Drawn(codes, tuple(kept)), loss)
-        _check_estimate(f"{type(self.estimator).__name__}.estimate_from", estimate, logits)
-        return estimate
+        # What was made under inference_mode cannot be saved for a backward pass.
+        logits, mask, allowed = _usable(logits), self.mask, self.allowed
+        problem = self.estimator._prepare(
+            self.layer,
+            logits,
+            mask=None if mask is None else _usable(mask),
+            credit=self.credit,
+            allowed=None if allowed is None else _usable(allowed),
+        )
+        if problem.logits.dtype != logits.dtype or not loss.is_floating_point():
+            loss = loss.to(problem.logits.dtype)
+        drawn = Drawn(_usable(self.drawn.codes), tuple(map(_usable, self.drawn.kept)))
+        estimate = self.estimator.estimate_from(problem.layer, problem.logits, drawn, problem.losses(loss))
+        _check_estimate(f"{type(self.estimator).__name__}.estimate_from", estimate, problem.logits)
+        return Estimate(loss=problem.loss(estimate.loss, loss), codes=problem.codes(estimate.codes))
 
     def _check_loss(self, loss: Any) -> None:
-        samples, batch = self.drawn.codes.shape[:2]
+        expected = list(self.codes.shape[: 2 if self.credit == "example" else 3])
         if not isinstance(loss, Tensor):
-            raise InputError(f"a loss of type {type(loss).__name__}; expected a tensor of shape [{samples}, {batch}]")
-        if loss.shape == (samples, batch):
+            raise InputError(f"a loss of type {type(loss).__name__}; expected a tensor of shape {expected}")
+        got, samples = list(loss.shape), expected[0]
+        if got == expected:
             return
-        message = f"a loss of shape {list(loss.shape)}; expected one for each code of the draw, [{samples}, {batch}]"
-        if loss.shape in ((batch,), (1, batch)) and samples > 1:
-            message += (
+        remedy = ""
+        if samples == 1 and got == expected[1:]:
+            remedy = ": give loss.unsqueeze(0)"
+        elif got in (expected[1:], [1, *expected[1:]]):
+            remedy = (
                 f": {type(self.estimator).__name__} needs the losses of {samples} codes for each example. Where an "
                 "example can be tried once take reinforce or relax"
             )
-        elif loss.shape == (batch,):
-            message += ": give loss.unsqueeze(0)"
-        raise InputError(message)
+        raise InputError(f"a loss of shape {got}; expected one for each code of the draw, {expected}{remedy}")
 
     @classmethod
     def cat(cls, draws: Sequence[Draw]) -> Draw:
@@ -436,10 +486,39 @@ class Draw:
         first = draws[0]
         if any(draw.estimator is not first.estimator or draw.layer != first.layer for draw in draws):
             raise InputError("draws of several estimators or latent layers; expected one estimator and one layer")
+        if any(draw.credit != first.credit for draw in draws):
+            raise InputError("draws with several kinds of credit; expected one")
         kept = zip(*(draw.drawn.kept for draw in draws), strict=True)
-        drawn = Drawn(torch.cat([draw.drawn.codes for draw in draws], 1), tuple(torch.cat(parts, 1) for parts in kept))
-        logits = torch.cat([draw.logits for draw in draws])
-        return cls(first.estimator, first.layer, logits, drawn, all(draw.has_graph for draw in draws))
+        return cls(
+            first.estimator,
+            first.layer,
+            torch.cat([draw.logits for draw in draws]),
+            torch.cat([draw.codes for draw in draws], 1),
+            Drawn(torch.cat([draw.drawn.codes for draw in draws], 1), tuple(torch.cat(parts, 1) for parts in kept)),
+            _cat_bools([draw.mask for draw in draws], [draw.logits.shape[:2] for draw in draws]),
+            first.credit,
+            _cat_bools([draw.allowed for draw in draws], [draw.logits.shape for draw in draws]),
+            all(draw.has_graph for draw in draws),
+        )
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy outside of inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _cat_bools(tensors: list[Tensor | None], shapes: list[torch.Size]) -> Tensor | None:
+    """Along the batch, with True where there is none; None where there is none at all."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
+        return None
+    device = given[0].device
+    return torch.cat(
+        [
+            torch.ones(shape, dtype=torch.bool, device=device) if tensor is None else tensor
+            for tensor, shape in zip(tensors, shapes, strict=True)
+        ]
+    )
 
 
 def _undefined(estimator: GradientEstimator, methods: str) -> InputError:

@@ -28,6 +28,8 @@ from dgrad.core.objective_guards import (
     warn_if_expensive,
 )
 from dgrad.core.random import RandomState
+from dgrad.core.restricted import visible
+from dgrad.core.sites import prepare
 from dgrad.errors import InputError
 
 CodeLoss = Callable[[Tensor], Tensor]
@@ -114,10 +116,10 @@ class Objective(ABC):
         return max(1, self.bytes_per_call // (max(1, count) * max(self.least_bytes, bytes_of_code)))
 
     def __add__(self, other: Objective) -> Objective:
-        return _Combined(operator.add, self, other)
+        return Sum(operator.add, self, other)
 
     def __rmul__(self, weight: float | Tensor) -> Objective:
-        return _Combined(lambda loss: weight * loss, self)
+        return Sum(lambda loss: weight * loss, self)
 
 
 class Evaluation:
@@ -133,6 +135,9 @@ class Evaluation:
         noise: the random numbers that the loss was evaluated with, where it drew any. A sweep sees the same.
     """
 
+    allowed: Tensor | None = None
+    """Bool, broadcasts against one-hot codes: the values that a sweep evaluates. None for all."""
+
     def __init__(
         self,
         objective: Objective,
@@ -144,6 +149,13 @@ class Evaluation:
         self.codes = codes
         self.loss = loss
         self.noise = noise
+
+    def restrict(self, allowed: Tensor) -> None:
+        """Evaluate no forbidden value in a sweep by calls. Where it is in the table, anything may stand.
+
+        An evaluation that is made of others hands it on.
+        """
+        self.allowed = allowed
 
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         """The loss with row i of the code replaced by `onehot(j)`, for every (i, j)."""
@@ -213,7 +225,8 @@ class Evaluation:
         codes = self.codes
         samples, batch, n, k = codes.shape
         own = codes.argmax(-1)  # [S, B, n]
-        if n == 1 and self.noise is None and (shared := self._shared(own)) is not None:
+        sharable = n == 1 and self.noise is None and self.allowed is None
+        if sharable and (shared := self._shared(own)) is not None:
             return shared
         warn_if_expensive(rows.shape[-1] * (k - 1), *self.objective.cost_advice)
         own = own.gather(-1, rows)  # [S, B, m]
@@ -221,10 +234,15 @@ class Evaluation:
         # A change is an index into `rows` and an offset from 1 to k-1: a row's own value is not evaluated again.
         device = codes.device
         changes = torch.cartesian_prod(torch.arange(rows.shape[-1], device=device), torch.arange(1, k, device=device))
+        indices, offsets = changes.unbind(-1)
+        all_values, all_rows = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, C]
+        if self.allowed is not None:
+            all_values, all_rows = _allowed_changes(
+                all_values, all_rows, own[..., indices], self.allowed.expand_as(codes)
+            )
         guard = refusing_batch_norm()
-        for part in changes.split(self.objective.changes_per_call(codes, samples * batch)):
-            indices, offsets = part.unbind(-1)
-            values, of_row = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, c]
+        per_call = self.objective.changes_per_call(codes, samples * batch)
+        for values, of_row in zip(all_values.split(per_call, -1), all_rows.split(per_call, -1), strict=True):
             with guard:
                 losses = self.losses_of(self.replaced(of_row.movedim(-1, 0), values.movedim(-1, 0)))  # [c, S, B]
             guard = nullcontext()  # the first call shows which modules there are
@@ -261,6 +279,27 @@ class Evaluation:
         return table.scatter(-1, own, loss).unsqueeze(2)
 
 
+def _allowed_changes(values: Tensor, rows: Tensor, own: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Of changes `[S, B, C]` to `values` of `rows`, the allowed ones: as many as the code with the most has.
+
+    The other codes have some changes to their own value on top, which change nothing.
+    """
+    k = allowed.shape[-1]
+    fine = allowed.flatten(-2).gather(-1, rows * k + values)
+    order = fine.int().argsort(dim=-1, descending=True, stable=True)
+    counts = visible(fine.sum(-1))
+    if counts is not None:
+        order = order[..., : counts.max(initial=0)]
+    return torch.where(fine, values, own).gather(-1, order), rows.gather(-1, order)
+
+
+_LOSSES = {
+    2: ("code", "samples, batch", "sum over everything but the first two axes"),
+    3: ("site", "samples, batch, sites", "or take credit='example'"),
+}
+"""What the axes of a function's losses are."""
+
+
 class FunctionObjective(Objective):
     """Any callable as an objective. Its sweep calls it on all changed codes, as many at a time as the budget allows.
 
@@ -280,6 +319,9 @@ class FunctionObjective(Objective):
     tensor([[[[1., 0.],
               [2., 1.]]]])
     """
+
+    loss_axes = 2
+    """How many axes the losses have: samples and batch, and sites where each has a loss of its own."""
 
     def __init__(
         self,
@@ -304,12 +346,13 @@ class FunctionObjective(Objective):
 
     def loss_of(self, inputs: Tensor) -> Float[Tensor, "samples batch"]:
         """The function's result for codes, in the form in which the function takes them."""
-        loss, shape = self.function(inputs), inputs.shape[:2]
+        loss, shape = self.function(inputs), inputs.shape[: self.loss_axes]
         if not isinstance(loss, Tensor) or loss.shape != shape:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            each, axes, remedy = _LOSSES[self.loss_axes]
             raise InputError(
                 f"the objective returned {got} for codes of shape {list(inputs.shape)}; expected one loss for each "
-                f"code, [samples, batch] = {list(shape)}: sum over everything but the first two axes"
+                f"{each}, [{axes}] = {list(shape)}: {remedy}"
             )
         return loss if loss.is_floating_point() else loss.to(torch.get_default_dtype())
 
@@ -426,17 +469,32 @@ class KLObjective(Objective):
     variance (Roeder et al. 2017). The sweep is closed-form, because `log q` is linear in the code.
     """
 
-    def __init__(self, layer: LatentLayer, logits: Float[Tensor, "batch *code"]) -> None:
-        self.layer = layer
-        self.logits = logits.detach()
+    def __init__(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        *,
+        mask: Tensor | None = None,
+        allowed: Tensor | None = None,
+        credit: str = "example",
+    ) -> None:
+        self.problem = prepare(layer, logits.detach(), mask=mask, allowed=allowed, credit=credit, local_losses=True)
+        self.layer = self.problem.layer
+        self.logits = self.problem.logits.to(logits.dtype)
 
-    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
-        return self.layer.log_prob(self.logits, codes) - self.layer.log_prior
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch *sites"]:
+        log_prior = self.layer.log_prior
+        if isinstance(log_prior, Tensor):
+            log_prior = log_prior.to(self.logits.dtype)
+        loss = self.layer.log_prob(self.logits, self.problem.folded_codes(codes)) - log_prior
+        return loss.unflatten(-1, (-1, self.problem.sites or 1)) if self.problem.folded else loss
 
     def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         return self(codes.unsqueeze(1))
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
+        if self.problem.sites is not None:
+            return super().evaluate(codes)
         return _KLEvaluation(self, codes, self(codes))
 
 
@@ -504,6 +562,9 @@ class _CachedEvaluation(Evaluation):
         super().__init__(objective, inner.codes, inner.loss)
         self.inner = inner
 
+    def restrict(self, allowed: Tensor) -> None:
+        self.inner.restrict(allowed)
+
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         cache = self.objective
         key = (cache.name, self.codes.shape, self.codes.argmax(-1).cpu().numpy().tobytes())
@@ -524,7 +585,7 @@ class _CachedEvaluation(Evaluation):
         return self.sweep() if layer.one_hot_rows else self.inner.potentials(layer)
 
 
-class _Combined(Objective):
+class Sum(Objective):
     """A function of the losses of parts that is linear in them: a sum, a multiple."""
 
     def __init__(self, combine: Callable[..., Tensor], *parts: Objective) -> None:
@@ -543,10 +604,10 @@ class _Combined(Objective):
         return None if any(loss is None for loss in losses) else self.combine(*losses)
 
     def evaluate(self, codes: Tensor) -> Evaluation:
-        return _CombinedEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])
+        return _SumEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])
 
 
-class _CombinedEvaluation(Evaluation):
+class _SumEvaluation(Evaluation):
     """The same function of the parts' losses, sweeps and potentials."""
 
     def __init__(
@@ -555,6 +616,10 @@ class _CombinedEvaluation(Evaluation):
         super().__init__(objective, codes, combine(*(part.loss for part in parts)))
         self.combine = combine
         self.parts = parts
+
+    def restrict(self, allowed: Tensor) -> None:
+        for part in self.parts:
+            part.restrict(allowed)
 
     @torch.no_grad()
     def sweep(self) -> Tensor:
@@ -592,7 +657,7 @@ class _InDtype(Objective):
 
     def evaluate(self, codes: Tensor) -> Evaluation:
         inner = self.inner.evaluate(codes.to(self.dtype))
-        return _CombinedEvaluation(self, codes, lambda losses: losses.to(codes.dtype), [inner])
+        return _SumEvaluation(self, codes, lambda losses: losses.to(codes.dtype), [inner])
 
 
 class _Differentiated(Objective):

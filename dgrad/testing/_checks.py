@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import CodeLoss, Objective
+from dgrad.core.restricted import Product
+from dgrad.core.sites import restricted
 from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 
 DRAWS = 20_000
@@ -368,6 +370,48 @@ def limit(estimator: GradientEstimator, layer: LatentLayer) -> None:
         values = ", ".join(f"{key}={number:g}" for key, number in stated.at.items()) or "its hyper-parameters"
         quantity = f"latent {layer}, {name} objective, {values}: the gradient"
         _compare(mean, error, truth, quantity, tolerance=0.03 * float(truth.abs().max()))
+
+
+@_check
+def forbidden_values_and_padding(estimator: GradientEstimator, layer: LatentLayer) -> None:
+    """Forbidden values and padded sites get no evaluation and no gradient; an unbiased gradient stays unbiased."""
+    draws = DRAWS // 10
+    if layer.support_size > 8:
+        raise NotApplicable(f"two sites of latent {layer} have more than 64 codes: a smaller one says the same")
+    mask = torch.tensor([[True, True], [True, False]])
+    allowed = torch.ones(2, 2, *layer.shape, dtype=torch.bool)
+    if layer.one_hot_rows:
+        allowed[0, 1, 0, -1] = False
+    sites = restricted(layer, mask=mask)
+    why_unsupported = estimator.traits.why_unsupported(Product(layer, 2))
+    if why_unsupported is not None:
+        raise NotApplicable(why_unsupported)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        estimator.set_layer(sites)
+    logits = small_logits(layer, batch=4).unflatten(0, (2, 2))
+    smooth = small_objectives(sites)["smooth"]
+    reachable = allowed & mask[(..., *[None] * len(layer.shape))]
+
+    def loss(codes: Tensor) -> Tensor:
+        copies = reachable.repeat(codes.shape[1] // 2, *[1] * (reachable.ndim - 1))
+        assert not ((codes != 0) & ~copies).any(), "the objective was evaluated at a forbidden value, or at padding"
+        return smooth(codes)
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor.repeat(draws, *[1] * (tensor.ndim - 1))
+
+    leaf = repeated(logits).requires_grad_()
+    estimate = estimator(
+        layer, leaf, loss, mask=repeated(mask), allowed=repeated(allowed), generator=Generator().manual_seed(0)
+    )
+    gradients = torch.autograd.grad(estimate.loss.sum(), leaf)[0].unflatten(0, (draws, 2))
+    assert gradients.isfinite().all(), "a gradient is not finite with forbidden values and padding"
+    assert not gradients[:, ~reachable].any(), "a forbidden value, or padding, has a gradient"
+    if estimator.traits.unbiased:
+        truth = exact_gradient(layer, logits, smooth, mask=mask, allowed=allowed)
+        error = gradients.std(0) / draws**0.5
+        _compare(gradients.mean(0), error, truth, f"latent {layer}, with forbidden values and padding the gradient")
 
 
 # Other ways to use it

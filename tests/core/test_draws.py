@@ -200,7 +200,7 @@ def test_codes_of_a_backward_pass_of_its_own_are_not_differentiated_twice() -> N
 
 
 def test_a_reduction_of_another_kind_is_refused() -> None:
-    with pytest.raises(dgrad.InputError, match="reduction must be mean or sum; got 'none'"):
+    with pytest.raises(dgrad.InputError, match="reduction must be one of mean, sum; got 'none'"):
         dgrad.estimator("imle").codes(dgrad.latent("2x2"), torch.zeros(1, 2, 2), reduction="none")
 
 
@@ -218,3 +218,71 @@ def test_a_plugin_without_the_method_that_its_traits_promise_is_told(method: str
 
     with pytest.raises(dgrad.InputError, match=r"Empty does not define (draw_codes|differentiable_codes)"):
         getattr(Empty(), method)(dgrad.latent("2x2"), torch.zeros(1, 2, 2))
+
+
+# Sequences, padding and forbidden values
+
+
+@pytest.fixture(scope="module")
+def sequences() -> dict[str, Tensor]:
+    """Three sites, of which the second example has two; a forbidden value in each, another one by -inf."""
+    logits = small_logits(dgrad.latent("3x2"), batch=2).unsqueeze(-2)  # [2, 3, 1, 2]
+    logits[0, 1, 0, 0] = -torch.inf
+    allowed = torch.ones(2, 3, 1, 2, dtype=torch.bool)
+    allowed[:, 0, 0, 1] = False
+    return {"logits": logits, "mask": torch.tensor([[True, True, True], [True, True, False]]), "allowed": allowed}
+
+
+@pytest.mark.parametrize("credit", ["example", "site", "future"])
+@pytest.mark.parametrize("name", BY_TRAIT["one_pass"])
+def test_a_draw_of_sequences_gives_what_a_call_gives(name: str, credit: str, sequences: dict[str, Tensor]) -> None:
+    layer = dgrad.latent("1x2")
+    restrictions = {"mask": sequences["mask"], "allowed": sequences["allowed"], "credit": credit}
+    logits = sequences["logits"].requires_grad_()
+    folded = credit == "site" or (credit == "future" and dgrad.estimator(name).traits.losses_of_sites)
+    learned = layer if folded else dgrad.restricted(layer, mask=sequences["mask"])
+    called, drew = made(name, learned), made(name, learned)
+
+    def loss(codes: Tensor) -> Tensor:
+        of_sites = (codes[..., 0, 0].cumsum(-1) - 0.7 * codes[..., 0, 1]).square()
+        return of_sites.sum(-1) if credit == "example" else of_sites
+
+    expected = called(layer, logits, loss, generator=Generator().manual_seed(0), **restrictions)
+    with torch.inference_mode():
+        draw = drew.draw(layer, logits, generator=Generator().manual_seed(0), **restrictions)
+    assert draw.codes.shape[1:] == logits.shape
+    estimate = draw.estimate(loss(draw.codes.clone()), logits=logits)
+    torch.testing.assert_close(estimate.loss, expected.loss)
+    assert torch.equal(estimate.codes, expected.codes)
+    (truth,) = torch.autograd.grad(expected.loss.sum(), logits)
+    (gradient,) = torch.autograd.grad(estimate.loss.sum(), logits)
+    torch.testing.assert_close(gradient, truth)
+
+
+@pytest.mark.parametrize("name", PATHWISE_NAMES)
+def test_codes_of_sequences_have_the_gradient_of_a_call(name: str, sequences: dict[str, Tensor]) -> None:
+    layer, logits = dgrad.latent("1x2"), sequences["logits"].requires_grad_()
+    restrictions = {"mask": sequences["mask"], "allowed": sequences["allowed"]}
+
+    def loss(codes: Tensor) -> Tensor:
+        return (codes[..., 0, 0].cumsum(-1) - 0.7 * codes[..., 0, 1]).square().sum(-1)
+
+    estimate = dgrad.estimator(name)(layer, logits, loss, generator=Generator().manual_seed(0), **restrictions)
+    (truth,) = torch.autograd.grad(estimate.loss.mean(), logits)
+    codes = dgrad.estimator(name).codes(layer, logits, generator=Generator().manual_seed(0), **restrictions)
+    assert not codes.detach()[:, 1, 2].any()
+    assert not codes.detach()[:, :, 0, 0, 1].any()
+    (gradient,) = torch.autograd.grad(loss(codes).mean(), logits)
+    torch.testing.assert_close(gradient, truth)
+
+
+def test_steps_with_and_without_forbidden_actions_make_one_draw() -> None:
+    layer, estimator = dgrad.latent("1x3"), dgrad.estimator("reinforce")
+    logits = small_logits(layer, batch=2).requires_grad_()
+    forbidding = torch.tensor([[True, False, True]])
+    with torch.no_grad():
+        draws = [estimator.draw(layer, logits[:1], allowed=forbidding), estimator.draw(layer, logits[1:])]
+    episode = dgrad.Draw.cat(draws)
+    (gradient,) = torch.autograd.grad(episode.estimate(torch.ones(1, 2), logits=logits).loss.sum(), logits)
+    assert gradient[0, 0, 1] == 0
+    assert gradient[1].all()

@@ -90,6 +90,18 @@ class BatchMeanBaseline(Mutant):
         return loss.mean()
 
 
+class LeastLogit(Mutant):
+    """Draws as if no logit were below -2, forbidden values neither."""
+
+    def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+        potentials = logits.detach().clamp_min(-2) + layer.noise(logits, 2, generator=generator)
+        return torch.zeros_like(potentials).scatter(-1, potentials.argmax(-1, keepdim=True), 1.0)
+
+    def direction(self, layer: LatentLayer, logits: Tensor, codes: Tensor, loss: Tensor) -> Tensor:
+        weights = (loss - self.baseline(loss)).detach()[..., None, None]
+        return weights * (codes - logits.detach().clamp_min(-2).softmax(-1))
+
+
 class GlobalGenerator(Mutant):
     def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
         return layer.sample(logits, 2)
@@ -295,6 +307,7 @@ MUTANTS: list[tuple[Callable[[], GradientEstimator], str]] = [
     (DrawsOnceMore, "draw now learn later"),
     (ReadsItsAverageLate, "draw now learn later"),
     (OtherCodesThanItsCall, "codes with a gradient"),
+    (LeastLogit, "forbidden values and padding"),
 ]
 CUDA_CHECKS = {"other devices", "no host synchronisation"}
 

@@ -95,15 +95,16 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
 
         A slope that is c times as large gives c times the gradient, and the same share.
         """
-        size = _norm(slope)  # [S, B, 1 ...]
+        size = _norm(layer.free(slope))  # [S, B, 1 ...]
         # lambda h = beta |phi + G| h / |h|
-        reach = self.strength * _norm(potentials)
+        reach = self.strength * _norm(layer.free(potentials))
         move = reach * (slope / size.clamp_min(torch.finfo(size.dtype).tiny))
         # [z(phi + G + lambda h) - z(phi + G - lambda h)] / (2 lambda), without a division by |h|, which may be 0
         changed = layer.argmax(potentials + move) - layer.argmax(potentials - move)
         direction = changed * size / (2 * reach)
         # After its use, so that an example's gradient depends on no other example of this step.
-        share = changed.any(-1).float().mean()
+        rows = layer.free(torch.ones_like(potentials)).any(-1)
+        share = changed.any(-1).sum() / rows.sum().clamp_min(1)
         self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
         return direction
 

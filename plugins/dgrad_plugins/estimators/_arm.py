@@ -38,6 +38,7 @@ class AugmentReinforceMerge(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Yin & Zhou 2019",
+            losses_of_sites=True,
             why_unsupported=needs_binary_rows("arm"),
             one_pass=True,
         )

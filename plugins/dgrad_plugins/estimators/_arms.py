@@ -51,6 +51,7 @@ class AntitheticSamples(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Dimitriev & Zhou 2021",
+            losses_of_sites=True,
             why_unsupported=needs_binary_rows("arms"),
             one_pass=True,
         )

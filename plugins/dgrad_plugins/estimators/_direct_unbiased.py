@@ -53,6 +53,7 @@ class DirectUnbiased(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="this project; Lorberbom et al. 2019",
             one_pass=True,
+            losses_of_sites=True,
         )
 
     def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:

@@ -39,6 +39,7 @@ class DisARM(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Dong et al. 2020",
+            losses_of_sites=True,
             why_unsupported=needs_binary_rows("disarm"),
             one_pass=True,
         )

@@ -47,18 +47,23 @@ class Exact(GradientEstimator):
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        drawn = self.draw_codes(layer, logits)
-        # The same codes for all examples: a decoder runs once for each.
-        losses = objective.everywhere(layer.enumerate(like=logits), len(logits))  # [K, B]
-        return self.estimate_from(layer, logits, drawn, losses)
+        codes, log_q = layer.support(logits)  # [K, 1 or B, *code], [K, B]
+        losses = losses_of_support(codes, len(logits), objective)
+        # sum_z q(z) f(z)
+        return Estimate(loss=(log_q.exp() * losses).sum(0), codes=codes.expand(-1, *logits.shape))
 
     def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
-        return Drawn(layer.enumerate(like=logits).unsqueeze(1).expand(-1, *logits.shape))  # [K, B, *code]
+        codes, _ = layer.support(logits.detach())
+        return Drawn(codes.expand(-1, *logits.shape))  # [K, B, *code]
 
     def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
-        support = layer.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
-        # sum_z q(z) f(z)
-        return Estimate(loss=(layer.log_prob(logits, support).exp() * loss).sum(0), codes=drawn.codes)
+        _, log_q = layer.support(logits)  # [K, B]
+        return Estimate(loss=(log_q.exp() * loss).sum(0), codes=drawn.codes)
+
+
+def losses_of_support(codes: Tensor, batch: int, objective: Objective) -> Tensor:
+    """The loss of every example at its codes `[K, 1 or B, *code]`, `[K, B]`."""
+    return objective.everywhere(codes.squeeze(1), batch) if codes.shape[1] == 1 else objective(codes)
 
 
 def needs_small_support(name: str, remedy: str) -> Callable[[LatentLayer], str | None]:

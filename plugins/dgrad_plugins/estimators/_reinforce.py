@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, add_gradient, replace_gradient
 from dgrad.core.estimator_tools import check_choice, check_count, layer_missing, weighted
 from dgrad.core.latent_layer import Logits
+from dgrad.core.sites import plain_shape
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
 
 BASELINES = ("none", "moving-average", "input-dependent")
@@ -58,11 +59,12 @@ class Reinforce(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Williams 1992",
             one_pass=True,
+            losses_of_sites=True,
         )
 
     def set_layer(self, layer: LatentLayer) -> None:
         if self.baseline == "input-dependent":
-            self.network = ScalarNetwork(layer.shape, self.hidden)
+            self.network = ScalarNetwork(plain_shape(layer), self.hidden)
 
     def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
@@ -75,7 +77,7 @@ class Reinforce(GradientEstimator):
         if self.baseline == "input-dependent":
             if self.network is None:
                 raise layer_missing('reinforce with baseline="input-dependent"')
-            baseline = baseline + self.network(logits.detach())
+            baseline = baseline + self.network(layer.free(logits.detach()))
         with torch.no_grad():
             # (f(z) - b) grad log q(z)
             direction = weighted(drawn.codes - layer.mean(logits), loss - baseline)

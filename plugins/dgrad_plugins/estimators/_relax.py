@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits
 from dgrad.core.estimator_tools import check_count, layer_missing, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
+from dgrad.core.sites import plain_shape
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
 from dgrad_plugins.estimators._relaxed_control_variate import draw_codes_and_noise, relaxed_control_variate
 
@@ -71,7 +72,7 @@ class Relax(GradientEstimator):
         )
 
     def set_layer(self, layer: LatentLayer) -> None:
-        self.network = ScalarNetwork(layer.shape, self.hidden)
+        self.network = ScalarNetwork(plain_shape(layer), self.hidden)
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None

@@ -43,6 +43,7 @@ class LeaveOneOut(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Kool et al. 2019",
             one_pass=True,
+            losses_of_sites=True,
         )
 
     def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
