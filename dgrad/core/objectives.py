@@ -341,10 +341,10 @@ class FunctionObjective(Objective):
         remedies = ["dgrad.objective(decoder=..., loss=...) for a decoder that begins with a linear layer"]
         return identity_of(self.function), [*remedies, "dgrad.objective(f, indices=True) for lookups"]
 
-    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch *sites"]:
         return self.loss_of(codes)
 
-    def loss_of(self, inputs: Tensor) -> Float[Tensor, "samples batch"]:
+    def loss_of(self, inputs: Tensor) -> Float[Tensor, "samples batch *sites"]:
         """The function's result for codes, in the form in which the function takes them."""
         loss, shape = self.function(inputs), inputs.shape[: self.loss_axes]
         if not isinstance(loss, Tensor) or loss.shape != shape:
@@ -414,7 +414,7 @@ class IndexObjective(FunctionObjective):
         """What the function gets for these codes."""
         return codes.argmax(-1) if self.layer is None else self.layer.indices(codes)
 
-    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch *sites"]:
         if codes.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 "an objective of indices has no gradient in the codes, and this estimator differentiates it; expected "

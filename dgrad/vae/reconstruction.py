@@ -282,7 +282,9 @@ class DecoderEvaluation(Evaluation):
         if hidden is None:
             function = FunctionObjective(of.loss_of_changed, bytes_per_call=of.sweep_bytes)
             function.least_bytes = codes.element_size() * of.numbers_per_code
-            return Evaluation(function, codes, self.loss, noise).changed(rows)
+            plain = Evaluation(function, codes, self.loss, noise)
+            plain.allowed = self.allowed
+            return plain.changed(rows)
         warn_if_expensive(rows.shape[-1] * (codes.shape[-1] - 1), *of.cost_advice)
         rest_loss = of.changed_loss if noise is None else functools.partial(noise.again, of.changed_loss)
         return difference_sweep(
