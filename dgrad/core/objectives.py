@@ -96,7 +96,7 @@ class Objective(ABC):
         """The loss of each of `batch` examples at each of these codes, differentiable as a call is.
 
         The codes are the same for all examples. Where nothing but the code enters a decoder, it runs once for each
-        code.
+        code. The random numbers of a function or a decoder are the same for all codes.
         """
         return self(codes.unsqueeze(1).expand(-1, batch, *codes.shape[1:]))
 
@@ -232,7 +232,7 @@ class Evaluation:
         own = own.gather(-1, rows)  # [S, B, m]
         result = self.loss.detach()[..., None].repeat(1, 1, n * k)  # [S, B, n*k]
         # A change is an index into `rows` and an offset from 1 to k-1: a row's own value is not evaluated again.
-        device = codes.device
+        device, per_call = codes.device, self.objective.changes_per_call(codes, samples * batch)
         changes = torch.cartesian_prod(torch.arange(rows.shape[-1], device=device), torch.arange(1, k, device=device))
         indices, offsets = changes.unbind(-1)
         all_values, all_rows = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, C]
@@ -241,7 +241,6 @@ class Evaluation:
                 all_values, all_rows, own[..., indices], self.allowed.expand_as(codes)
             )
         guard = refusing_batch_norm()
-        per_call = self.objective.changes_per_call(codes, samples * batch)
         for values, of_row in zip(all_values.split(per_call, -1), all_rows.split(per_call, -1), strict=True):
             with guard:
                 losses = self.losses_of(self.replaced(of_row.movedim(-1, 0), values.movedim(-1, 0)))  # [c, S, B]
@@ -363,15 +362,16 @@ class FunctionObjective(Objective):
         return self._shared(codes, batch)
 
     def _everywhere(self, inputs: Tensor, batch: int) -> Tensor:
+        each = inputs.unsqueeze(1).expand(-1, batch, *inputs.shape[1:])  # [K, B, *code]
+        state = RandomState(inputs.device)
         with refusing_batch_norm():
-            losses = self._shared(inputs, batch) if len(inputs) >= WORTH_SHARING else None
-            if losses is not None:
-                ends = [0, -1]
-                expected = self.loss_of(inputs[ends].unsqueeze(1).expand(-1, batch, *inputs.shape[1:]))
-                losses = losses if agree(losses[ends], expected) else None
-            if losses is None:
-                losses = self.loss_of(inputs.unsqueeze(1).expand(-1, batch, *inputs.shape[1:]))
-        return losses
+            first = self.loss_of(each[:1])
+            if state.has_moved():  # every code sees the random numbers of the first
+                return torch.cat([first, *(state.again(self.loss_of, code) for code in each[1:].split(1))])
+            shared = self._shared(inputs, batch) if len(inputs) >= WORTH_SHARING else None
+            if shared is not None and agree(shared[[0, -1]], torch.cat([first, self.loss_of(each[-1:])])):
+                return shared
+            return torch.cat([first, self.loss_of(each[1:])])
 
     def _shared(self, inputs: Tensor, batch: int) -> Tensor | None:
         if inputs.device.type != "cpu" or torch.compiler.is_compiling():

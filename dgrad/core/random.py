@@ -71,10 +71,13 @@ class RandomState:
 
     def has_moved(self) -> bool:
         """Whether anything was drawn since. It waits for no device: states are kept on the CPU."""
-        return any(
-            generator.get_state().numpy().tobytes() != state.numpy().tobytes()
-            for generator, state in zip(self.generators, self.states, strict=True)
-        )
+        try:
+            return any(
+                generator.get_state().numpy().tobytes() != state.numpy().tobytes()
+                for generator, state in zip(self.generators, self.states, strict=True)
+            )
+        except RuntimeError:  # inside a transformation of torch.func a state has no bytes
+            return False
 
     def again(self, function: Callable[..., T], *arguments: Any) -> T:
         """The function's result with the generators in the state of then. Afterwards they are where they are now."""

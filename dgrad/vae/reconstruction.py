@@ -89,7 +89,12 @@ class DecoderObjective(Objective):
         return DecoderEvaluation(self, codes, loss, state if state.has_moved() else None, hidden=hidden)
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
-        return self.shared(codes, batch)
+        state = RandomState(codes.device, self.generators)
+        losses = self.shared(codes, batch)
+        if not state.has_moved():
+            return losses
+        each = codes.unsqueeze(1).expand(-1, batch, *codes.shape[1:])  # every example has its own random numbers
+        return torch.cat([state.again(self._loss_and_hidden, code)[0] for code in each.split(1)])
 
     def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         refuse_batch_norm(self.decoder)
@@ -159,13 +164,13 @@ class DecoderObjective(Objective):
         if not self._compiles(codes, data, weight):
             return None
         n, k = codes.shape[2:]
-        return cpu.BernoulliLinear(weight, weight.new_zeros(len(weight)) if bias is None else bias, data, (n, k)).at(
-            codes
-        )
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        return cpu.BernoulliLinear(weight, bias, data, (n, k)).at(codes)
 
     def _compiles(self, *tensors: Tensor) -> bool:
-        wanted = _there_is_a_compiler() if self.compiled is None else self.compiled
-        return wanted and not torch.compiler.is_compiling() and cpu.serves(*tensors)
+        if torch.compiler.is_compiling() or self.compiled is False:
+            return False
+        return (self.compiled or _there_is_a_compiler()) and cpu.serves(*tensors)
 
     def _loss_and_hidden(self, codes: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor | None]:
         """The loss, and the outputs of the first layer where the decoder begins with a linear one."""

@@ -171,7 +171,7 @@ def test_codes_of_one_variable_are_shared_where_the_function_allows_it(name: str
     function.losses = 0
     everywhere = dgrad.objective(function).everywhere(support, BATCH)
     torch.testing.assert_close(everywhere, loss(support.unsqueeze(1).expand(-1, BATCH, -1, -1)))
-    assert (function.losses == 12 + 2 * BATCH) == shared, "two codes are evaluated again to compare"
+    assert (function.losses == 12 + 2 * BATCH) == shared, "two codes are evaluated for each example"
 
 
 def test_shared_codes_in_sums_and_with_the_gradient_of_a_decoder() -> None:
@@ -224,6 +224,16 @@ def test_a_code_and_its_changed_codes_see_the_same_random_numbers(kind: str, spe
     torch.testing.assert_close(own, at.loss.unsqueeze(-1).expand_as(own))
     same = dgrad.objective(function).at(codes[:, :1].expand_as(codes))
     assert same.loss[0].unique().numel() == BATCH, "other examples see other masks"
+
+
+@pytest.mark.parametrize("kind", ["module", "function", "rand"])
+def test_codes_that_all_examples_share_see_the_same_random_numbers(kind: str) -> None:
+    layer, function = dgrad.latent("1x12"), _noisy(kind)
+    support = layer.enumerate(like=torch.zeros(()))
+    state = RandomState(support.device)
+    losses = dgrad.objective(function).everywhere(support, BATCH)
+    for loss, code in zip(losses, support, strict=True):
+        torch.testing.assert_close(loss, state.again(function, code.expand(1, BATCH, 1, 12))[0])
 
 
 def test_integers_see_the_same_random_numbers_too() -> None:

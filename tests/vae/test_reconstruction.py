@@ -166,6 +166,10 @@ def test_a_sweep_through_dropout_has_one_mask_for_each_example(begins_linear: bo
     sweep = at.sweep()
     expected = FunctionObjective(lambda codes: state.again(lambda: _by_hand(decoder, loss, codes)), codes_per_call=10)
     torch.testing.assert_close(sweep, expected.sweep(codes), rtol=1e-5, atol=1e-5)
+    state = RandomState(codes.device)
+    for ours, code in zip(objective.everywhere(codes[0], BATCH), codes[0], strict=True):
+        theirs = state.again(lambda code: _by_hand(decoder, loss, code), code.expand(1, BATCH, *code.shape))
+        torch.testing.assert_close(ours, theirs[0], rtol=1e-5, atol=1e-5)
     decoder.eval()
     assert objective.at(codes).full_sweep_is_free(1) == (spec == "1x12")
 
