@@ -203,6 +203,13 @@ def test_structures_are_short() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["rloo", "straight-through"])
+def test_estimators_conform_with(structure: LatentLayer, name: str) -> None:
+    """The first is right in the mean on every loss, the second on linear ones: its mean is differentiated."""
+    check_estimator(dgrad.estimator(name), structure)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "name"), [(spec, name) for spec, names in STRUCTURES.items() for name in names])
 def test_structures_train_with(spec: str, name: str, train: Callable[..., Run]) -> None:
     run = train(estimator=name, latent=spec, epochs=4, plugins=(_plugin_of(spec),))
