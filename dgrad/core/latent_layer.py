@@ -295,7 +295,7 @@ class LogLinear(LatentLayer):
 
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         potentials = wide(logits)
-        if not (torch.is_inference_mode_enabled() or potentials.is_inference()):
+        if torch.compiler.is_compiling() or not (torch.is_inference_mode_enabled() or potentials.is_inference()):
             return self._slope(potentials).to(logits.dtype)
         with torch.inference_mode(False):  # which would not let anything be differentiated
             return self._slope(potentials.detach().clone()).to(logits.dtype)

@@ -151,7 +151,17 @@ class _NoWaiting(TorchDispatchMode):
     """Raises an AssertionError at operations whose result, or its shape, depends on values on a GPU."""
 
     WAITING = frozenset(
-        ["_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"]
+        [
+            "_local_scalar_dense",
+            "is_nonzero",
+            "equal",
+            "nonzero",
+            "masked_select",
+            "_unique2",
+            "unique_dim",
+            "bincount",
+            "_linalg_check_errors",
+        ]
     )
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -286,6 +286,8 @@ def moves(layer: LatentLayer) -> None:
     assert ((neighbours == 0) | (neighbours == 1)).all(), "neighbours are not zeros and ones"
     differs = (neighbours != codes).flatten(3).any(-1)  # [C, S, B]
     assert differs.any(0).all(), "a code has no neighbour but itself"
+    of_one = neighbours[:, 0, 0][differs[:, 0, 0]].flatten(1)
+    assert len(of_one.unique(dim=0)) == len(of_one), "a neighbour comes twice"
     weight = small_logits(layer, batch=BATCH, seed=1)
     changes = ((neighbours - codes) * weight).flatten(3).sum(-1)
     potentials = layer.moves.potentials(codes, changes)

@@ -216,6 +216,13 @@ def test_check_exits_with_1_where_a_check_fails(command: Command) -> None:
     assert "by enumeration" in failed["unbiased"]["detail"]
 
 
+def test_check_takes_a_latent_too(command: Command) -> None:
+    code, out, err = command("plugins", "check", "2x3", "--json")
+    result = json.loads(out)
+    assert (code, err, result["latent"], result["passed"]) == (0, "", "2x3", True)
+    assert {"sample", "mean", "derivatives"} <= {row["check"] for row in result["checks"] if row["result"] == "passed"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -225,6 +232,8 @@ def test_check_exits_with_1_where_a_check_fails(command: Command) -> None:
         (["rloo", "--set", "samples"], "--set expects NAME=VALUE"),
         (["rloo", "--latent", "5"], "cannot read '5'"),
         (["exact", "--latent", "20x10"], "20x10 has 1e+20; expected at most 4096"),
+        (["2x3", "--latent", "2x3"], "2x3 is a latent; got --latent, which belongs to an estimator: leave it out"),
+        (["pairs:x"], "cannot read 'x' as a number of bits"),
         (["rloo", "--plugin", "nowhere.py"], "no plugin file 'nowhere.py'"),
         ([], "Missing argument 'NAME'"),
     ],

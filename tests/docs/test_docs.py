@@ -33,7 +33,7 @@ from dgrad.vae.likelihoods import likelihood
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-LINKED = ["chain.py", "tree.py"]
+LINKED = ["chain.py", "spanning_tree.py"]
 """Examples that the guide does not show: it links to them."""
 
 
@@ -171,7 +171,8 @@ STRUCTURES = {
 
 
 def _plugin_of(spec: str) -> str:
-    return f"examples/{spec.split(':')[0]}.py"
+    name = spec.split(":")[0]
+    return f"examples/{'spanning_tree' if name == 'tree' else name}.py"
 
 
 @pytest.fixture(params=STRUCTURES)
@@ -193,12 +194,19 @@ def test_structures_refuse_bad_specs(spec: str) -> None:
 
 def test_structures_are_short() -> None:
     """Under 70 lines of code: no blank lines, docstrings and comments, a statement in one line."""
-    for name in ("subset", "chain", "tree"):
+    for name in ("subset", "chain", "spanning_tree"):
         tree = ast.parse((ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]
         assert len([line for line in ast.unparse(tree).splitlines() if line.strip()]) < 70, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rloo", "straight-through"])
+def test_estimators_conform_with(structure: LatentLayer, name: str) -> None:
+    """The first is right in the mean on every loss, the second on linear ones: its mean is differentiated."""
+    check_estimator(dgrad.estimator(name), structure)
 
 
 @pytest.mark.slow

@@ -154,6 +154,24 @@ class WrongPotentials(Bits):
         return Wrong(self.shape)
 
 
+class SameNeighbourTwice(Bits):
+    @property
+    def moves(self) -> Moves:
+        class Twice(Toggles):
+            def neighbours(self, codes: Tensor) -> Tensor:
+                return super().neighbours(codes)[[0, 1, 1]]
+
+        return Twice(self.shape)
+
+
+class Inverts(Bits):
+    """By a function that looks at its result."""
+
+    def log_z(self, logits: Tensor) -> Tensor:
+        eye = torch.eye(self.count, dtype=logits.dtype)
+        return super().log_z((torch.linalg.inv(eye) @ logits.unsqueeze(-1)).squeeze(-1))
+
+
 class GlobalGenerator(Bits):
     def noise(self, logits: Tensor, samples: int = 1, *, generator: Generator | None = None) -> Tensor:
         return super().noise(logits, samples)
@@ -207,6 +225,8 @@ MUTANTS: list[tuple[Callable[[], LatentLayer], str]] = [
     (WrongCount, "support"),
     (OneIndexForTwo, "indices and codes"),
     (WrongPotentials, "moves"),
+    (SameNeighbourTwice, "moves"),
+    (Inverts, "asks the device nothing"),
     (GlobalGenerator, "generator"),
     (AsksForAValue, "asks the device nothing"),
     (NeverHard, "relax"),

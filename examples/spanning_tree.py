@@ -1,4 +1,4 @@
-"""Spanning trees: `dgrad train --plugin examples/tree.py --latent tree:5 --estimator rloo`."""
+"""Spanning trees: `dgrad train --plugin examples/spanning_tree.py --latent tree:5 --estimator rloo`."""
 
 import re
 from dataclasses import dataclass
