@@ -201,7 +201,7 @@ class GradientEstimator(nn.Module, ABC):
             )
         problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
         drawn = self.draw_codes(problem.layer, problem.logits, generator=generator)
-        codes = problem.codes(drawn.codes).to(logits.dtype)
+        codes = problem.codes(drawn.codes).to(logits.dtype, copy=True)  # the caller may change them
         if allowed is not None:
             allowed = allowed.expand(logits.shape)
         return Draw(self, layer, logits, codes, drawn, mask, credit, allowed, torch.is_grad_enabled())
