@@ -459,6 +459,18 @@ def test_digits_are_bundled_and_split_evenly(tmp_path: Path) -> None:
     assert torch.equal(dataset.test.images, again.test.images)
 
 
+def test_digits_are_those_of_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    monkeypatch.setattr(
+        "dgrad_plugins.datasets._digits.partition", lambda name, images, labels, *_, **__: (images, labels)
+    )
+    images, labels = DATASETS["digits"](tmp_path)
+    bunch = load_digits()
+    np.testing.assert_array_equal(images[:, 0].numpy() * 16, bunch.images)
+    np.testing.assert_array_equal(labels.numpy(), bunch.target)
+
+
 def test_every_factory_describes_itself() -> None:
     for factory in DATASETS.values():
         assert factory.__doc__ and "\n" not in factory.__doc__
