@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,13 +19,91 @@ def replace_gradient(
     logits: Float[Tensor, "batch *code"],
     direction: Float[Tensor, "samples batch *code"],
 ) -> Float[Tensor, "samples batch"]:
-    """`loss` with `direction` as its gradient for the logits; its value and its other gradients stay."""
+    """`loss` with `direction` as its gradient for the logits; its value and its other gradients stay.
+
+    A second derivative raises an InputError, as with `add_gradient`.
+    """
     return add_gradient(loss, (direction.detach() * logits).flatten(2).sum(-1))
 
 
+_constant_directions = 0
+"""How many `constant_directions` are open."""
+
+
+@contextmanager
+def constant_directions() -> Iterator[None]:
+    """Within it, gradients may be differentiated: the directions of `replace_gradient` count as constants.
+
+    For a control variate that learns from the square of a gradient. An error there costs no bias.
+    """
+    global _constant_directions
+    _constant_directions += 1
+    try:
+        yield
+    finally:
+        _constant_directions -= 1
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on a surrogate in a way which is not in its graph: whoever differentiates it is told."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, surrogate: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        raise InputError(
+            "the gradient of an estimate was differentiated; expected a first derivative alone, for an estimator's "
+            "gradient has none that is right: take exact or gumbel-softmax, or leave the estimate out of what is "
+            "differentiated twice"
+        )
+
+
+def slope_of(
+    value: Tensor, leaf: Tensor, weights: Tensor | None = None, *, create_graph: bool = False
+) -> Float[Tensor, "..."]:
+    """The gradient of `value` for `leaf`; zeros where nothing depends on it, and in `torch.inference_mode`."""
+    if torch.is_inference_mode_enabled():  # no graph is recorded, and whoever calls has no use for gradients
+        return torch.zeros_like(leaf)
+    (slope,) = torch.autograd.grad(value, leaf, weights, create_graph=create_graph, materialize_grads=True)
+    return slope
+
+
 def add_gradient(loss: Float[Tensor, "*lead"], surrogate: Float[Tensor, "#*lead"]) -> Float[Tensor, "*lead"]:
-    """`loss`, unchanged in value, with the gradient of `surrogate` added: how an estimator trains what it learns."""
-    return loss + (surrogate - surrogate.detach())
+    """`loss`, unchanged in value, with the gradient of `surrogate` added: how an estimator trains what it learns.
+
+    That gradient cannot be differentiated again: the second derivative of a surrogate is that of nothing else.
+    """
+    if torch.compiler.is_compiling():  # which refuses second derivatives itself
+        return loss + (surrogate - surrogate.detach())
+    return loss + _Surrogate.apply(surrogate)
+
+
+class _Surrogate(torch.autograd.Function):
+    """0, with the gradient of its argument."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(surrogate: Tensor) -> Tensor:
+        return torch.zeros_like(surrogate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or _constant_directions:
+            return gradient
+        return _Once.apply(gradient, *ctx.saved_tensors)
 
 
 def weighted(

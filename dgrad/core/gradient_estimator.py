@@ -7,19 +7,26 @@ gradient.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from dgrad.core.arguments import check_arguments
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import CodeLoss, Objective, as_objective, in_dtype
 from dgrad.core.schedules import Constant, Schedule, schedule
-from dgrad.errors import InputError
+from dgrad.errors import DgradWarning, InputError
+
+CALLS_WITHOUT_A_STEP = 100
+"""After how many training calls a warning says that nobody moves the schedules."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,26 @@ class GradientEstimator(nn.Module, ABC):
     parameters and buffers: they travel in its state dict.
     """
 
+    _arguments: Mapping[str, Any]
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """An instance that remembers the numbers, texts and schedules that it is made with, for `repr`."""
+        self = super().__new__(cls)
+        given: Mapping[str, Any] = {}
+        with suppress(TypeError):  # the call of __init__ says what is wrong
+            bound = inspect.signature(cls.__init__).bind_partial(self, *arguments, **keywords)
+            bound.apply_defaults()
+            given = bound.arguments
+        simple = (bool, int, float, str, Schedule)
+        # Past nn.Module, which is not made yet.
+        self.__dict__["_arguments"] = {name: value for name, value in given.items() if isinstance(value, simple)}
+        return self
+
     def __init__(self) -> None:
         super().__init__()
         self.schedules: dict[str, Schedule] = {}
+        # Training calls while nobody has set a step; None where that is no matter.
+        self._calls_without_step: int | None = None
 
     @property
     @abstractmethod
@@ -142,6 +166,7 @@ class GradientEstimator(nn.Module, ABC):
         Raises:
             InputError: the logits do not fit the layer, or the estimator does not support it.
         """
+        check_arguments(layer, logits, objective, generator)
         if not logits.is_floating_point():
             raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
         if logits.shape[1:] != layer.shape:
@@ -153,12 +178,64 @@ class GradientEstimator(nn.Module, ABC):
         if why_unsupported is not None:
             raise InputError(why_unsupported)
         objective = as_objective(objective)
+        self._notice_call(generator)
+        if len(logits) == 0:
+            return _of_no_example(layer, logits, objective)
         wide = logits
         if logits.dtype in (torch.float16, torch.bfloat16):
             wide, objective = logits.float(), in_dtype(objective, logits.dtype)
         estimate = self.estimate(layer, wide, objective, generator=generator)
         _check_estimate(type(self).__name__, estimate, logits)
         return estimate
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module says that a call returns Any
+
+    def learning(self) -> bool:
+        """Whether averages take in what this call sees: in training mode, outside `torch.inference_mode`.
+
+        Ask before you update a buffer in `estimate`.
+
+        Raises:
+            InputError: a recomputation or a transform calls, in which an update would be wrong or impossible.
+        """
+        if not self.training or torch.is_inference_mode_enabled():
+            return False
+        if _recomputed():
+            raise InputError(
+                f"{type(self).__name__} keeps averages, which have moved since the call that torch.utils.checkpoint "
+                "repeats; expected no repetition: call the estimator outside the checkpoint, or .eval() it"
+            )
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise InputError(
+                f"{type(self).__name__} keeps averages, which torch.func's transforms cannot update; "
+                "expected averages that stand still: call .eval() on the estimator"
+            )
+        return True
+
+    def _notice_call(self, generator: Generator | None) -> None:
+        """See that the draws can be repeated where they must be, and that somebody moves the schedules.
+
+        Raises:
+            InputError: a checkpoint repeats the call, and the generator has moved on.
+        """
+        if torch.compiler.is_compiling():
+            return
+        if generator is not None and _recomputed():
+            raise InputError(
+                "torch.utils.checkpoint repeats a call with generator=, which has moved on and would draw other codes; "
+                "expected the global generator, whose state the checkpoint restores: leave generator out"
+            )
+        if self._calls_without_step is not None and self.training:
+            self._calls_without_step += 1
+            if self._calls_without_step == CALLS_WITHOUT_A_STEP:
+                still = ", ".join(f"{name}={value}" for name, value in self.schedules.items() if not _is_constant(value))
+                warnings.warn(
+                    f"{type(self).__name__}: {still} has not moved in {CALLS_WITHOUT_A_STEP} training calls; expected "
+                    "estimator.set_run_length(steps) once and estimator.set_step(step) at each step",
+                    DgradWarning,
+                    stacklevel=5,
+                )
 
     def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
         """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.
@@ -170,8 +247,11 @@ class GradientEstimator(nn.Module, ABC):
         # As the buffer will hold it: a number that float32 rounds to the limit is not above it.
         if above is not None and not torch.tensor(self.schedules[name].lowest, dtype=torch.float32) > above:
             raise InputError(f"{name} must stay above {above:g}; got {self.schedules[name]}: give a larger one")
-        start = self.schedules[name] if isinstance(self.schedules[name], Constant) else self.schedules[name].over(1)
+        moves = not _is_constant(self.schedules[name])
+        start = self.schedules[name].over(1) if moves else self.schedules[name]
         self.register_buffer(name, torch.tensor(start(0), dtype=torch.float32), persistent=False)
+        if moves and type(self).set_step is GradientEstimator.set_step:
+            self._calls_without_step = 0
 
     def set_layer(self, layer: LatentLayer) -> None:
         """Make the learned parts whose size depends on the layer.
@@ -184,13 +264,51 @@ class GradientEstimator(nn.Module, ABC):
         self.schedules = {name: value.over(steps) for name, value in self.schedules.items()}
 
     def set_step(self, step: int) -> None:
-        """Set every scheduled hyper-parameter to its value at `step`, without waiting for the device."""
+        """Set every scheduled hyper-parameter to its value at `step`, without waiting for the device.
+
+        Raises:
+            InputError: a schedule spans the whole run, and nobody has told its length.
+        """
+        self._calls_without_step = None
         for name, value in self.schedules.items():
-            if not isinstance(value, Constant):
+            if not _is_constant(value):
                 getattr(self, name).fill_(value(step))
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.schedules.items())
+        shown = {**self._arguments, **self.schedules}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to a device or into a dtype. Buffers keep their dtype: float16 would round hyper-parameters."""
+        before = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        with torch.inference_mode(False):  # inside, later updates would be refused
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            for module, name, old in before:
+                new = module._buffers[name]
+                if new is not None and new.dtype != old.dtype:
+                    module._buffers[name] = old.to(new.device)
+        return self
+
+
+def _is_constant(value: Schedule) -> bool:
+    return isinstance(value, Constant)
+
+
+def _recomputed() -> bool:
+    """Whether a backward pass is running: then `torch.utils.checkpoint` repeats an earlier call."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _of_no_example(layer: LatentLayer, logits: Tensor, objective: Objective) -> Estimate:
+    """The estimate of an empty batch: nothing is drawn, and averages have nothing to take in."""
+    codes = layer.argmax(logits.detach()).unsqueeze(0)  # [1, 0, *code]
+    # Connected to the logits and to what the objective trains, so that a backward pass gives empty gradients.
+    return Estimate(loss=objective(codes).mean(0) + logits.flatten(1).sum(-1), codes=codes)
 
 
 def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:

@@ -47,7 +47,7 @@ class Objective(ABC):
         Args:
             differentiable: whether `slope` will be asked, the gradient of the loss in the codes.
         """
-        if not differentiable:
+        if not differentiable or torch.is_inference_mode_enabled():
             return self.evaluate(codes.clone())
         with torch.enable_grad():
             return self.evaluate(codes.detach().clone().requires_grad_())
@@ -137,11 +137,13 @@ class Evaluation:
         return layer.moves.potentials(self.codes, losses - self.loss)
 
     def slope(self) -> Float[Tensor, "samples batch *code"]:
-        """The gradient of the loss in the codes. It has no gradient of its own.
+        """The gradient of the loss in the codes. It has no gradient of its own. Zeros in `torch.inference_mode`.
 
         Raises:
             InputError: the codes were not evaluated with `differentiable=True`.
         """
+        if torch.is_inference_mode_enabled():  # no graph is recorded, and whoever calls has no use for gradients
+            return torch.zeros_like(self.codes)
         if not self.codes.requires_grad:
             raise InputError("slope() of codes evaluated by at(codes); expected at(codes, differentiable=True)")
         with torch.enable_grad():
@@ -195,7 +197,8 @@ class FunctionObjective(Objective):
                 f"loss for each code, [samples, batch] = {list(codes.shape[:2])}: sum over everything but the first "
                 "two axes"
             )
-        return loss
+        # Counts and booleans have no gradient, and sums of them no mean.
+        return loss if loss.is_floating_point() else loss.to(torch.promote_types(codes.dtype, torch.float32))
 
 
 class KLObjective(Objective):

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
 SLOW_LENGTHS = range(3, 16)
 """Of a last axis over which torch's softmax takes three to five times as long on a CPU as over the first axis."""
+
+
+def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """`function` outside of `torch.autocast`, which would multiply its matrices in half precision."""
+
+    @functools.wraps(function)
+    def run(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments, **keywords)
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **keywords)
+
+    return run
 
 
 def softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:

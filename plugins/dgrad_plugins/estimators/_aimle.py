@@ -85,7 +85,8 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
             direction = changed * size / (2 * reach)
             # After its use, so that an example's gradient depends on no other example of this step.
             share = changed.any(-1).float().mean()
-            self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
+            if self.learning():
+                self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import check_count, weighted
+from dgrad.core.estimator_tools import check_count, slope_of, weighted
 from dgrad.core.latent_layer import Logits
 
 
@@ -65,7 +65,7 @@ class DirectUnbiased(GradientEstimator):
         score = codes - p.detach()  # [S, B, *code]
         residual, surrogate = self._leave_one_out_ridge(score.flatten(2).movedim(0, 1), loss.detach().T)
         # J(p) c: the gradient of E_q[c . z]
-        (of_surrogate,) = torch.autograd.grad(p, phi, surrogate.view_as(p))
+        of_surrogate = slope_of(p, phi, surrogate.view_as(p))
         # (f - b - c . s) s + J(p) c
         direction = weighted(score, residual.T) + of_surrogate
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

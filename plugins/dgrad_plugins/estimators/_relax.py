@@ -92,6 +92,6 @@ class Relax(GradientEstimator):
             self.samples,
             generator=generator,
         )
-        if not self.with_loss:
+        if not self.with_loss and self.learning():
             update_average(self.average, self.weight, estimate.loss)
         return estimate

@@ -70,7 +70,8 @@ class Rodeo(GradientEstimator):
             direction = plain
             for coefficient, variate in zip(coefficients, variates, strict=True):
                 direction = direction + coefficient.to(variate.dtype) * variate
-            self.coefficients.learn(plain.mean(0), [variate.mean(0) for variate in variates])
+            if self.learning():
+                self.coefficients.learn(plain.mean(0), [variate.mean(0) for variate in variates])
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits
+from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, add_gradient
 from dgrad.core.estimator_tools import check_count
 from dgrad.core.latent_layer import Logits
 
@@ -56,6 +56,6 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         codes = layer.argmax(potentials.detach())
         soft = layer.relax(potentials, self.temperature)
-        # f(z + soft - stop(soft)): the bracket is exactly zero, so that the code stays exactly hard
-        loss = objective(codes + (soft - soft.detach()))  # [S, B]
+        # f(z + soft - stop(soft)), where the code stays exactly hard
+        loss = objective(add_gradient(codes, soft))  # [S, B]
         return Estimate(loss=loss.mean(0), codes=codes)
