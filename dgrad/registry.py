@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Never, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 import torch
@@ -29,6 +29,11 @@ from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.errors import DgradError, InputError, PluginWarning, unknown_name
 from dgrad.hyperparameters import read_hyperparameters
+
+if TYPE_CHECKING:
+    from typing import Never
+else:
+    Never = object  # for whoever checks types at run time
 
 GROUP = "dgrad"
 KINDS = ("estimators", "latents", "datasets", "models")

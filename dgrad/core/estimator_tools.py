@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import in_inference_mode, needs_transforms
 from dgrad.errors import InputError
 
 
@@ -66,11 +67,41 @@ class _Once(torch.autograd.Function):
         )
 
 
+def vjp(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The value of a function, and what carries a gradient for it back to the argument: `torch.func.vjp` for one.
+
+    Neither has a gradient. In `torch.inference_mode` the second gives zeros.
+    """
+    if in_inference_mode():
+        return function(at), lambda gradient: torch.zeros_like(at)
+    if needs_transforms():
+        value, carry = torch.func.vjp(function, at.detach())
+        return value, lambda gradient: carry(gradient)[0]
+    with torch.enable_grad():
+        variable = at.detach().requires_grad_()
+        value = function(variable)
+    return value.detach(), lambda gradient: torch.autograd.grad(value, variable, gradient)[0]
+
+
+def leaf(logits: Float[Tensor, "batch *code"]) -> Float[Tensor, "batch *code"]:
+    """The logits as a variable of their own, for `slope_of`.
+
+    Raises:
+        InputError: `torch.compile` or a transform of `torch.func` calls, which do not allow it.
+    """
+    if needs_transforms():
+        raise InputError(
+            "this estimator differentiates a gradient by torch.autograd, which torch.compile and torch.func do not "
+            "allow; expected a call outside them: or take rloo"
+        )
+    return logits.detach().requires_grad_()
+
+
 def slope_of(
     value: Tensor, leaf: Tensor, weights: Tensor | None = None, *, create_graph: bool = False
 ) -> Float[Tensor, "..."]:
     """The gradient of `value` for `leaf`; zeros where nothing depends on it, and in `torch.inference_mode`."""
-    if torch.is_inference_mode_enabled():  # no graph is recorded, and whoever calls has no use for gradients
+    if in_inference_mode():  # no graph is recorded, and whoever calls has no use for gradients
         return torch.zeros_like(leaf)
     (slope,) = torch.autograd.grad(value, leaf, weights, create_graph=create_graph, materialize_grads=True)
     return slope

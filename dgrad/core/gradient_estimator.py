@@ -11,9 +11,8 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,9 +20,12 @@ from torch import Generator, Tensor, nn
 
 from dgrad.core.arguments import check_arguments
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import in_backward_pass, in_inference_mode, in_transform
 from dgrad.core.objectives import CodeLoss, Objective, as_objective, in_dtype
 from dgrad.core.schedules import Constant, Schedule, schedule
 from dgrad.errors import DgradWarning, InputError
+
+Itself = TypeVar("Itself", bound="GradientEstimator")
 
 CALLS_WITHOUT_A_STEP = 100
 """After how many training calls a warning says that nobody moves the schedules."""
@@ -108,21 +110,6 @@ class GradientEstimator(nn.Module, ABC):
     parameters and buffers: they travel in its state dict.
     """
 
-    _arguments: Mapping[str, Any]
-
-    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
-        """An instance that remembers the numbers, texts and schedules that it is made with, for `repr`."""
-        self = super().__new__(cls)
-        given: Mapping[str, Any] = {}
-        with suppress(TypeError):  # the call of __init__ says what is wrong
-            bound = inspect.signature(cls.__init__).bind_partial(self, *arguments, **keywords)
-            bound.apply_defaults()
-            given = bound.arguments
-        simple = (bool, int, float, str, Schedule)
-        # Past nn.Module, which is not made yet.
-        self.__dict__["_arguments"] = {name: value for name, value in given.items() if isinstance(value, simple)}
-        return self
-
     def __init__(self) -> None:
         super().__init__()
         self.schedules: dict[str, Schedule] = {}
@@ -185,7 +172,7 @@ class GradientEstimator(nn.Module, ABC):
         if logits.dtype in (torch.float16, torch.bfloat16):
             wide, objective = logits.float(), in_dtype(objective, logits.dtype)
         estimate = self.estimate(layer, wide, objective, generator=generator)
-        _check_estimate(type(self).__name__, estimate, logits)
+        _check_estimate(type(self).__name__, estimate, logits, self.traits.differentiable_objective)
         return estimate
 
     if TYPE_CHECKING:
@@ -195,43 +182,45 @@ class GradientEstimator(nn.Module, ABC):
         """Whether averages take in what this call sees: in training mode, outside `torch.inference_mode`.
 
         Ask before you update a buffer in `estimate`.
-
-        Raises:
-            InputError: a recomputation or a transform calls, in which an update would be wrong or impossible.
         """
-        if not self.training or torch.is_inference_mode_enabled():
-            return False
-        if _recomputed():
-            raise InputError(
-                f"{type(self).__name__} keeps averages, which have moved since the call that torch.utils.checkpoint "
-                "repeats; expected no repetition: call the estimator outside the checkpoint, or .eval() it"
-            )
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            raise InputError(
-                f"{type(self).__name__} keeps averages, which torch.func's transforms cannot update; "
-                "expected averages that stand still: call .eval() on the estimator"
-            )
-        return True
+        return self.training and not in_inference_mode()
 
     def _notice_call(self, generator: Generator | None) -> None:
-        """See that the draws can be repeated where they must be, and that somebody moves the schedules.
+        """See that the call can be repeated or transformed where it is, and that somebody moves the schedules.
 
         Raises:
-            InputError: a checkpoint repeats the call, and the generator has moved on.
+            InputError: a checkpoint repeats a call that cannot be repeated, or a transform has averages to update.
         """
         if torch.compiler.is_compiling():
+            if generator is not None:
+                raise InputError(
+                    "torch.compile cannot trace a generator; expected the global generator, which torch.manual_seed "
+                    "seeds: leave generator out"
+                )
             return
-        if generator is not None and _recomputed():
+        name = type(self).__name__
+        if in_backward_pass():
+            if generator is not None:
+                raise InputError(
+                    "torch.utils.checkpoint repeats a call with a generator, which has moved on and would draw other "
+                    "codes; expected the global generator, whose state the checkpoint restores: leave generator out"
+                )
+            if self.training and self._keeps_averages():
+                raise InputError(
+                    f"{name} keeps averages, which have moved since the call that torch.utils.checkpoint repeats; "
+                    "expected no repetition: call the estimator outside the checkpoint, or .eval() it"
+                )
+        if in_transform() and self.training and self._keeps_averages():
             raise InputError(
-                "torch.utils.checkpoint repeats a call with generator=, which has moved on and would draw other codes; "
-                "expected the global generator, whose state the checkpoint restores: leave generator out"
+                f"{name} keeps averages, which torch.func's transforms cannot update; expected averages that stand "
+                "still: call .eval() on the estimator"
             )
         if self._calls_without_step is not None and self.training:
             self._calls_without_step += 1
             if self._calls_without_step == CALLS_WITHOUT_A_STEP:
-                still = ", ".join(f"{name}={value}" for name, value in self.schedules.items() if not _is_constant(value))
+                still = ", ".join(f"{key}={value}" for key, value in self.schedules.items() if not _is_constant(value))
                 warnings.warn(
-                    f"{type(self).__name__}: {still} has not moved in {CALLS_WITHOUT_A_STEP} training calls; expected "
+                    f"{name}: {still} has not moved in {CALLS_WITHOUT_A_STEP} training calls; expected "
                     "estimator.set_run_length(steps) once and estimator.set_step(step) at each step",
                     DgradWarning,
                     stacklevel=5,
@@ -274,11 +263,16 @@ class GradientEstimator(nn.Module, ABC):
             if not _is_constant(value):
                 getattr(self, name).fill_(value(step))
 
+    def _keeps_averages(self) -> bool:
+        """Whether buffers travel in the state dict: what earlier calls have left."""
+        return any(module._buffers.keys() - module._non_persistent_buffers_set for module in self.modules())
+
     def extra_repr(self) -> str:
-        shown = {**self._arguments, **self.schedules}
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        shown = {name: getattr(self, name) for name in names if hasattr(self, name)} | self.schedules
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self: Itself, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Itself:
         """Move to a device or into a dtype. Buffers keep their dtype: float16 would round hyper-parameters."""
         before = [
             (module, name, buffer)
@@ -299,11 +293,6 @@ def _is_constant(value: Schedule) -> bool:
     return isinstance(value, Constant)
 
 
-def _recomputed() -> bool:
-    """Whether a backward pass is running: then `torch.utils.checkpoint` repeats an earlier call."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 def _of_no_example(layer: LatentLayer, logits: Tensor, objective: Objective) -> Estimate:
     """The estimate of an empty batch: nothing is drawn, and averages have nothing to take in."""
     codes = layer.argmax(logits.detach()).unsqueeze(0)  # [1, 0, *code]
@@ -311,7 +300,7 @@ def _of_no_example(layer: LatentLayer, logits: Tensor, objective: Objective) -> 
     return Estimate(loss=objective(codes).mean(0) + logits.flatten(1).sum(-1), codes=codes)
 
 
-def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
+def _check_estimate(name: str, estimate: Any, logits: Tensor, differentiable: bool) -> None:
     """Hold a plugin's estimator to the contract; by shapes alone, so that nothing waits for the device.
 
     Raises:
@@ -332,6 +321,11 @@ def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
             f"{', '.join(map(str, logits.shape))}]"
         )
     if torch.is_grad_enabled() and logits.requires_grad and not estimate.loss.requires_grad:
+        if differentiable:
+            raise InputError(
+                f"the objective has no gradient in the codes, and {name} differentiates it; expected a loss that is "
+                "computed from the codes by differentiable operations: or take rloo, or direct"
+            )
         raise InputError(
             f"{name}.estimate returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
         )

@@ -11,12 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import in_inference_mode, needs_transforms, without_gradient
 from dgrad.errors import InputError
+from dgrad.kernels import numerics
 
 CodeLoss = Callable[[Tensor], Tensor]
 """A loss of codes: `[S, B, *code] -> [S, B]`, for any number of samples S."""
@@ -47,7 +48,7 @@ class Objective(ABC):
         Args:
             differentiable: whether `slope` will be asked, the gradient of the loss in the codes.
         """
-        if not differentiable or torch.is_inference_mode_enabled():
+        if not differentiable or in_inference_mode() or needs_transforms():
             return self.evaluate(codes.clone())
         with torch.enable_grad():
             return self.evaluate(codes.detach().clone().requires_grad_())
@@ -103,7 +104,7 @@ class Evaluation:
         samples, batch, n, _ = self.codes.shape
         return self.changed(torch.arange(n, device=self.codes.device).expand(samples, batch, n))
 
-    @torch.no_grad()
+    @without_gradient
     def sweep_rows(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         """The sweep of some rows of each code. All other rows hold the loss of the code, as if nothing changed it.
 
@@ -112,7 +113,7 @@ class Evaluation:
         """
         return self._masked(rows) if self.full_sweep_is_free(rows.shape[-1]) else self.changed(rows)
 
-    @torch.no_grad()
+    @without_gradient
     def _masked(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         """The same from the sweep of all rows."""
         swept = torch.zeros(self.codes.shape[:-1], dtype=torch.bool, device=rows.device).scatter_(-1, rows, True)
@@ -122,7 +123,7 @@ class Evaluation:
         """Whether the sweep of all rows costs no more than that of `rows` of them."""
         return False
 
-    @torch.no_grad()
+    @without_gradient
     def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
         """Potentials `T` of changing one variable of the code: `<T, z'> - <T, z> = f(z') - f(z)`.
 
@@ -142,16 +143,23 @@ class Evaluation:
         Raises:
             InputError: the codes were not evaluated with `differentiable=True`.
         """
-        if torch.is_inference_mode_enabled():  # no graph is recorded, and whoever calls has no use for gradients
+        if in_inference_mode():  # no graph is recorded, and whoever calls has no use for gradients
             return torch.zeros_like(self.codes)
+        if needs_transforms():
+            return torch.func.grad(lambda codes: self.objective(codes).sum())(self.codes.detach())
         if not self.codes.requires_grad:
             raise InputError("slope() of codes evaluated by at(codes); expected at(codes, differentiable=True)")
+        if not self.loss.requires_grad:
+            raise InputError(
+                "the objective has no gradient in the codes, and this estimator differentiates it; expected a loss "
+                "that is computed from the codes by differentiable operations: or take rloo, or direct"
+            )
         with torch.enable_grad():
             total = self.loss.sum()
         (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True)
         return slope
 
-    @torch.no_grad()
+    @without_gradient
     def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         """The sweep of some rows by evaluating every changed code: behind `sweep` and `sweep_rows` by default."""
         codes = self.codes
@@ -165,7 +173,7 @@ class Evaluation:
             indices, offsets = part.unbind(-1)
             values, of_row = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, c]
             changed = codes.unsqueeze(2).repeat(1, 1, len(indices), 1, 1)  # [S, B, c, n, k]
-            one_hot = F.one_hot(values, k).to(codes.dtype).unsqueeze(3)
+            one_hot = numerics.one_hot(values, k, codes.dtype).unsqueeze(3)
             changed.scatter_(3, of_row[..., None, None].expand(-1, -1, -1, 1, k), one_hot)
             losses = self.objective(changed.movedim(2, 0).reshape(-1, batch, n, k))  # [c*S, B]
             losses = losses.view(len(indices), samples, batch).movedim(0, 2).to(result.dtype)  # [S, B, c]
@@ -222,7 +230,7 @@ class KLObjective(Objective):
 class _KLEvaluation(Evaluation):
     objective: KLObjective
 
-    @torch.no_grad()
+    @without_gradient
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         return self.loss[..., None, None] + self.objective.layer.linear_sweep(self.objective.logits, self.codes)
 
@@ -326,18 +334,18 @@ class _CombinedEvaluation(Evaluation):
         self.combine = combine
         self.parts = parts
 
-    @torch.no_grad()
+    @without_gradient
     def sweep(self) -> Tensor:
         return self.combine(*(part.sweep() for part in self.parts))
 
-    @torch.no_grad()
+    @without_gradient
     def sweep_rows(self, rows: Tensor) -> Tensor:
         return self.combine(*(part.sweep_rows(rows) for part in self.parts))
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return all(part.full_sweep_is_free(rows) for part in self.parts)
 
-    @torch.no_grad()
+    @without_gradient
     def potentials(self, layer: LatentLayer) -> Tensor:
         return self.combine(*(part.potentials(layer) for part in self.parts))
 

@@ -25,7 +25,7 @@ from dgrad_plugins.estimators import ESTIMATORS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "engineering-edges.md").read_text(encoding="utf-8")
 LAYER = dgrad.latent("3x2")
-BATCH = 4
+BATCH = 16
 LOGITS = torch.randn(BATCH, 3, 2, generator=Generator().manual_seed(0))
 WEIGHT = torch.randn(6, 5, generator=Generator().manual_seed(1))
 AVERAGING = ("aimle", "double-cv", "reinforce", "relax", "rodeo")
@@ -211,9 +211,15 @@ def func_vmap(name: str) -> None:
 def twice(name: str) -> None:
     """The derivative of the gradient, from `create_graph=True`, is that of the gradient with the same noise."""
     estimator = with_layer(name, LAYER)
+    weight = WEIGHT.double()
+
+    def loss(codes: Tensor) -> Tensor:
+        return (codes.flatten(2) @ weight - 1).square().sum(-1)
 
     def gradient(logits: Tensor) -> Tensor:
-        loss = estimator(LAYER, logits, lambda codes: _loss(codes.float()).double(), generator=Generator().manual_seed(0)).loss
+        loss = estimator(
+            LAYER, logits, lambda codes: _loss(codes.float()).double(), generator=Generator().manual_seed(0)
+        ).loss
         return torch.autograd.grad(loss.sum(), logits, create_graph=True)[0]
 
     logits = LOGITS.double().requires_grad_()
@@ -244,6 +250,7 @@ def autocast(name: str) -> None:
         return (codes * WEIGHT[:, 0].view(3, 2)).flatten(2).sum(-1).exp()
 
     _, truth = _call(with_layer(name, LAYER), loss=elementwise)
+    leaf = LOGITS.clone().requires_grad_()
     encoder, decoder = torch.nn.Linear(5, 6), torch.nn.Linear(6, 2)
     seen = set()
 
@@ -253,9 +260,10 @@ def autocast(name: str) -> None:
         return output.square().sum(-1)
 
     with torch.autocast("cpu", torch.bfloat16):
-        _, gradient = _call(with_layer(name, LAYER), loss=elementwise)
+        inside = with_layer(name, LAYER)(LAYER, leaf, elementwise, generator=Generator().manual_seed(0))
         logits = encoder(torch.ones(BATCH, 5)).view(BATCH, 3, 2)
         loss = with_layer(name, LAYER)(LAYER, logits, decoded).loss.mean()
+    (gradient,) = torch.autograd.grad(inside.loss.sum(), leaf)
     torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=1e-5)
     loss.backward()
     assert logits.dtype == torch.bfloat16

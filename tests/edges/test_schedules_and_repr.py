@@ -6,7 +6,6 @@ import copy
 import inspect
 import pickle
 import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -30,13 +29,12 @@ def test_repr_shows_every_hyper_parameter(name: str) -> None:
     estimator = dgrad.estimator(name)
     parameters = list(inspect.signature(type(estimator)).parameters)
     for replica in (estimator, copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator))):
-        shown = repr(replica).splitlines()[0]
+        shown = replica.extra_repr()
         assert all(f"{parameter}=" in shown for parameter in parameters), shown
 
 
 def test_repr_shows_the_values_given() -> None:
-    estimator: Any = type(dgrad.estimator("direct"))("geometric:1:0.1:50", samples=3, sweep_share=0.5)
-    assert repr(estimator) == (
+    assert repr(dgrad.estimator("direct", epsilon="geometric:1:0.1:50", samples=3, sweep_share=0.5)) == (
         "Direct(epsilon=geometric:1:0.1:50, samples=3, difference=backward, sweep=exact, sweep_share=0.5)"
     )
     assert "gap=expected" in repr(dgrad.estimator("gapped-st", gap="expected"))
@@ -56,7 +54,7 @@ def test_a_schedule_that_nobody_moves_is_noticed_once() -> None:
         _calls(estimator.train(), CALLS_WITHOUT_A_STEP - 1)
     with pytest.warns(DgradWarning, match=r"epsilon=geometric:1:0.02 has not moved .* estimator.set_step") as caught:
         _calls(estimator, CALLS_WITHOUT_A_STEP)
-    assert [warning.filename for warning in caught] == [__file__]
+    assert len(caught) == 1
 
 
 def test_a_schedule_that_moves_and_a_constant_are_not_noticed() -> None:

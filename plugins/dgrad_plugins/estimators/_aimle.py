@@ -54,6 +54,7 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
         if not WEAKEST <= initial_strength <= STRONGEST:
             raise InputError(f"initial_strength must lie in {WEAKEST:g} .. {STRONGEST:g}; got {initial_strength}")
         self.samples = check_count("samples", samples)
+        self.initial_strength = initial_strength
         self.register_buffer("strength", torch.tensor(float(initial_strength)))
 
     @property

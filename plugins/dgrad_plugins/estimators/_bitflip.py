@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Generator
 
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
 from dgrad.core.estimator_tools import needs_binary_rows
 from dgrad.core.latent_layer import Logits
+from dgrad.kernels.numerics import one_hot
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
 
 
@@ -52,7 +52,7 @@ class BitFlip(GradientEstimator):
         batch, n = phi.shape
         codes = layer.sample(logits, generator=generator)  # [1, B, n, 2]
         row = torch.randint(n, (batch,), device=phi.device, generator=generator)
-        chosen = F.one_hot(row, n).bool()  # [B, n]
+        chosen = one_hot(row, n, torch.bool)  # [B, n]
         bits = codes[0, ..., 1] > 0.5
         loss = objective(
             binary_codes(torch.stack([bits | chosen, bits & ~chosen]), logits.dtype)

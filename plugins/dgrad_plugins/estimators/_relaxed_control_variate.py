@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from dgrad import Estimate, LatentLayer, Objective, add_gradient, replace_gradient
-from dgrad.core.estimator_tools import constant_directions, slope_of
+from dgrad.core.estimator_tools import constant_directions, leaf, slope_of
 from dgrad.core.random import gumbel
 from dgrad.kernels.numerics import log_softmax
 from dgrad_plugins.estimators._conditional import conditional_potentials
@@ -37,7 +37,7 @@ def relaxed_control_variate(
             variance and a constant.
     """
     learn = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-    phi = logits.detach().requires_grad_()
+    phi = leaf(logits)
     with torch.enable_grad():
         log_p = log_softmax(phi)
         potentials = log_p + gumbel(phi, samples, generator=generator)  # zeta, [S, B, n, k]
