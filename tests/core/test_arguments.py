@@ -27,21 +27,26 @@ def _loss(codes: torch.Tensor) -> torch.Tensor:
     return codes[..., 0].sum(-1)
 
 
+ROWS = Categorical(logits=LOGITS)
+CALL = "expected a latent layer: estimator(layer, logits, objective)"
+NO_TENSOR = "expected a tensor [batch, *layer.shape]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("20x10", LOGITS, _loss), "the layer is the text '20x10'; expected a latent layer: estimator(layer, logits, objective) with layer=dgrad.latent(\"20x10\")"),
-        ((LOGITS, LAYER, _loss), "the layer is a Tensor and the logits are a latent layer; expected a latent layer: estimator(layer, logits, objective): swap the first two"),
-        ((LOGITS, _loss, LAYER), "the layer is a Tensor; expected"),
-        ((Categorical(logits=LOGITS), LOGITS, _loss), "the layer is a torch.distributions.Categorical; expected a latent layer: estimator(layer, logits, objective) with layer=dgrad.latent(\"20x10\") and its logits as [batch, 20, 10]"),
-        ((OneHotCategorical(logits=LOGITS[:, 0]), LOGITS, _loss), "with layer=dgrad.latent(\"1x10\") and its logits as [batch, 1, 10]"),
+        (("20x10", LOGITS, _loss), f"the layer is the text '20x10'; {CALL} with layer=dgrad.latent(\"20x10\")"),
+        ((LOGITS, LAYER, _loss), f"a Tensor and the logits are a latent layer; {CALL}: swap the first two"),
+        ((LOGITS, _loss, LAYER), f"the layer is a Tensor; {CALL}"),
+        ((ROWS, LOGITS, _loss), f'a torch.distributions.Categorical; {CALL} with layer=dgrad.latent("20x10") and its'),
+        ((OneHotCategorical(logits=LOGITS[:, 0]), LOGITS, _loss), 'dgrad.latent("1x10") and its logits as [batch, 1'),
         ((Bernoulli(logits=LOGITS), LOGITS, _loss), "and the logits of its variables"),
-        ((LAYER, Categorical(logits=LOGITS), _loss), "the logits are a torch.distributions.Categorical; expected a tensor [batch, *layer.shape]"),
-        ((LAYER, np.zeros((4, 20, 10)), _loss), "the logits are a ndarray; expected a tensor [batch, *layer.shape]: convert them with torch.as_tensor(logits)"),
+        ((LAYER, ROWS, _loss), f"the logits are a torch.distributions.Categorical; {NO_TENSOR}"),
+        ((LAYER, np.zeros((4, 20, 10)), _loss), f"a ndarray; {NO_TENSOR}: convert them with torch.as_tensor(logits)"),
         ((LAYER, LOGITS, LOGITS[0, 0]), "the objective is a Tensor; expected a function of the codes"),
         ((LAYER, LOGITS, None), "the objective is None; expected a function of the codes"),
     ],
-)  # fmt: skip
+)
 def test_arguments_in_the_wrong_place_are_refused(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(dgrad.InputError, match=re.escape(message)):
         dgrad.estimator("rloo")(*arguments)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import in_transform
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
 from dgrad.kernels.numerics import full_precision, log_softmax, one_hot, softmax
@@ -82,7 +83,10 @@ class Categorical(LatentLayer):
         return gumbel(logits, samples, generator=generator)
 
     def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        return torch.zeros_like(potentials).scatter_(-1, potentials.argmax(-1, keepdim=True), 1.0)
+        best = potentials.argmax(-1, keepdim=True)
+        if in_transform():  # vmap has no scatter_ of a number
+            return one_hot(best.squeeze(-1), self.values, potentials.dtype)
+        return torch.zeros_like(potentials).scatter_(-1, best, 1.0)
 
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
         return softmax(potentials / temperature)
