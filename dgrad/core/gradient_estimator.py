@@ -26,9 +26,15 @@ from dgrad.core.schedules import Constant, Schedule, schedule
 from dgrad.errors import DgradWarning, InputError
 
 Itself = TypeVar("Itself", bound="GradientEstimator")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 CALLS_WITHOUT_A_STEP = 100
 """After how many training calls a warning says that nobody moves the schedules."""
+
+
+def _typed_as(function: Function) -> Callable[[Callable[..., Any]], Function]:
+    """A decorator that gives a method the type of another, for type checkers alone."""
+    return lambda method: function
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,9 @@ class GradientEstimator(nn.Module, ABC):
         return estimate
 
     if TYPE_CHECKING:
-        __call__ = forward  # nn.Module says that a call returns Any
+
+        @_typed_as(forward)  # nn.Module says that a call returns Any
+        def __call__(self) -> None: ...
 
     def learning(self) -> bool:
         """Whether averages take in what this call sees: in training mode, outside `torch.inference_mode`.

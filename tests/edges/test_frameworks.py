@@ -55,6 +55,7 @@ def test_lightning_fits_and_validates(tmp_path: Path) -> None:
             super().__init__()
             self.losses = losses
             self.before: dict[str, Tensor] = {}
+            self.modes: set[bool] = set()
 
         def training_step(self, batch: list[Tensor], index: int) -> Tensor:
             return torch.stack(list(self.losses(batch[0]).values())).sum()
@@ -63,7 +64,7 @@ def test_lightning_fits_and_validates(tmp_path: Path) -> None:
             self.before = losses.averages()
 
         def validation_step(self, batch: list[Tensor], index: int) -> None:
-            assert torch.is_inference_mode_enabled()
+            self.modes.add(torch.is_inference_mode_enabled())
             assert all(loss.isfinite() for loss in self.losses(batch[0]).values())
 
         def on_validation_epoch_end(self) -> None:
@@ -86,6 +87,7 @@ def test_lightning_fits_and_validates(tmp_path: Path) -> None:
     start = losses.averages()
     trainer.fit(module, batches, batches)
     trainer.validate(module, batches, verbose=False)
+    assert module.modes == {False, True}  # `fit` validates under no_grad
     _has_learned(losses, start)
 
 
@@ -107,7 +109,7 @@ def test_accelerate_trains_in_bfloat16() -> None:
 def _has_learned(losses: Losses, start: dict[str, Tensor]) -> None:
     """Each estimator still gives the encoder a finite gradient, and every average has moved."""
     for name, loss in losses(IMAGES).items():
-        (gradient,) = torch.autograd.grad(loss, losses.encoder.weight)
+        (gradient,) = torch.autograd.grad(loss, losses.encoder.weight, retain_graph=True)
         assert gradient.isfinite().all(), name
         assert gradient.any(), name
     moved = {name for name, value in losses.averages().items() if not torch.equal(value, start[name])}
