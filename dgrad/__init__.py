@@ -2,7 +2,8 @@
 
     layer = dgrad.latent("20x10")                            # 20 categorical variables of 10 values
     estimator = dgrad.estimator("direct", epsilon=0.5)       # a gradient estimator, by its registered name
-    estimate = estimator(layer, logits, lambda codes: reconstruction_loss(decoder(codes), x))
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    estimate = estimator(layer, logits, objective)
     (estimate.loss.mean() + layer.kl(logits).mean()).backward()
 
 Names are loaded on first use, so that programs which need a part of dgrad (the command's help, the exported
@@ -16,32 +17,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgrad.core.estimator_tools import add_gradient, replace_gradient
-    from dgrad.core.gradient_estimator import Estimate, ExactLimit, GradientEstimator, Limit, Traits
+    from dgrad.core.gradient_estimator import Draw, Drawn, Estimate, ExactLimit, GradientEstimator, Limit, Traits
     from dgrad.core.latent_layer import LatentLayer, LogLinear, Moves, Toggles
     from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
+    from dgrad.core.sites import restricted
+    from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
+    from dgrad.vae.likelihoods import bernoulli, squared_error
+    from dgrad.vae.objectives import objective
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
     "core.estimator_tools": ["add_gradient", "replace_gradient"],
-    "core.gradient_estimator": ["Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
+    "core.gradient_estimator": ["Draw", "Drawn", "Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
     "hookspecs": ["hookimpl", "recordable"],
     "core.latent_layer": ["LatentLayer", "LogLinear", "Moves", "Toggles"],
     "core.objectives": ["Evaluation", "FunctionObjective", "KLObjective", "Objective"],
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
+    "core.sites": ["restricted"],
+    "core.weights": ["weights"],
+    "vae.likelihoods": ["bernoulli", "squared_error"],
+    "vae.objectives": ["objective"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DgradError",
+    "Draw",
+    "Drawn",
     "Estimate",
     "Evaluation",
     "ExactLimit",
@@ -60,6 +71,7 @@ __all__ = [
     "Traits",
     "__version__",
     "add_gradient",
+    "bernoulli",
     "datasets",
     "estimator",
     "estimators",
@@ -68,10 +80,14 @@ __all__ = [
     "latents",
     "load_plugin",
     "models",
+    "objective",
     "recordable",
     "refine",
     "replace_gradient",
+    "restricted",
     "schedule",
+    "squared_error",
+    "weights",
 ]
 
 

@@ -34,6 +34,10 @@ class PluginWarning(DgradWarning):
     """A plugin is left out, and everything else goes on."""
 
 
+class CostWarning(DgradWarning):
+    """A call goes on that costs far more than it has to."""
+
+
 class CompilerWarning(DgradWarning):
     """A fast kernel could not be compiled; torch does its work, more slowly."""
 

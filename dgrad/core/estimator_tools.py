@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.errors import InputError
@@ -24,6 +26,31 @@ def replace_gradient(
 def add_gradient(loss: Float[Tensor, "*lead"], surrogate: Float[Tensor, "#*lead"]) -> Float[Tensor, "*lead"]:
     """`loss`, unchanged in value, with the gradient of `surrogate` added: how an estimator trains what it learns."""
     return loss + (surrogate - surrogate.detach())
+
+
+def carry_back(
+    codes: Float[Tensor, "samples batch *code"],
+    logits: Float[Tensor, "batch *code"],
+    direction: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "samples batch *code"]:
+    """`codes` with a gradient for the logits: `direction` of the gradient that arrives at the codes, `[S, B, *code]`.
+
+    It cannot be differentiated twice.
+    """
+    carried: Tensor = _CarryBack.apply(codes, logits, direction)
+    return carried
+
+
+class _CarryBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, logits: Tensor, direction: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.direction = direction
+        return codes.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        return None, ctx.direction(gradient).sum(0), None
 
 
 def weighted(
@@ -59,7 +86,8 @@ def check_count(name: str, got: int, *, least: int = 1) -> int:
         InputError: it is not.
     """
     if isinstance(got, bool) or not isinstance(got, int) or got < least:
-        raise InputError(f"{name} must be a whole number of at least {least}; got {got!r}")
+        remedy = ": for one code an example take reinforce or relax" if name == "samples" and got == 1 else ""
+        raise InputError(f"{name} must be a whole number of at least {least}; got {got!r}{remedy}")
     return got
 
 

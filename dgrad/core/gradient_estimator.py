@@ -8,7 +8,7 @@ gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,22 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from dgrad.core.estimator_tools import check_choice
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import CodeLoss, Objective, as_objective, in_dtype
+from dgrad.core.objectives import CodeLoss, Objective, differentiated
 from dgrad.core.schedules import Constant, Schedule, schedule
+from dgrad.core.site_objectives import ProblemObjective, objective_of
+from dgrad.core.sites import Problem, prepare
 from dgrad.errors import InputError
+
+ONE_PASS = (
+    "arm, arms, arsm, bitflip-1, direct-unbiased, disarm, exact, reinforce, relax, rloo, sum-and-sample, unordered-set"
+)
+PATHWISE = (
+    "aimle, direct-linear, gapped-st, gumbel-softmax, imle, perturbed, rao-st-gumbel-softmax, reinmax, "
+    "st-gumbel-softmax, straight-through"
+)
+"""The built-in estimators with the two traits, for error messages. A test holds them to the traits."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,11 @@ class Traits:
         perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`. These are draws
             of q where a code's parts are independent, not on structured layers.
         limit: where the bias of a biased one vanishes; None where it vanishes nowhere that can be stated.
+        one_pass: whether the objective is evaluated only at codes that are drawn first, and never differentiated in
+            them: `draw` works.
+        pathwise: whether its gradient is that of a code with a gradient: `codes` works, and examples may be coupled.
+        losses_of_sites: whether each variable may have a loss of its own, so that `credit="future"` saves variance. It
+            calls the objective once, at draws of q, and weights what is 0 in the mean by the loss.
     """
 
     unbiased: bool
@@ -84,6 +101,9 @@ class Traits:
     unbiased_value: bool = True
     perturbs: bool = False
     limit: ExactLimit | None = None
+    one_pass: bool = False
+    pathwise: bool = False
+    losses_of_sites: bool = False
 
     def supports(self, layer: LatentLayer) -> bool:
         """Whether the estimator works with this layer."""
@@ -110,7 +130,6 @@ class GradientEstimator(nn.Module, ABC):
     def traits(self) -> Traits:
         """What is true of this instance."""
 
-    @abstractmethod
     def estimate(
         self,
         layer: LatentLayer,
@@ -119,7 +138,118 @@ class GradientEstimator(nn.Module, ABC):
         *,
         generator: Generator | None = None,
     ) -> Estimate:
-        """The estimate, for logits in float32 or wider and a layer that the traits support. Call the instance."""
+        """The estimate, for logits in float32 or wider and a layer that the traits support. Call the instance.
+
+        Estimators with `draw_codes` and `estimate_from`, or with `differentiable_codes`, inherit it. Others define it.
+        """
+        if type(self).differentiable_codes is not GradientEstimator.differentiable_codes:
+            codes, hard = self.differentiable_codes(layer, logits, generator=generator)
+            return Estimate(loss=objective(codes).mean(0), codes=hard)
+        drawn = self.draw_codes(layer, logits, generator=generator)
+        return self.estimate_from(layer, logits, drawn, objective(drawn.codes))
+
+    def draw_codes(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], *, generator: Generator | None = None
+    ) -> Drawn:
+        """The first half of a one-pass estimator: every code whose loss it needs. Nothing in it has a gradient."""
+        raise _undefined(self, "draw_codes and estimate_from")
+
+    def estimate_from(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        drawn: Drawn,
+        loss: Float[Tensor, "samples batch"],
+    ) -> Estimate:
+        """The second half of a one-pass estimator: the estimate, from the loss of each code that was drawn."""
+        raise _undefined(self, "draw_codes and estimate_from")
+
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Float[Tensor, "batch *code"], *, generator: Generator | None = None
+    ) -> tuple[Float[Tensor, "samples batch *code"], Float[Tensor, "samples batch *code"]]:
+        """What a pathwise estimator evaluates: codes with a gradient, hard or relaxed. And the same codes, hard."""
+        raise _undefined(self, "differentiable_codes")
+
+    def draw(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        *,
+        mask: Tensor | None = None,
+        credit: str = "example",
+        allowed: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Draw:
+        """Codes to act on now. `draw.estimate(loss)` learns from their losses later.
+
+        Args:
+            layer, logits, mask, credit, allowed, generator: as for a call.
+
+        Raises:
+            InputError: the estimator evaluates more than the codes that it draws, or the logits do not fit.
+
+        >>> import dgrad
+        >>> layer, logits = dgrad.latent("1x3"), torch.zeros(4, 1, 3, requires_grad=True)
+        >>> draw = dgrad.estimator("rloo", samples=2).draw(layer, logits)
+        >>> losses = draw.codes[..., 0, 0]  # from an environment, a person, another program
+        >>> draw.estimate(losses).loss.mean().backward()
+        """
+        if not self.traits.one_pass:
+            raise InputError(
+                f"{type(self).__name__} cannot draw codes now and learn later: it asks for the loss of other codes, or "
+                f"for a derivative; expected one of {ONE_PASS}, or another estimator whose traits say one_pass"
+            )
+        problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
+        drawn = self.draw_codes(problem.layer, problem.logits, generator=generator)
+        codes = problem.codes(drawn.codes).to(logits.dtype, copy=True)  # the caller may change them
+        if allowed is not None:
+            allowed = allowed.expand(logits.shape)
+        return Draw(self, layer, logits, codes, drawn, mask, credit, allowed, torch.is_grad_enabled())
+
+    def codes(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        *,
+        mask: Tensor | None = None,
+        allowed: Tensor | None = None,
+        reduction: str = "mean",
+        generator: Generator | None = None,
+    ) -> Float[Tensor, "samples batch *code"]:
+        """Codes with a gradient, `[S, B, *code]`, for a loss that lives elsewhere.
+
+        `estimator(layer, logits, f)` has the gradient of `f(estimator.codes(layer, logits))`. The codes are relaxed for
+        `gumbel-softmax` and hard for all others.
+
+        Args:
+            layer, logits, mask, allowed, generator: as for a call.
+            reduction: whether your total is the mean of the losses of samples and examples, or their `sum`. `imle`
+                and `direct-linear` need to know: their step is in units of one loss.
+
+        Raises:
+            InputError: the estimator's gradient is not that of a code, or the logits do not fit.
+
+        >>> import dgrad
+        >>> layer, logits = dgrad.latent("1x3"), torch.zeros(4, 1, 3, requires_grad=True)
+        >>> codes = dgrad.estimator("st-gumbel-softmax").codes(layer, logits)
+        >>> codes[..., 0, 0].mean().backward()
+        """
+        check_choice("reduction", reduction, ("mean", "sum"))
+        if not self.traits.pathwise:
+            raise InputError(
+                f"{type(self).__name__} has no code with a gradient: it learns from losses; expected one of "
+                f"{PATHWISE}, or another estimator whose traits say pathwise"
+            )
+        problem = self._prepare(layer, logits, mask=mask, allowed=allowed)
+        wide = problem.logits.view_as(problem.logits)  # a tensor of its own, for a hook of its own
+        codes, hard = self.differentiable_codes(problem.layer, wide, generator=generator)
+        losses = hard.shape[0] * hard.shape[1]
+        if reduction == "mean" and losses > 1 and codes.requires_grad:
+            # The gradient that arrives is that of a mean: one loss has `losses` times as much.
+            codes = codes.view_as(codes)
+            codes.register_hook(lambda gradient: gradient * losses)
+            wide.register_hook(lambda gradient: gradient / losses)
+        return problem.codes(codes).to(logits.dtype)
 
     def forward(
         self,
@@ -127,38 +257,83 @@ class GradientEstimator(nn.Module, ABC):
         logits: Float[Tensor, "batch *code"],
         objective: Objective | CodeLoss,
         *,
+        mask: Tensor | None = None,
+        credit: str = "example",
+        allowed: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Estimate:
         """Estimate the objective and its gradient.
 
+        The objective is one independent loss for each example: no example's loss may depend on the code of another.
+        `dgrad.testing.check_objective` checks that.
+
         Logits of half precision are widened to float32 for the estimate; the objective still gets codes in their dtype.
+
+        Logits of -inf forbid values. Forbidden values have probability 0 and are not evaluated. Their logits have no
+        gradient. On other devices than the CPU and under `torch.compile` only `allowed` spares their evaluation.
+
+        A sequence is one example of T sites: logits `[B, T, *layer.shape]` and codes `[S, B, T, *layer.shape]`. The
+        code of a padded site is zeros.
 
         Args:
             layer: the family of distributions.
-            logits: `[B, *layer.shape]`.
+            logits: `[B, *layer.shape]`, or `[B, T, *layer.shape]`.
             objective: the loss of each example as a function of its code, `[S, B, *code] -> [S, B]`.
+            mask: bool `[B, T]`, False where a site is padding: without a draw, an evaluation or a gradient.
+            credit: what a site's code can change. `example`: the loss of its example. `site`: the loss of its site
+                alone; `future`: the losses of its site and the later ones. For these two the objective gives a loss for
+                each site, `[S, B, T]`. Their sum is estimated.
+            allowed: bool, broadcasts against the logits, False where a value is forbidden.
             generator: the source of all randomness, on the logits' device; the global generator where it is None.
+
+        Raises:
+            InputError: the logits do not fit the layer, the estimator does not support it, or the objective is not one
+                that the estimator can use.
+        """
+        problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
+        of_problem = objective_of(problem, objective)
+        estimate = self.estimate(problem.layer, problem.logits, self._usable(of_problem), generator=generator)
+        _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
+        if problem.plain:
+            return estimate
+        assert isinstance(of_problem, ProblemObjective)
+        return Estimate(loss=problem.loss(estimate.loss, of_problem.losses), codes=problem.codes(estimate.codes))
+
+    def _prepare(
+        self,
+        layer: LatentLayer,
+        logits: Tensor,
+        *,
+        mask: Tensor | None = None,
+        credit: str = "example",
+        allowed: Tensor | None = None,
+    ) -> Problem:
+        """The plain problem of a call: a layer that the estimator supports, and finite logits.
 
         Raises:
             InputError: the logits do not fit the layer, or the estimator does not support it.
         """
-        if not logits.is_floating_point():
-            raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
-        if logits.shape[1:] != layer.shape:
-            expected = ", ".join(map(str, ("batch", *layer.shape)))
-            raise InputError(
-                f"logits of shape {list(logits.shape)} do not fit the latent layer {layer}; expected [{expected}]"
-            )
-        why_unsupported = self.traits.why_unsupported(layer)
+        traits = self.traits
+        problem = prepare(layer, logits, mask=mask, allowed=allowed, credit=credit, local_losses=traits.losses_of_sites)
+        why_unsupported = traits.why_unsupported(problem.layer)
         if why_unsupported is not None:
             raise InputError(why_unsupported)
-        objective = as_objective(objective)
-        wide = logits
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            wide, objective = logits.float(), in_dtype(objective, logits.dtype)
-        estimate = self.estimate(layer, wide, objective, generator=generator)
-        _check_estimate(type(self).__name__, estimate, logits)
-        return estimate
+        return problem
+
+    def _usable(self, objective: Objective) -> Objective:
+        """The objective as this estimator uses it.
+
+        Raises:
+            InputError: it couples examples, and the estimator needs independent ones.
+        """
+        traits, name = self.traits, type(self).__name__
+        if objective.couples_examples and not traits.pathwise:
+            raise InputError(
+                f"{name} takes each example's loss for a function of its own code, and this objective couples "
+                "examples; expected independent losses, or an estimator that differentiates through the codes, such as "
+                "gumbel-softmax"
+            )
+        return differentiated(objective, name) if traits.differentiable_objective else objective
 
     def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
         """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.
@@ -193,6 +368,165 @@ class GradientEstimator(nn.Module, ABC):
         return ", ".join(f"{name}={value}" for name, value in self.schedules.items())
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What the first half of a one-pass estimator returns.
+
+    Attributes:
+        codes: `[S, B, *code]`, whose losses the second half needs.
+        kept: whatever else it drew, or read from a state that moves; the batch is the second axis of each.
+    """
+
+    codes: Float[Tensor, "samples batch *code"]
+    kept: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Codes that were drawn, to act on now and to learn from later. Made by `estimator.draw(layer, logits)`.
+
+    In an episode, each step has a draw. `Draw.cat` makes one of them, so that one pass of the policy learns from all.
+    A draw may be made under `torch.no_grad` or `torch.inference_mode`. Then give `estimate` the logits again.
+
+    Attributes:
+        codes: `[S, B, *code]`, or `[S, B, T, *code]` of sequences, in the dtype of the logits. The estimator needs the
+            loss of each.
+    """
+
+    estimator: GradientEstimator
+    layer: LatentLayer
+    logits: Float[Tensor, "batch *code"]
+    codes: Float[Tensor, "samples batch *code"]
+    drawn: Drawn
+    mask: Tensor | None
+    credit: str
+    allowed: Tensor | None
+    has_graph: bool
+
+    def estimate(self, loss: Tensor, *, logits: Float[Tensor, "batch *code"] | None = None) -> Estimate:
+        """The estimate that a call would have returned, from the losses of the codes.
+
+        The estimator's averages take these losses in, as in a call. Baselines are from before the draw.
+
+        Args:
+            loss: `[S, B]`, lower is better: minus the return. `[S, B, T]` for `site` and `future` credit. A decoder
+                behind it gets its gradient.
+            logits: the same logits computed again, with a graph, by the parameters that drew the codes. After a change
+                of the parameters the gradient is biased.
+
+        Raises:
+            InputError: losses or logits of another shape, or a draw without a graph and no logits.
+
+        >>> import dgrad
+        >>> layer, policy = dgrad.latent("1x2"), torch.nn.Linear(3, 2)
+        >>> estimator, draws, states = dgrad.estimator("reinforce"), [], torch.rand(5, 3)
+        >>> with torch.no_grad():
+        ...     for state in states:
+        ...         draws.append(estimator.draw(layer, policy(state).view(1, 1, 2)))
+        >>> episode = dgrad.Draw.cat(draws)
+        >>> returns = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
+        >>> estimate = episode.estimate(-returns, logits=policy(states).view(5, 1, 2))
+        >>> estimate.loss.mean().backward()
+        """
+        if logits is None:
+            if torch.is_grad_enabled() and not self.has_graph:
+                raise InputError(
+                    "a draw without a graph, made under no_grad or inference_mode; expected draw.estimate(loss, "
+                    "logits=policy(observations)): the same logits again, by the same parameters, with a graph"
+                )
+            logits = self.logits
+        elif logits.shape != self.logits.shape:
+            raise InputError(
+                f"logits of shape {list(logits.shape)} for a draw from logits of shape {list(self.logits.shape)}; "
+                "expected the same logits again"
+            )
+        self._check_loss(loss)
+        # What was made under inference_mode cannot be saved for a backward pass.
+        logits, mask, allowed = _usable(logits), self.mask, self.allowed
+        problem = self.estimator._prepare(
+            self.layer,
+            logits,
+            mask=None if mask is None else _usable(mask),
+            credit=self.credit,
+            allowed=None if allowed is None else _usable(allowed),
+        )
+        if problem.logits.dtype != logits.dtype or not loss.is_floating_point():
+            loss = loss.to(problem.logits.dtype)
+        drawn = Drawn(_usable(self.drawn.codes), tuple(map(_usable, self.drawn.kept)))
+        estimate = self.estimator.estimate_from(problem.layer, problem.logits, drawn, problem.losses(loss))
+        _check_estimate(f"{type(self.estimator).__name__}.estimate_from", estimate, problem.logits)
+        return Estimate(loss=problem.loss(estimate.loss, loss), codes=problem.codes(estimate.codes))
+
+    def _check_loss(self, loss: Any) -> None:
+        expected = list(self.codes.shape[: 2 if self.credit == "example" else 3])
+        if not isinstance(loss, Tensor):
+            raise InputError(f"a loss of type {type(loss).__name__}; expected a tensor of shape {expected}")
+        got, samples = list(loss.shape), expected[0]
+        if got == expected:
+            return
+        remedy = ""
+        if samples == 1 and got == expected[1:]:
+            remedy = ": give loss.unsqueeze(0)"
+        elif got in (expected[1:], [1, *expected[1:]]):
+            remedy = (
+                f": {type(self.estimator).__name__} needs the losses of {samples} codes for each example. Where an "
+                "example can be tried once take reinforce or relax"
+            )
+        raise InputError(f"a loss of shape {got}; expected one for each code of the draw, {expected}{remedy}")
+
+    @classmethod
+    def cat(cls, draws: Sequence[Draw]) -> Draw:
+        """One draw of several, along the batch: the steps of an episode, or of many that differ in length.
+
+        Raises:
+            InputError: there are none, or they are of several estimators or layers.
+        """
+        if not draws:
+            raise InputError("no draws; expected at least one")
+        first = draws[0]
+        if any(draw.estimator is not first.estimator or draw.layer != first.layer for draw in draws):
+            raise InputError("draws of several estimators or latent layers; expected one estimator and one layer")
+        if any(draw.credit != first.credit for draw in draws):
+            raise InputError("draws with several kinds of credit; expected one")
+        kept = zip(*(draw.drawn.kept for draw in draws), strict=True)
+        return cls(
+            first.estimator,
+            first.layer,
+            torch.cat([draw.logits for draw in draws]),
+            torch.cat([draw.codes for draw in draws], 1),
+            Drawn(torch.cat([draw.drawn.codes for draw in draws], 1), tuple(torch.cat(parts, 1) for parts in kept)),
+            _cat_bools([draw.mask for draw in draws], [draw.logits.shape[:2] for draw in draws]),
+            first.credit,
+            _cat_bools([draw.allowed for draw in draws], [draw.logits.shape for draw in draws]),
+            all(draw.has_graph for draw in draws),
+        )
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy outside of inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _cat_bools(tensors: list[Tensor | None], shapes: list[torch.Size]) -> Tensor | None:
+    """Along the batch, with True where there is none; None where there is none at all."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
+        return None
+    device = given[0].device
+    return torch.cat(
+        [
+            torch.ones(shape, dtype=torch.bool, device=device) if tensor is None else tensor
+            for tensor, shape in zip(tensors, shapes, strict=True)
+        ]
+    )
+
+
+def _undefined(estimator: GradientEstimator, methods: str) -> InputError:
+    """The error of a plugin's estimator that lacks what its traits promise."""
+    name = type(estimator).__name__
+    return InputError(f"{name} does not define {methods}; expected estimate, or what its traits say: see {name}.traits")
+
+
 def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
     """Hold a plugin's estimator to the contract; by shapes alone, so that nothing waits for the device.
 
@@ -200,20 +534,18 @@ def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
         InputError: what it returned is no `Estimate`, or its shapes are wrong.
     """
     if not isinstance(estimate, Estimate):
-        raise InputError(
-            f"{name}.estimate returned a {type(estimate).__name__}; expected an Estimate(loss=..., codes=...)"
-        )
+        raise InputError(f"{name} returned a {type(estimate).__name__}; expected an Estimate(loss=..., codes=...)")
     if estimate.loss.shape != logits.shape[:1]:
         raise InputError(
-            f"{name}.estimate returned a loss of shape {list(estimate.loss.shape)}; expected one number for each "
+            f"{name} returned a loss of shape {list(estimate.loss.shape)}; expected one number for each "
             f"example, {list(logits.shape[:1])}: take the mean over the samples"
         )
     if estimate.codes.shape[1:] != logits.shape:
         raise InputError(
-            f"{name}.estimate returned codes of shape {list(estimate.codes.shape)}; expected [samples, "
+            f"{name} returned codes of shape {list(estimate.codes.shape)}; expected [samples, "
             f"{', '.join(map(str, logits.shape))}]"
         )
     if torch.is_grad_enabled() and logits.requires_grad and not estimate.loss.requires_grad:
         raise InputError(
-            f"{name}.estimate returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
+            f"{name} returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
         )

@@ -245,9 +245,30 @@ class LatentLayer(ABC):
 
     # ---- Follows ------------------------------------------------------------------------------------------------
 
+    # Overridden by layers with forbidden values, `dgrad.core.restricted`
+
+    def lowered(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        """Potentials with forbidden coordinates so low that no code has them."""
+        return potentials
+
+    def free(self, values: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+        """Values with 0 at coordinates that no choice is left for: forbidden ones, and padding."""
+        return values
+
+    def support(
+        self, logits: Float[Tensor, "batch *code"]
+    ) -> tuple[Float[Tensor, "codes #batch *code"], Float[Tensor, "codes batch"]]:
+        """Every code of each example, and its `log q`. An example with fewer codes has some again, at -inf.
+
+        Raises:
+            InputError: the support is too large to be listed.
+        """
+        codes = self.enumerate(like=logits).unsqueeze(1)
+        return codes, self.log_prob(logits, codes)
+
     @property
-    def log_prior(self) -> float:
-        """`log p(z)` under the uniform prior, in nats: the same for every code."""
+    def log_prior(self) -> float | Float[Tensor, " #batch"]:
+        """`log p(z)` under the uniform prior, in nats: the same for every code of an example."""
         return -math.log(self.support_size)
 
     def defines(self, member: str) -> bool:

@@ -6,9 +6,12 @@ every batch, around that batch's data. It knows no model and no estimator.
 
 from __future__ import annotations
 
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +19,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objective_guards import (
+    BatchNormError,
+    agree,
+    check_dependence,
+    identity_of,
+    refusing_batch_norm,
+    warn_if_expensive,
+)
+from dgrad.core.random import RandomState
+from dgrad.core.restricted import visible
+from dgrad.core.sites import prepare
 from dgrad.errors import InputError
 
 CodeLoss = Callable[[Tensor], Tensor]
 """A loss of codes: `[S, B, *code] -> [S, B]`, for any number of samples S."""
+IndexLoss = Callable[[Tensor], Tensor]
+"""A loss of the compact integer form of codes: int64 `[S, B, n] -> [S, B]`."""
+WORTH_SHARING = 8
+"""As many codes as pay for the two that are evaluated again to see whether evaluations can be shared."""
 
 
 class Objective(ABC):
@@ -32,8 +50,19 @@ class Objective(ABC):
     way.
     """
 
-    codes_per_call = 16384
-    """How many changed codes, over the batch, a sweep hands to one call: a bound on memory."""
+    couples_examples: bool = False
+    """Whether an example's loss depends on the codes of others. Estimators that need independent ones refuse it."""
+    bytes_per_call: int = 2**24
+    """What the changed codes of one call of a sweep may take: a bound on memory. One change of each code fits."""
+    least_bytes: int = 1024
+    """A code counts for no fewer bytes: the loss needs memory of its own."""
+    codes_per_call: int | None = None
+    """How many changed codes, over the batch, a sweep hands to one call, whatever their bytes."""
+
+    @property
+    def cost_advice(self) -> tuple[object, list[str]]:
+        """What tells this objective from others in the warning of an expensive sweep, and what is cheaper."""
+        return type(self), ["a sweep of its own (Objective.evaluate)"]
 
     @abstractmethod
     def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
@@ -54,7 +83,9 @@ class Objective(ABC):
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
         """The evaluation behind `at`, of codes that nobody changes. Override it to give an evaluation of your own."""
-        return Evaluation(self, codes, self(codes))
+        state = RandomState(codes.device)
+        loss = self(codes)
+        return Evaluation(self, codes, loss, state if state.has_moved() else None)
 
     def sweep(self, codes: Float[Tensor, "samples batch n k"]) -> Float[Tensor, "samples batch n k"]:
         """The sweep of one-hot rows where nothing else is asked about them: `at(codes).sweep()`."""
@@ -65,15 +96,30 @@ class Objective(ABC):
         """The loss of each of `batch` examples at each of these codes, differentiable as a call is.
 
         The codes are the same for all examples. Where nothing but the code enters a decoder, it runs once for each
-        code.
+        code. The random numbers of a function or a decoder are the same for all codes.
         """
         return self(codes.unsqueeze(1).expand(-1, batch, *codes.shape[1:]))
 
+    def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"] | None:
+        """The same as `everywhere`, from one evaluation of each code for the whole batch, or None.
+
+        None says that an evaluation cannot be shared. A sweep of one variable compares what it gets with the loss of
+        the codes themselves, and does without where they differ.
+        """
+        return None
+
+    def changes_per_call(self, codes: Tensor, count: int) -> int:
+        """How many changes a sweep hands to one call, where each is made to `count` codes like these."""
+        if self.codes_per_call is not None:
+            return max(1, self.codes_per_call // max(1, count))
+        bytes_of_code = math.prod(codes.shape[2:]) * codes.element_size()
+        return max(1, self.bytes_per_call // (max(1, count) * max(self.least_bytes, bytes_of_code)))
+
     def __add__(self, other: Objective) -> Objective:
-        return _Combined(operator.add, self, other)
+        return Sum(operator.add, self, other)
 
     def __rmul__(self, weight: float | Tensor) -> Objective:
-        return _Combined(lambda loss: weight * loss, self)
+        return Sum(lambda loss: weight * loss, self)
 
 
 class Evaluation:
@@ -86,17 +132,30 @@ class Evaluation:
         objective: the objective that was evaluated.
         codes: `[S, B, *code]`.
         loss: `[S, B]`, differentiable as a call of the objective is.
+        noise: the random numbers that the loss was evaluated with, where it drew any. A sweep sees the same.
     """
+
+    allowed: Tensor | None = None
+    """Bool, broadcasts against one-hot codes: the values that a sweep evaluates. None for all."""
 
     def __init__(
         self,
         objective: Objective,
         codes: Float[Tensor, "samples #batch *code"],
         loss: Float[Tensor, "samples batch"],
+        noise: RandomState | None = None,
     ) -> None:
         self.objective = objective
         self.codes = codes
         self.loss = loss
+        self.noise = noise
+
+    def restrict(self, allowed: Tensor) -> None:
+        """Evaluate no forbidden value in a sweep by calls. Where it is in the table, anything may stand.
+
+        An evaluation that is made of others hands it on.
+        """
+        self.allowed = allowed
 
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         """The loss with row i of the code replaced by `onehot(j)`, for every (i, j)."""
@@ -133,7 +192,8 @@ class Evaluation:
         if layer.moves is None:
             raise InputError(f"{layer} does not say how one variable of a code is changed; expected a layer with moves")
         neighbours = layer.moves.neighbours(self.codes)  # [C, S, B, *code]
-        losses = self.objective(neighbours.flatten(0, 1)).unflatten(0, neighbours.shape[:2])  # [C, S, B]
+        warn_if_expensive(len(neighbours), *self.objective.cost_advice)
+        losses = self.losses_of(neighbours)  # [C, S, B]
         return layer.moves.potentials(self.codes, losses - self.loss)
 
     def slope(self) -> Float[Tensor, "samples batch *code"]:
@@ -149,30 +209,106 @@ class Evaluation:
         (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True)
         return slope
 
+    def losses_of(self, changed: Tensor) -> Float[Tensor, "changes samples batch"]:
+        """The losses of changed codes `[C, S, B, *code]`, with the random numbers of the codes themselves."""
+        if self.noise is None:
+            return self.objective(changed.flatten(0, 1)).unflatten(0, changed.shape[:2])
+        return torch.stack([self.noise.again(self.objective, codes) for codes in changed])
+
     @torch.no_grad()
     def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
-        """The sweep of some rows by evaluating every changed code: behind `sweep` and `sweep_rows` by default."""
+        """The sweep of some rows by evaluating every changed code: behind `sweep` and `sweep_rows` by default.
+
+        The codes of one variable are the same for all examples. Where the objective can share their evaluations, the
+        batch needs k of them.
+        """
         codes = self.codes
         samples, batch, n, k = codes.shape
-        own = codes.argmax(-1).gather(-1, rows)  # [S, B, m]
+        own = codes.argmax(-1)  # [S, B, n]
+        sharable = n == 1 and self.noise is None and self.allowed is None
+        if sharable and (shared := self._shared(own)) is not None:
+            return shared
+        warn_if_expensive(rows.shape[-1] * (k - 1), *self.objective.cost_advice)
+        own = own.gather(-1, rows)  # [S, B, m]
         result = self.loss.detach()[..., None].repeat(1, 1, n * k)  # [S, B, n*k]
         # A change is an index into `rows` and an offset from 1 to k-1: a row's own value is not evaluated again.
-        device = codes.device
+        device, per_call = codes.device, self.objective.changes_per_call(codes, samples * batch)
         changes = torch.cartesian_prod(torch.arange(rows.shape[-1], device=device), torch.arange(1, k, device=device))
-        for part in changes.split(max(1, self.objective.codes_per_call // (samples * batch))):
-            indices, offsets = part.unbind(-1)
-            values, of_row = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, c]
-            changed = codes.unsqueeze(2).repeat(1, 1, len(indices), 1, 1)  # [S, B, c, n, k]
-            one_hot = F.one_hot(values, k).to(codes.dtype).unsqueeze(3)
-            changed.scatter_(3, of_row[..., None, None].expand(-1, -1, -1, 1, k), one_hot)
-            losses = self.objective(changed.movedim(2, 0).reshape(-1, batch, n, k))  # [c*S, B]
-            losses = losses.view(len(indices), samples, batch).movedim(0, 2).to(result.dtype)  # [S, B, c]
-            result.scatter_(-1, of_row * k + values, losses)
+        indices, offsets = changes.unbind(-1)
+        all_values, all_rows = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, C]
+        if self.allowed is not None:
+            all_values, all_rows = _allowed_changes(
+                all_values, all_rows, own[..., indices], self.allowed.expand_as(codes)
+            )
+        guard = refusing_batch_norm()
+        for values, of_row in zip(all_values.split(per_call, -1), all_rows.split(per_call, -1), strict=True):
+            with guard:
+                losses = self.losses_of(self.replaced(of_row.movedim(-1, 0), values.movedim(-1, 0)))  # [c, S, B]
+            guard = nullcontext()  # the first call shows which modules there are
+            result.scatter_(-1, of_row * k + values, losses.movedim(0, -1).to(result.dtype))
         return result.view(samples, batch, n, k)
+
+    def replaced(
+        self, rows: Int[Tensor, "changes samples batch"], values: Int[Tensor, "changes samples batch"]
+    ) -> Tensor:
+        """Each code with one row set to a value, `[C, S, B, n, k]`."""
+        changed = self.codes.expand(len(rows), *self.codes.shape).clone()
+        one_hot = F.one_hot(values, self.codes.shape[-1]).to(changed.dtype)
+        return changed.scatter_(3, rows[..., None, None].expand(-1, -1, -1, 1, changed.shape[-1]), one_hot.unsqueeze(3))
+
+    def shared_values(self, values: Int[Tensor, " values"]) -> Float[Tensor, "values batch"] | None:
+        """The loss of each example with its one variable at each of these values, or None: see `Objective.shared`."""
+        codes = F.one_hot(values, self.codes.shape[-1]).to(self.codes.dtype).unsqueeze(1)
+        return self.objective.shared(codes, self.codes.shape[1])
+
+    def _shared(self, own: Int[Tensor, "samples batch 1"]) -> Float[Tensor, "samples batch 1 k"] | None:
+        """The sweep of one variable from k evaluations for the batch, or None."""
+        samples, batch, _, k = self.codes.shape
+        parts = []
+        for values in torch.arange(k, device=own.device).split(self.objective.changes_per_call(self.codes, batch)):
+            with refusing_batch_norm():
+                losses = self.shared_values(values)
+            if losses is None:
+                return None
+            parts.append(losses.to(self.loss.dtype))
+        table = torch.cat(parts).T.expand(samples, -1, -1)  # [S, B, k]
+        loss = self.loss.detach().unsqueeze(-1)  # [S, B, 1]
+        if not agree(table.gather(-1, own), loss):
+            return None
+        return table.scatter(-1, own, loss).unsqueeze(2)
+
+
+def _allowed_changes(values: Tensor, rows: Tensor, own: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Of changes `[S, B, C]` to `values` of `rows`, the allowed ones: as many as the code with the most has.
+
+    The other codes have some changes to their own value on top, which change nothing.
+    """
+    k = allowed.shape[-1]
+    fine = allowed.flatten(-2).gather(-1, rows * k + values)
+    order = fine.int().argsort(dim=-1, descending=True, stable=True)
+    counts = visible(fine.sum(-1))
+    if counts is not None:
+        order = order[..., : counts.max(initial=0)]
+    return torch.where(fine, values, own).gather(-1, order), rows.gather(-1, order)
+
+
+_LOSSES = {
+    2: ("code", "samples, batch", "sum over everything but the first two axes"),
+    3: ("site", "samples, batch, sites", "or take credit='example'"),
+}
+"""What the axes of a function's losses are."""
 
 
 class FunctionObjective(Objective):
-    """Any callable as an objective. Its sweep calls it on all changed codes, `codes_per_call` at a time.
+    """Any callable as an objective. Its sweep calls it on all changed codes, as many at a time as the budget allows.
+
+    On a CPU, codes that all examples share are handed over once, as `[K, 1, *code]`. That is kept where the result
+    broadcast to the batch and agrees with the loss of codes that were handed over for each example.
+
+    Args:
+        couples_examples: see `Objective`.
+        bytes_per_call: what changed codes of one call may take.
+        codes_per_call: how many there may be in one call, instead of a number of bytes.
 
     >>> objective = FunctionObjective(lambda codes: codes[..., 0].sum(-1))
     >>> at = objective.at(torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]]))
@@ -183,19 +319,147 @@ class FunctionObjective(Objective):
               [2., 1.]]]])
     """
 
-    def __init__(self, function: CodeLoss, *, codes_per_call: int = Objective.codes_per_call) -> None:
+    loss_axes = 2
+    """How many axes the losses have: samples and batch, and sites where each has a loss of its own."""
+
+    def __init__(
+        self,
+        function: CodeLoss,
+        *,
+        couples_examples: bool = False,
+        bytes_per_call: int | None = None,
+        codes_per_call: int | None = None,
+    ) -> None:
         self.function = function
+        self.couples_examples = couples_examples
+        self.bytes_per_call = self.bytes_per_call if bytes_per_call is None else bytes_per_call
         self.codes_per_call = codes_per_call
 
-    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
-        loss = self.function(codes)
-        if loss.shape != codes.shape[:2]:
+    @property
+    def cost_advice(self) -> tuple[object, list[str]]:
+        remedies = ["dgrad.objective(decoder=..., loss=...) for a decoder that begins with a linear layer"]
+        return identity_of(self.function), [*remedies, "dgrad.objective(f, indices=True) for lookups"]
+
+    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch *sites"]:
+        return self.loss_of(codes)
+
+    def loss_of(self, inputs: Tensor) -> Float[Tensor, "samples batch *sites"]:
+        """The function's result for codes, in the form in which the function takes them."""
+        loss, shape = self.function(inputs), inputs.shape[: self.loss_axes]
+        if not isinstance(loss, Tensor) or loss.shape != shape:
+            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            each, axes, remedy = _LOSSES[self.loss_axes]
             raise InputError(
-                f"the objective returned shape {list(loss.shape)} for codes of shape {list(codes.shape)}; expected one "
-                f"loss for each code, [samples, batch] = {list(codes.shape[:2])}: sum over everything but the first "
-                "two axes"
+                f"the objective returned {got} for codes of shape {list(inputs.shape)}; expected one loss for each "
+                f"{each}, [{axes}] = {list(shape)}: {remedy}"
             )
-        return loss
+        return loss if loss.is_floating_point() else loss.to(torch.get_default_dtype())
+
+    def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        return self._everywhere(codes, batch)
+
+    def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"] | None:
+        return self._shared(codes, batch)
+
+    def _everywhere(self, inputs: Tensor, batch: int) -> Tensor:
+        each = inputs.unsqueeze(1).expand(-1, batch, *inputs.shape[1:])  # [K, B, *code]
+        state = RandomState(inputs.device)
+        with refusing_batch_norm():
+            first = self.loss_of(each[:1])
+            if state.has_moved():  # every code sees the random numbers of the first
+                return torch.cat([first, *(state.again(self.loss_of, code) for code in each[1:].split(1))])
+            shared = self._shared(inputs, batch) if len(inputs) >= WORTH_SHARING else None
+            if shared is not None and agree(shared[[0, -1]], torch.cat([first, self.loss_of(each[-1:])])):
+                return shared
+            return torch.cat([first, self.loss_of(each[1:])])
+
+    def _shared(self, inputs: Tensor, batch: int) -> Tensor | None:
+        if inputs.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        state = RandomState(inputs.device)
+        try:
+            losses = self.function(inputs.unsqueeze(1))
+        except BatchNormError:
+            raise
+        except Exception:  # a function that wants the whole batch, in whatever way it says so
+            return None
+        broadcast = losses.shape in ((len(inputs), batch), (len(inputs), 1))
+        return losses.expand(-1, batch) if broadcast and not state.has_moved() else None
+
+
+class IndexObjective(FunctionObjective):
+    """A function of the compact integer form of codes, int64 `[S, B, n]` for one-hot rows: lookups, experts, attention.
+
+    Its sweep builds no one-hot codes. A sweep of one variable hands over all k values at once.
+
+    Args:
+        layer: whose `indices` the function takes; None for one-hot rows.
+
+    >>> table = torch.tensor([5.0, 7.0, 9.0])
+    >>> IndexObjective(lambda indices: table[indices].sum(-1)).at(torch.tensor([[[[0.0, 1.0, 0.0]]]])).sweep()
+    tensor([[[[5., 7., 9.]]]])
+    """
+
+    least_bytes = 64
+
+    def __init__(self, function: IndexLoss, *, layer: LatentLayer | None = None, **options: Any) -> None:
+        super().__init__(function, **options)
+        self.layer = layer
+
+    @property
+    def cost_advice(self) -> tuple[object, list[str]]:
+        return identity_of(self.function), ["fewer variables"]
+
+    def indices(self, codes: Float[Tensor, "*lead"]) -> Int[Tensor, "*integers"]:
+        """What the function gets for these codes."""
+        return codes.argmax(-1) if self.layer is None else self.layer.indices(codes)
+
+    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch *sites"]:
+        if codes.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                "an objective of indices has no gradient in the codes, and this estimator differentiates it; expected "
+                "a loss of the codes themselves, or an estimator that evaluates hard codes, such as direct-rb, leg or "
+                "rloo"
+            )
+        return self.loss_of(self.indices(codes))
+
+    def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        return self._everywhere(self.indices(codes), batch)
+
+    def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"] | None:
+        return self.shared_indices(self.indices(codes), batch)
+
+    def shared_indices(self, indices: Int[Tensor, "codes *n"], batch: int) -> Float[Tensor, "codes batch"]:
+        """The loss of each example at indices that all share, from one call."""
+        losses = self._shared(indices, batch)
+        return self.loss_of(indices.unsqueeze(1).expand(-1, batch, -1)) if losses is None else losses
+
+    def changes_per_call(self, codes: Tensor, count: int) -> int:
+        return super().changes_per_call(codes[..., 0], count)
+
+    def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
+        state = RandomState(codes.device)
+        loss = self(codes)
+        evaluation = Evaluation if self.layer is not None and not self.layer.one_hot_rows else _IndexEvaluation
+        return evaluation(self, codes, loss, state if state.has_moved() else None)
+
+
+class _IndexEvaluation(Evaluation):
+    """One-hot rows as indices: changed codes are `[C, S, B, n]`."""
+
+    objective: IndexObjective
+
+    def replaced(self, rows: Tensor, values: Tensor) -> Tensor:
+        own = self.codes.argmax(-1)
+        return own.expand(len(rows), *own.shape).scatter(-1, rows.unsqueeze(-1), values.unsqueeze(-1))
+
+    def losses_of(self, changed: Tensor) -> Float[Tensor, "changes samples batch"]:
+        if self.noise is None:
+            return self.objective.loss_of(changed.flatten(0, 1)).unflatten(0, changed.shape[:2])
+        return torch.stack([self.noise.again(self.objective.loss_of, indices) for indices in changed])
+
+    def shared_values(self, values: Int[Tensor, " values"]) -> Float[Tensor, "values batch"]:
+        return self.objective.shared_indices(values.unsqueeze(-1), self.codes.shape[1])
 
 
 class KLObjective(Objective):
@@ -205,14 +469,32 @@ class KLObjective(Objective):
     variance (Roeder et al. 2017). The sweep is closed-form, because `log q` is linear in the code.
     """
 
-    def __init__(self, layer: LatentLayer, logits: Float[Tensor, "batch *code"]) -> None:
-        self.layer = layer
-        self.logits = logits.detach()
+    def __init__(
+        self,
+        layer: LatentLayer,
+        logits: Float[Tensor, "batch *code"],
+        *,
+        mask: Tensor | None = None,
+        allowed: Tensor | None = None,
+        credit: str = "example",
+    ) -> None:
+        self.problem = prepare(layer, logits.detach(), mask=mask, allowed=allowed, credit=credit, local_losses=True)
+        self.layer = self.problem.layer
+        self.logits = self.problem.logits.to(logits.dtype)
 
-    def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
-        return self.layer.log_prob(self.logits, codes) - self.layer.log_prior
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch *sites"]:
+        log_prior = self.layer.log_prior
+        if isinstance(log_prior, Tensor):
+            log_prior = log_prior.to(self.logits.dtype)
+        loss = self.layer.log_prob(self.logits, self.problem.folded_codes(codes)) - log_prior
+        return loss.unflatten(-1, (-1, self.problem.sites or 1)) if self.problem.folded else loss
+
+    def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        return self(codes.unsqueeze(1))
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
+        if self.problem.sites is not None:
+            return super().evaluate(codes)
         return _KLEvaluation(self, codes, self(codes))
 
 
@@ -255,6 +537,7 @@ class SweepCache(Objective):
         self, objective: Objective, tables: dict[Hashable, Tensor], name: Hashable = None, *, most: int = 2**27
     ) -> None:
         self.objective = objective
+        self.couples_examples = objective.couples_examples
         self.tables = tables
         self.name = name
         self.most = most
@@ -264,6 +547,9 @@ class SweepCache(Objective):
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         return self.objective.everywhere(codes, batch)
+
+    def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"] | None:
+        return self.objective.shared(codes, batch)
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
         return _CachedEvaluation(self, self.objective.evaluate(codes))
@@ -275,6 +561,9 @@ class _CachedEvaluation(Evaluation):
     def __init__(self, objective: SweepCache, inner: Evaluation) -> None:
         super().__init__(objective, inner.codes, inner.loss)
         self.inner = inner
+
+    def restrict(self, allowed: Tensor) -> None:
+        self.inner.restrict(allowed)
 
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         cache = self.objective
@@ -296,12 +585,13 @@ class _CachedEvaluation(Evaluation):
         return self.sweep() if layer.one_hot_rows else self.inner.potentials(layer)
 
 
-class _Combined(Objective):
+class Sum(Objective):
     """A function of the losses of parts that is linear in them: a sum, a multiple."""
 
     def __init__(self, combine: Callable[..., Tensor], *parts: Objective) -> None:
         self.combine = combine
         self.parts = parts
+        self.couples_examples = any(part.couples_examples for part in parts)
 
     def __call__(self, codes: Tensor) -> Tensor:
         return self.combine(*(part(codes) for part in self.parts))
@@ -309,11 +599,15 @@ class _Combined(Objective):
     def everywhere(self, codes: Tensor, batch: int) -> Tensor:
         return self.combine(*(part.everywhere(codes, batch) for part in self.parts))
 
+    def shared(self, codes: Tensor, batch: int) -> Tensor | None:
+        losses = [part.shared(codes, batch) for part in self.parts]
+        return None if any(loss is None for loss in losses) else self.combine(*losses)
+
     def evaluate(self, codes: Tensor) -> Evaluation:
-        return _CombinedEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])
+        return _SumEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])
 
 
-class _CombinedEvaluation(Evaluation):
+class _SumEvaluation(Evaluation):
     """The same function of the parts' losses, sweeps and potentials."""
 
     def __init__(
@@ -322,6 +616,10 @@ class _CombinedEvaluation(Evaluation):
         super().__init__(objective, codes, combine(*(part.loss for part in parts)))
         self.combine = combine
         self.parts = parts
+
+    def restrict(self, allowed: Tensor) -> None:
+        for part in self.parts:
+            part.restrict(allowed)
 
     @torch.no_grad()
     def sweep(self) -> Tensor:
@@ -345,6 +643,7 @@ class _InDtype(Objective):
     def __init__(self, inner: Objective, dtype: torch.dtype) -> None:
         self.inner = inner
         self.dtype = dtype
+        self.couples_examples = inner.couples_examples
 
     def __call__(self, codes: Tensor) -> Tensor:
         return self.inner(codes.to(self.dtype)).to(codes.dtype)
@@ -352,9 +651,35 @@ class _InDtype(Objective):
     def everywhere(self, codes: Tensor, batch: int) -> Tensor:
         return self.inner.everywhere(codes.to(self.dtype), batch).to(codes.dtype)
 
+    def shared(self, codes: Tensor, batch: int) -> Tensor | None:
+        losses = self.inner.shared(codes.to(self.dtype), batch)
+        return None if losses is None else losses.to(codes.dtype)
+
     def evaluate(self, codes: Tensor) -> Evaluation:
         inner = self.inner.evaluate(codes.to(self.dtype))
-        return _CombinedEvaluation(self, codes, lambda losses: losses.to(codes.dtype), [inner])
+        return _SumEvaluation(self, codes, lambda losses: losses.to(codes.dtype), [inner])
+
+
+class _Differentiated(Objective):
+    """The same objective, for an estimator that differentiates it in the codes: it refuses a loss that ignores them."""
+
+    def __init__(self, inner: Objective, name: str) -> None:
+        self.inner = inner
+        self.name = name
+        self.couples_examples = inner.couples_examples
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        loss = self.inner(codes)
+        check_dependence(loss, codes, self.name)
+        return loss
+
+    def everywhere(self, codes: Tensor, batch: int) -> Tensor:
+        return self.inner.everywhere(codes, batch)
+
+    def evaluate(self, codes: Tensor) -> Evaluation:
+        inner = self.inner.evaluate(codes)
+        check_dependence(inner.loss, codes, self.name)
+        return inner
 
 
 def as_objective(objective: Objective | CodeLoss) -> Objective:
@@ -365,3 +690,8 @@ def as_objective(objective: Objective | CodeLoss) -> Objective:
 def in_dtype(objective: Objective, dtype: torch.dtype) -> Objective:
     """`objective`, evaluated on codes of `dtype` whatever the dtype of the codes that it is given."""
     return _InDtype(objective, dtype)
+
+
+def differentiated(objective: Objective, name: str) -> Objective:
+    """`objective`, as the estimator of this name differentiates it: an InputError where its loss ignores the codes."""
+    return _Differentiated(objective, name)

@@ -7,7 +7,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import CodeLoss, Objective, as_objective
+from dgrad.core.objectives import CodeLoss, Objective
+from dgrad.core.site_objectives import objective_of
+from dgrad.core.sites import prepare
 from dgrad.errors import InputError
 
 FIRST_STEP = 0.4
@@ -24,6 +26,8 @@ def refine(
     objective: Objective | CodeLoss,
     steps: int,
     *,
+    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     generator: Generator | None = None,
 ) -> Float[Tensor, "batch *code"]:
     """Logits of a q with a lower bound `E_q[f] + KL(q || uniform)`.
@@ -43,6 +47,8 @@ def refine(
 
     Args:
         objective: `f`, such as `-log p(x | z)`, in nats. A function of codes takes `[S, B, n, k]` and gives `[S, B]`.
+        mask, allowed: padding and forbidden values, as an estimator takes them. The logits of forbidden values become
+            -inf, those of padding stay.
 
     Raises:
         InputError: the layer is no stack of independent variables, or `steps` is negative.
@@ -58,15 +64,16 @@ def refine(
         raise InputError(f"steps must be a whole number of at least 0; got {steps}")
     if steps == 0:
         return logits.detach()
+    problem = prepare(layer, logits.detach(), mask=mask, allowed=allowed)
+    layer, objective = problem.layer, objective_of(problem, objective)
     check_refinable(layer)
-    objective = as_objective(objective)
-    logits = logits.detach().log_softmax(-1)
+    refined = problem.logits.log_softmax(-1)
     if layer.shape[0] == 1:
-        return _best_rows(layer, logits, objective, generator)
+        return problem.refined(_best_rows(layer, refined, objective, generator)).to(logits.dtype)
     for step in range(steps):
-        best = _best_rows(layer, logits, objective, generator)
-        logits = logits.lerp(best, FIRST_STEP / (step + 1) ** 0.5)
-    return logits
+        best = _best_rows(layer, refined, objective, generator)
+        refined = refined.lerp(best, FIRST_STEP / (step + 1) ** 0.5)
+    return problem.refined(refined).to(logits.dtype)
 
 
 def check_refinable(layer: LatentLayer) -> None:
@@ -85,4 +92,4 @@ def check_refinable(layer: LatentLayer) -> None:
 def _best_rows(layer: LatentLayer, logits: Tensor, objective: Objective, generator: Generator | None) -> Tensor:
     """The best log-probabilities of each row, `[B, n, k]`, given the others in a code drawn from q."""
     code = layer.sample(logits, generator=generator)  # [1, B, n, k]
-    return (-objective.sweep(code).squeeze(0)).log_softmax(-1)
+    return layer.lowered(-objective.sweep(code).squeeze(0)).log_softmax(-1)

@@ -70,7 +70,7 @@ def difference_sweep(
     if bytes_per_call is None:
         bytes_per_call = _bytes_per_call(hidden)
     bytes_of_a_change = samples * batch * (numbers_per_code or hidden.shape[-1]) * hidden.element_size()
-    per_call = max(1, bytes_per_call // bytes_of_a_change)
+    per_call = max(1, bytes_per_call // max(1, bytes_of_a_change))  # an empty batch takes nothing
     # Preallocate: keeping each call's result separately fragments memory.
     losses = loss.new_empty(len(new), samples, batch)
     for part, after, before in zip(losses.split(per_call), new.split(per_call), old.split(per_call), strict=True):
@@ -165,7 +165,8 @@ def _softplus_change(
     logits: Float[Tensor, "examples pixels"], rows: Float[Tensor, "n k pixels"], own: Int[Tensor, "examples n"]
 ) -> Float[Tensor, "examples n k"]:
     """By how much `sum_d softplus(a_d)` changes, in the fastest way that is right for these weights on this device."""
-    if logits.device.type == "cpu" and _grouped_is_safe(rows):  # on a CPU nothing waits
+    host = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if host and _grouped_is_safe(rows):  # on a CPU nothing waits
         return _grouped_change(logits, rows, own)
     return _exact_change(logits, rows, own)
 

@@ -24,6 +24,7 @@ from dgrad.testing._kit import (
     run_latent_checks,
 )
 from dgrad.testing._latent_checks import LATENT_CHECKS
+from dgrad.testing._objective_checks import ObjectiveError, check_objective
 from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 
 __all__ = [
@@ -32,8 +33,10 @@ __all__ = [
     "CheckResult",
     "ConformanceError",
     "NotApplicable",
+    "ObjectiveError",
     "check_estimator",
     "check_latent",
+    "check_objective",
     "exact_gradient",
     "monte_carlo_gradient",
     "parametrize_with_checks",

@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import CodeLoss
+from dgrad.core.objectives import CodeLoss, Objective
+from dgrad.core.restricted import Product
+from dgrad.core.sites import restricted
 from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
 
 DRAWS = 20_000
@@ -190,18 +192,24 @@ def evaluations(estimator: GradientEstimator, layer: LatentLayer) -> None:
     stated = estimator.traits.evaluations(layer)
     wide, single, half = torch.float64, torch.float32, torch.bfloat16
     for dtype, gradient in ((wide, True), (wide, False), (single, True), (half, True)):
-        evaluated = 0
-
-        def loss(codes: Tensor) -> Tensor:
-            nonlocal evaluated
-            evaluated += codes.shape[0]
-            return small_objectives(layer)["smooth"](codes)
-
+        loss = _Counted(small_objectives(layer)["smooth"])
         logits = small_logits(layer, batch=4).to(dtype).requires_grad_()
         with torch.set_grad_enabled(gradient):
             estimator(layer, logits, loss)
         where = f"in {dtype}" if gradient else "under no_grad"
-        assert evaluated == stated, f"{evaluated} evaluations for each example {where}; the trait says {stated}"
+        assert loss.count == stated, f"{loss.count} evaluations for each example {where}; the trait says {stated}"
+
+
+class _Counted(Objective):
+    """Counts the codes of an example. Unlike a function, it never shares an evaluation among examples."""
+
+    def __init__(self, function: CodeLoss) -> None:
+        self.function = function
+        self.count = 0
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        self.count += codes.shape[0]
+        return self.function(codes)
 
 
 @_check
@@ -372,6 +380,99 @@ def limit(estimator: GradientEstimator, layer: LatentLayer) -> None:
         values = ", ".join(f"{key}={number:g}" for key, number in stated.at.items()) or "its hyper-parameters"
         quantity = f"latent {layer}, {name} objective, {values}: the gradient"
         _compare(mean, error, truth, quantity, tolerance=0.03 * float(truth.abs().max()))
+
+
+@_check
+def forbidden_values_and_padding(estimator: GradientEstimator, layer: LatentLayer) -> None:
+    """Forbidden values and padded sites get no evaluation and no gradient; an unbiased gradient stays unbiased."""
+    draws = DRAWS // 10
+    if layer.support_size > 8:
+        raise NotApplicable(f"two sites of latent {layer} have more than 64 codes: a smaller one says the same")
+    mask = torch.tensor([[True, True], [True, False]])
+    allowed = torch.ones(2, 2, *layer.shape, dtype=torch.bool)
+    if layer.one_hot_rows:
+        allowed[0, 1, 0, -1] = False
+    sites = restricted(layer, mask=mask)
+    why_unsupported = estimator.traits.why_unsupported(Product(layer, 2))
+    if why_unsupported is not None:
+        raise NotApplicable(why_unsupported)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        estimator.set_layer(sites)
+    logits = small_logits(layer, batch=4).unflatten(0, (2, 2))
+    smooth = small_objectives(sites)["smooth"]
+    reachable = allowed & mask[(..., *[None] * len(layer.shape))]
+
+    def loss(codes: Tensor) -> Tensor:
+        copies = reachable.repeat(codes.shape[1] // 2, *[1] * (reachable.ndim - 1))
+        assert not ((codes != 0) & ~copies).any(), "the objective was evaluated at a forbidden value, or at padding"
+        return smooth(codes)
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor.repeat(draws, *[1] * (tensor.ndim - 1))
+
+    leaf = repeated(logits).requires_grad_()
+    estimate = estimator(
+        layer, leaf, loss, mask=repeated(mask), allowed=repeated(allowed), generator=Generator().manual_seed(0)
+    )
+    gradients = torch.autograd.grad(estimate.loss.sum(), leaf)[0].unflatten(0, (draws, 2))
+    assert gradients.isfinite().all(), "a gradient is not finite with forbidden values and padding"
+    assert not gradients[:, ~reachable].any(), "a forbidden value, or padding, has a gradient"
+    if estimator.traits.unbiased:
+        truth = exact_gradient(layer, logits, smooth, mask=mask, allowed=allowed)
+        error = gradients.std(0) / draws**0.5
+        _compare(gradients.mean(0), error, truth, f"latent {layer}, with forbidden values and padding the gradient")
+
+
+# Other ways to use it
+
+
+@_check
+def draw_now_learn_later(estimator: GradientEstimator, layer: LatentLayer) -> None:
+    """`draw`, then `draw.estimate(loss)`, gives what a call gives, and leaves the same state."""
+    if not estimator.traits.one_pass:
+        raise NotApplicable("its traits say that it evaluates more than the codes that it draws")
+    loss = small_objectives(layer)["smooth"]
+    for dtype in (torch.float64, torch.bfloat16):
+        estimator = _after_some_steps(estimator, layer, loss)
+        leaf = small_logits(layer, batch=4).to(dtype).requires_grad_()
+        called, drew, acted = (copy.deepcopy(estimator) for _ in range(3))
+        expected = called(layer, leaf, loss, generator=Generator().manual_seed(5))
+        draw = drew.draw(layer, leaf, generator=Generator().manual_seed(5))
+        assert draw.codes.dtype == dtype, f"codes in {draw.codes.dtype}; expected the dtype of the logits, {dtype}"
+        with torch.no_grad():
+            later, first = (acted.draw(layer, leaf, generator=Generator().manual_seed(5)) for _ in range(2))
+        # Losses that come in between change no baseline.
+        first.estimate(7 * loss(first.codes) + 7, logits=leaf)
+        estimates = {
+            "a draw": draw.estimate(loss(draw.codes)),
+            "a draw without a graph": later.estimate(loss(later.codes), logits=leaf),
+        }
+        (truth,) = torch.autograd.grad(expected.loss.sum(), leaf)
+        for name, estimate in estimates.items():
+            (gradient,) = torch.autograd.grad(estimate.loss.sum(), leaf)
+            torch.testing.assert_close(gradient, truth, msg=f"{name} has another gradient: {{}}".format)
+            torch.testing.assert_close(estimate.loss, expected.loss)
+        for name, tensor in called.state_dict().items():
+            assert torch.equal(tensor, drew.state_dict()[name]), f"after a draw {name} is not what it is after a call"
+
+
+@_check
+def codes_with_a_gradient(estimator: GradientEstimator, layer: LatentLayer) -> None:
+    """The loss of `codes`, differentiated, gives what a call gives, for totals that are means and sums."""
+    if not estimator.traits.pathwise:
+        raise NotApplicable("its traits say that its gradient is not that of a code")
+    logits, loss = small_logits(layer, batch=4), small_objectives(layer)["smooth"]
+    expected = _gradient(estimator, layer, logits, loss, seed=5)
+    for reduction in ("mean", "sum"):
+        leaf = logits.clone().requires_grad_()
+        codes = copy.deepcopy(estimator).codes(layer, leaf, reduction=reduction, generator=Generator().manual_seed(5))
+        losses = loss(codes)
+        total, scale = (losses.mean(), len(logits)) if reduction == "mean" else (losses.sum(), 1 / len(codes))
+        (gradient,) = torch.autograd.grad(total, leaf)
+        torch.testing.assert_close(
+            scale * gradient, expected, msg=lambda text: f"codes give another gradient than a call: {text}"
+        )
 
 
 # State

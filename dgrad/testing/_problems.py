@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import CodeLoss
+from dgrad.core.sites import restricted
 
 
 def small_logits(layer: LatentLayer, *, batch: int = 1, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -60,16 +61,27 @@ def small_objectives(layer: LatentLayer, *, seed: int = 0, device: str = "cpu") 
 
 
 def exact_gradient(
-    layer: LatentLayer, logits: Float[Tensor, "batch *code"], objective: CodeLoss
+    layer: LatentLayer,
+    logits: Float[Tensor, "batch *code"],
+    objective: CodeLoss,
+    *,
+    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Float[Tensor, "batch *code"]:
     """The gradient of `sum_b E_q[f(z_b)]` for the logits, by enumeration of the support.
+
+    Args:
+        mask, allowed: padding and forbidden values, as an estimator takes them.
 
     Raises:
         InputError: the support is too large to be listed.
     """
     logits = logits.detach().requires_grad_()
-    codes = layer.enumerate(like=logits).unsqueeze(1).expand(-1, *logits.shape)
-    (gradient,) = torch.autograd.grad((layer.log_prob(logits, codes).exp() * objective(codes)).sum(), logits)
+    if mask is not None or allowed is not None:
+        layer = restricted(layer, mask=mask, allowed=allowed)
+    codes, log_q = layer.support(logits)
+    losses = objective(codes.expand(-1, *logits.shape))
+    (gradient,) = torch.autograd.grad((log_q.exp() * losses).sum(), logits)
     return gradient
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dgrad.errors import unknown_name
+from dgrad.errors import InputError, unknown_name
 from dgrad.kernels.numerics import softplus
 
 
@@ -83,6 +83,71 @@ def _products(
     if _of_all_images(outputs):
         return outputs.squeeze(-2) @ images.mT
     return (images * outputs).sum(-1)
+
+
+class DataLoss:
+    """A likelihood with the data of a batch: a loss of a decoder's outputs, `[S, B, *data] -> [S, B]`.
+
+    Args:
+        likelihood: what the outputs mean.
+        data: `[B, *data]`.
+    """
+
+    def __init__(self, likelihood: Likelihood, data: Float[Tensor, "batch *data"]) -> None:
+        self.likelihood = likelihood
+        self.data = data.flatten(1)
+
+    def __call__(self, outputs: Float[Tensor, "samples #batch *data"]) -> Float[Tensor, "samples batch"]:
+        flat = outputs.flatten(2)
+        if flat.shape[-1] != self.data.shape[-1] or flat.shape[1] not in (1, len(self.data)):
+            raise InputError(
+                f"the decoder gives {flat.shape[-1]} outputs for each of {flat.shape[1]} examples, and the data are "
+                f"{len(self.data)} examples of {self.data.shape[-1]} numbers; expected the same of both"
+            )
+        return self.likelihood.loss(flat, self.data)
+
+
+def _of_unit_range(name: str, data: Tensor) -> DataLoss:
+    """The loss, for data in [0, 1]. Their values are looked at on a CPU alone, where nothing waits."""
+    if data.device.type == "cpu" and data.numel() and not torch.compiler.is_compiling():
+        low, high = map(float, data.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise InputError(
+                f"data from {low:g} to {high:g} for a {name} loss; expected numbers in [0, 1]: divide bytes by 255"
+            )
+    return DataLoss(LIKELIHOODS[name], data)
+
+
+def bernoulli(x: Float[Tensor, "batch *data"]) -> DataLoss:
+    """The loss of Bernoulli logits: `-log p(x | outputs)`, summed over an example, in nats.
+
+    Args:
+        x: the data, `[B, *data]`; grey values in [0, 1] are allowed.
+
+    Raises:
+        InputError: x is not in [0, 1].
+
+    >>> bernoulli(torch.ones(1, 2))(torch.zeros(1, 1, 2))
+    tensor([[1.3863]])
+    """
+    return _of_unit_range("bernoulli", x)
+
+
+def squared_error(x: Float[Tensor, "batch *data"]) -> DataLoss:
+    """The squared error of outputs behind a tanh: `sum_d (x_d - (1 + tanh a_d) / 2)^2`.
+
+    For the plain squared error of the outputs themselves give a function as the loss.
+
+    Args:
+        x: the data, `[B, *data]`, in [0, 1].
+
+    Raises:
+        InputError: x is not in [0, 1].
+
+    >>> squared_error(torch.ones(1, 2))(torch.zeros(1, 1, 2))
+    tensor([[0.5000]])
+    """
+    return _of_unit_range("squared-error", x)
 
 
 LIKELIHOODS: dict[str, Likelihood] = {likelihood.name: likelihood for likelihood in (Bernoulli(), SquaredError())}

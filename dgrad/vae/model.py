@@ -14,7 +14,7 @@ from dgrad.vae.dropout import Dropout
 from dgrad.vae.likelihoods import Likelihood
 from dgrad.vae.networks import Decoder
 from dgrad.vae.posterior import Gaussian, Posterior
-from dgrad.vae.reconstruction import CompiledReconstruction, Reconstruction
+from dgrad.vae.reconstruction import Reconstruction
 
 
 class DiscreteVAE(nn.Module):
@@ -78,10 +78,7 @@ class DiscreteVAE(nn.Module):
         Args:
             gaussian: in a model with Gaussian variables, a draw of them for each image. The objective is for these.
         """
-        pixels = images.flatten(1)
-        if CompiledReconstruction.serves(self, pixels):
-            return CompiledReconstruction(self, pixels)
-        return Reconstruction(self, pixels, gaussian)
+        return Reconstruction(self, images.flatten(1), gaussian)
 
     def decode(
         self, codes: Float[Tensor, "*codes"], gaussian: Float[Tensor, "*lead g"] | None = None

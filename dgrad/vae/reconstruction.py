@@ -1,22 +1,314 @@
-"""The reconstruction loss as an objective, with the fastest sweep that a decoder allows."""
+"""The loss of a decoder's outputs as an objective, with the fastest sweep that the decoder allows."""
 
 from __future__ import annotations
 
+import functools
+import math
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objective_guards import refuse_batch_norm, warn_if_expensive
 from dgrad.core.objectives import Evaluation, FunctionObjective, Objective
+from dgrad.core.random import RandomState
+from dgrad.errors import InputError
 from dgrad.kernels import cpu
 from dgrad.kernels.code_sweeps import bernoulli_linear_sweep, difference_sweep, support_is_smaller, support_sweep
-from dgrad.vae.likelihoods import Bernoulli, Likelihood, SquaredError
+from dgrad.vae.dropout import Dropout
+from dgrad.vae.likelihoods import Bernoulli, DataLoss, Likelihood, SquaredError
 from dgrad.vae.networks import Decoder
 
 COMPILED_LOSSES = {Bernoulli: cpu.bernoulli_loss, SquaredError: cpu.squared_error}
 """Losses of a decoder's outputs that need no gradient, in C++, for tensors that `cpu.serves`."""
+
+OutputLoss = Callable[[Tensor], Tensor]
+"""A loss of a decoder's outputs: `[S, B, *outputs] -> [S, B]`, for any number of samples S."""
+
+
+class DecoderObjective(Objective):
+    """The loss of a decoder's outputs, as a function of the code that the decoder gets.
+
+    The decoder sees one batch axis, `[S*B, *code]`, as any torch module does. Where its first layer is an `nn.Linear`
+    for the whole code, perhaps after an `nn.Flatten`, it gets `[S*B, n*k]`. Then a changed code costs the difference of
+    two columns of that layer, and the layers behind it. For one linear layer and `dgrad.bernoulli` the sweep is nearly
+    free.
+
+    Args:
+        decoder: any module whose outputs are a function of the code alone.
+        loss: `dgrad.bernoulli(x)`, `dgrad.squared_error(x)`, or any function of the outputs, `[S, B, *outputs] -> [S,
+            B]`.
+        compiled: whether compiled kernels may be used. Their first use on a machine takes a second or two. With None
+            they are where there is a compiler.
+        couples_examples: see `Objective`.
+        bytes_per_call: what the outputs of the decoder's layers may take in one call of a sweep; None for what suits
+            the device.
+
+    Attributes:
+        sweep_dtype: the precision in which sweeps multiply matrices.
+        numbers_per_code: about how many numbers the decoder computes for one code; known when it has run once.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        loss: OutputLoss,
+        *,
+        compiled: bool | None = None,
+        couples_examples: bool = False,
+        bytes_per_call: int | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.output_loss = loss
+        self.compiled = compiled
+        self.couples_examples = couples_examples
+        self.sweep_bytes = bytes_per_call
+        self.sweep_dtype = torch.float32
+        self.numbers_per_code = 0
+        self.front = _linear_front(_layers(decoder, through_wrappers=True))
+        self.first, self.rest = _first_and_rest(decoder)
+        own = [module.generator for module in decoder.modules() if isinstance(module, Dropout) and module.training]
+        self.generators: list[Generator] = [generator for generator in own if generator is not None]
+
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
+        kernel = self._kernel(codes)
+        return self._loss_and_hidden(codes)[0] if kernel is None else kernel.loss
+
+    def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
+        kernel = self._kernel(codes)
+        if kernel is not None:
+            return DecoderEvaluation(self, codes, kernel.loss, kernel=kernel)
+        state = RandomState(codes.device, self.generators)
+        loss, hidden = self._loss_and_hidden(codes)
+        return DecoderEvaluation(self, codes, loss, state if state.has_moved() else None, hidden=hidden)
+
+    def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        state = RandomState(codes.device, self.generators)
+        losses = self.shared(codes, batch)
+        if not state.has_moved():
+            return losses
+        each = codes.unsqueeze(1).expand(-1, batch, *codes.shape[1:])  # every example has its own random numbers
+        return torch.cat([state.again(self._loss_and_hidden, code)[0] for code in each.split(1)])
+
+    def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        refuse_batch_norm(self.decoder)
+        return self._loss_and_hidden(codes.unsqueeze(1), batch)[0]
+
+    @property
+    def cost_advice(self) -> tuple[object, list[str]]:
+        return type(self.decoder), ["fewer variables"]
+
+    def inputs(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples #batch *inputs"]:
+        """What the decoder gets for these codes."""
+        return codes
+
+    def code_weight(self) -> Float[Tensor, "*batch width coordinates"]:
+        """The weight of the decoder's first layer for the code, perhaps one for each example."""
+        assert self.first is not None
+        return self.first.weight
+
+    @property
+    def sees_code_alone(self) -> bool:
+        """Whether nothing but the code enters the decoder."""
+        return True
+
+    def begins_linear(self, inputs: Tensor) -> bool:
+        """Whether the first layer is linear in all of these inputs."""
+        return self.first is not None and self.first.in_features == math.prod(inputs.shape[2:])
+
+    @property
+    def linear_bernoulli(self) -> bool:
+        """Whether the decoder is one linear layer, which sees nothing but the code, and its loss `dgrad.bernoulli`."""
+        linear = self.first is not None and len(self.rest) == 0 and self.sees_code_alone
+        return linear and isinstance(self.output_loss, DataLoss) and isinstance(self.output_loss.likelihood, Bernoulli)
+
+    def changed_loss(self, hidden: Float[Tensor, "samples batch width"]) -> Float[Tensor, "samples batch"]:
+        """The loss from the first layer's outputs on, without a gradient and in the precision of a sweep."""
+        return self._loss_of_outputs(self._without_gradient(self.rest, hidden))
+
+    def loss_of_changed(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
+        """The loss of codes by any decoder, without a gradient and in the precision of a sweep."""
+        return self._loss_of_outputs(self._without_gradient(self._decode, self.inputs(codes)))
+
+    def losses_of_values(self, values: Int[Tensor, "codes n"], like: Tensor) -> Float[Tensor, "codes batch"]:
+        """The loss of every example at codes given by the values of their rows, without a gradient.
+
+        Args:
+            like: the codes that are swept, `[S, B, n, k]`.
+        """
+        _, batch, n, k = like.shape
+        if self.first is None or self.first.in_features != n * k:
+            one_hot = values.unsqueeze(-1) == torch.arange(k, device=values.device)  # [R, n, k]
+            outputs = self._without_gradient(self._decode, self.inputs(one_hot.to(like.dtype).unsqueeze(1)))
+        else:
+            columns = self.first.weight.T[values + k * torch.arange(n, device=values.device)].sum(1)  # [R, width]
+            hidden = columns if self.first.bias is None else columns + self.first.bias
+            outputs = self._without_gradient(self.rest, hidden.unsqueeze(1))
+        return self._loss_of_outputs(outputs, batch)
+
+    def _kernel(self, codes: Tensor) -> cpu.LinearCodes | None:
+        """Hard codes in the compiled kernel of a linear decoder, or None for other codes, decoders and machines."""
+        if not self.linear_bernoulli or codes.ndim != 4 or not self.begins_linear(codes):
+            return None
+        assert self.first is not None and isinstance(self.output_loss, DataLoss)
+        differentiated = codes.requires_grad and torch.is_grad_enabled()
+        data, weight, bias = self.output_loss.data, self.first.weight, self.first.bias
+        if differentiated or codes.shape[1] != len(data) or len(weight) != data.shape[1]:
+            return None
+        if not self._compiles(codes, data, weight):
+            return None
+        n, k = codes.shape[2:]
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        return cpu.BernoulliLinear(weight, bias, data, (n, k)).at(codes)
+
+    def _compiles(self, *tensors: Tensor) -> bool:
+        if torch.compiler.is_compiling() or self.compiled is False:
+            return False
+        return (self.compiled or _there_is_a_compiler()) and cpu.serves(*tensors)
+
+    def _loss_and_hidden(self, codes: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """The loss, and the outputs of the first layer where the decoder begins with a linear one."""
+        inputs = self.inputs(codes)
+        if not self.begins_linear(inputs):
+            return self._checked_loss(_in_one_batch(self._decode, inputs), batch), None
+        assert self.first is not None
+        hidden = _in_one_batch(self.first, inputs.flatten(2))
+        return self._checked_loss(_in_one_batch(self.rest, hidden), batch), hidden.detach()
+
+    def _checked_loss(self, outputs: Tensor, batch: int | None) -> Tensor:
+        if not self.numbers_per_code:
+            widths = sum(module.out_features for module in self.decoder.modules() if isinstance(module, nn.Linear))
+            self.numbers_per_code = max(widths, math.prod(outputs.shape[2:]))
+        if isinstance(self.output_loss, DataLoss):
+            return self.output_loss(outputs)
+        outputs = outputs if batch is None else outputs.expand(-1, batch, *outputs.shape[2:])
+        loss = self.output_loss(outputs)
+        if loss.shape != outputs.shape[:2]:
+            raise InputError(
+                f"the loss returned shape {list(loss.shape)} for outputs of shape {list(outputs.shape)}; expected one "
+                f"number for each code, [samples, batch] = {list(outputs.shape[:2])}: sum over everything but the "
+                "first two axes"
+            )
+        return loss
+
+    def _loss_of_outputs(self, outputs: Tensor, batch: int | None = None) -> Tensor:
+        """The loss in a sweep, by a compiled kernel where there is one."""
+        loss = self.output_loss
+        if isinstance(loss, DataLoss) and outputs.shape[1] == len(loss.data):
+            compiled = COMPILED_LOSSES.get(type(loss.likelihood))
+            if compiled is not None and self._compiles(outputs, loss.data):
+                return compiled(outputs.flatten(2), loss.data)
+        return self._checked_loss(outputs, batch)
+
+    def _decode(self, inputs: Tensor) -> Tensor:
+        """The whole decoder's outputs for inputs `[S*B, *code]`."""
+        if self.front is not None and self.front.in_features == math.prod(inputs.shape[1:]):
+            return self.decoder(inputs.flatten(1))
+        try:
+            return self.decoder(inputs)
+        except RuntimeError as error:
+            error.add_note(
+                f"the decoder got codes of shape {list(inputs.shape)}; where it takes them flat, put an nn.Flatten in "
+                "front: nn.Sequential(nn.Flatten(), decoder)"
+            )
+            raise
+
+    def _without_gradient(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """The outputs of the decoder, or of a part of it, as a sweep needs them."""
+        if self.sweep_dtype == torch.float32:
+            return _in_one_batch(network, inputs)
+        with torch.autocast(inputs.device.type, self.sweep_dtype, cache_enabled=False):
+            outputs = _in_one_batch(network, inputs)
+        return outputs.to(inputs.dtype)
+
+
+class DecoderEvaluation(Evaluation):
+    """The loss of codes by a decoder, swept from the outputs of its first layer where that is linear."""
+
+    objective: DecoderObjective
+
+    def __init__(
+        self,
+        objective: DecoderObjective,
+        codes: Tensor,
+        loss: Tensor,
+        noise: RandomState | None = None,
+        *,
+        hidden: Tensor | None = None,
+        kernel: cpu.LinearCodes | None = None,
+    ) -> None:
+        super().__init__(objective, codes, loss, noise)
+        self.hidden = hidden  # [S, B, width]
+        self.kernel = kernel
+
+    @property
+    def linear_bernoulli(self) -> bool:
+        """Whether the sweep is that of one linear layer with Bernoulli outputs."""
+        return self.objective.linear_bernoulli and self.objective.begins_linear(self.codes)
+
+    @property
+    def support_serves(self) -> bool:
+        """Whether the decoder may be evaluated once for all examples."""
+        return self.noise is None and self.objective.sees_code_alone
+
+    @torch.no_grad()
+    def sweep(self) -> Float[Tensor, "samples batch n k"]:
+        of, codes = self.objective, self.codes
+        table = None if self.kernel is None else self.kernel.sweep()
+        if table is not None:
+            return table
+        if self.linear_bernoulli:  # faster than any evaluation of codes
+            assert isinstance(of.output_loss, DataLoss)
+            hidden, compiled = self.first_outputs(), codes.is_cuda and of.compiled is not False
+            assert hidden is not None
+            return bernoulli_linear_sweep(
+                codes, of.code_weight(), hidden, of.output_loss.data, self.loss.detach(), compiled=compiled
+            )
+        if self.support_serves and support_is_smaller(codes):
+            refuse_batch_norm(of.decoder)
+            losses_of = functools.partial(of.losses_of_values, like=codes)
+            return support_sweep(codes, losses_of, numbers_per_code=of.numbers_per_code)
+        return super().sweep()
+
+    def full_sweep_is_free(self, rows: int) -> bool:
+        return self.linear_bernoulli or (self.support_serves and support_is_smaller(self.codes, rows))
+
+    @torch.no_grad()
+    def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
+        of, codes, noise = self.objective, self.codes, self.noise
+        refuse_batch_norm(of.decoder)
+        hidden = self.first_outputs()
+        if hidden is None:
+            function = FunctionObjective(of.loss_of_changed, bytes_per_call=of.sweep_bytes)
+            function.least_bytes = codes.element_size() * of.numbers_per_code
+            plain = Evaluation(function, codes, self.loss, noise)
+            plain.allowed = self.allowed
+            return plain.changed(rows)
+        warn_if_expensive(rows.shape[-1] * (codes.shape[-1] - 1), *of.cost_advice)
+        rest_loss = of.changed_loss if noise is None else functools.partial(noise.again, of.changed_loss)
+        return difference_sweep(
+            codes,
+            rows,
+            of.code_weight(),
+            hidden,
+            rest_loss,
+            self.loss.detach(),
+            numbers_per_code=of.numbers_per_code,
+            bytes_per_call=of.sweep_bytes if noise is None else 1,  # one change a call, with the masks of the code
+        )
+
+    def first_outputs(self) -> Float[Tensor, "samples batch width"] | None:
+        """The outputs of the first layer, or None where the decoder does not begin with a linear one."""
+        if self.hidden is None and self.kernel is not None:
+            assert self.objective.first is not None
+            self.hidden = self.objective.first(self.codes.flatten(2)).detach()
+        return self.hidden
 
 
 @runtime_checkable
@@ -37,42 +329,28 @@ class GenerativeModel(Protocol):
     def decoder_inputs(self, codes: Tensor, gaussian: Tensor | None) -> Tensor: ...
 
 
-class Reconstruction(Objective):
-    """`-log p(image | code)`, with the fastest sweep that the decoder allows."""
+class Reconstruction(DecoderObjective):
+    """`-log p(image | code)` of a model, perhaps with Gaussian variables beside the code."""
 
     def __init__(
         self, model: GenerativeModel, pixels: Float[Tensor, "batch d"], gaussian: Float[Tensor, "batch g"] | None = None
     ) -> None:
-        self.layer = model.layer
-        self.decoder = model.decoder
+        super().__init__(model.decoder, DataLoss(model.likelihood, pixels), compiled=model.compiled_kernels)
         self.decoder_inputs = model.decoder_inputs
         self.concatenate_gaussian = model.concatenate_gaussian
-        self.likelihood = model.likelihood
         self.numbers_per_code = model.numbers_per_code
-        self.compiled = model.compiled_kernels
         self.sweep_dtype = model.sweep_dtype
-        self.pixels = pixels
         self.gaussian = gaussian
 
-    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
-        return self._loss_and_hidden(codes)[0]
-
-    def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
-        return ReconstructionEvaluation(self, codes, *self._loss_and_hidden(codes))
-
-    def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
-        return self._loss_and_hidden(codes.unsqueeze(1))[0]
+    def inputs(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch *inputs"]:
+        return self.decoder_inputs(codes, self.gaussian)
 
     @property
-    def linear_bernoulli(self) -> bool:
-        """Whether one linear layer, which sees nothing but the code, gives the logits of Bernoulli pixels."""
-        linear = isinstance(self.decoder, Decoder) and len(self.decoder.rest) == 0
-        return linear and isinstance(self.likelihood, Bernoulli) and self.gaussian is None
+    def sees_code_alone(self) -> bool:
+        return self.gaussian is None
 
     def code_weight(self) -> Float[Tensor, "*batch width coordinates"]:
-        """The weight of the decoder's first layer for the code, of each example where its Gaussian variables matter."""
-        assert isinstance(self.decoder, Decoder)
-        weight = self.decoder.first.weight
+        weight = super().code_weight()
         if self.gaussian is None:
             return weight
         if self.concatenate_gaussian:
@@ -81,131 +359,49 @@ class Reconstruction(Objective):
         # sum_g W[:, (i, j, g)] c_g, in the order of memory that the sweep needs
         return torch.einsum("wxg,bg->bxw", weight, self.gaussian).mT
 
-    def changed_loss(self, hidden: Tensor) -> Tensor:
-        """The loss from the first layer's outputs on, without a gradient and in the precision of a sweep."""
-        assert isinstance(self.decoder, Decoder)
-        outputs = self._without_gradient(self.decoder.rest, hidden)
-        compiled_loss = COMPILED_LOSSES.get(type(self.likelihood)) if self.compiled else None
-        if compiled_loss is not None and cpu.serves(outputs, self.pixels):
-            return compiled_loss(outputs, self.pixels)
-        return self.likelihood.loss(outputs, self.pixels)
 
-    def loss_of_changed(self, codes: Tensor) -> Tensor:
-        """The loss of codes by any decoder, without a gradient and in the precision of a sweep."""
-        outputs = self._without_gradient(self.decoder, self.decoder_inputs(codes, self.gaussian))
-        return self.likelihood.loss(outputs, self.pixels)
-
-    def losses_of_values(self, values: Int[Tensor, "codes n"]) -> Float[Tensor, "codes batch"]:
-        """The loss of every image at codes given by the values of their rows, without a gradient."""
-        k = self.layer.shape[-1]
-        if not isinstance(self.decoder, Decoder):
-            one_hot = values.unsqueeze(-1) == torch.arange(k, device=values.device)  # [R, n, k]
-            return self.loss_of_changed(one_hot.to(self.pixels.dtype).unsqueeze(1))
-        first = self.decoder.first
-        columns = first.weight.T[values + k * torch.arange(values.shape[1], device=values.device)]  # [R, n, width]
-        outputs = self._without_gradient(self.decoder.rest, (columns.sum(1) + first.bias).unsqueeze(1))
-        return self.likelihood.loss(outputs, self.pixels)
-
-    def _loss_and_hidden(self, codes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The loss, and the outputs of the first layer where the decoder is a `Decoder`."""
-        inputs = self.decoder_inputs(codes, self.gaussian)
-        if not isinstance(self.decoder, Decoder):
-            return self.likelihood.loss(self.decoder(inputs), self.pixels), None
-        hidden = self.decoder.first(inputs.flatten(2))
-        return self.likelihood.loss(self.decoder.rest(hidden), self.pixels), hidden.detach()
-
-    def _without_gradient(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        """The outputs of the decoder, or of a part of it, as a sweep needs them."""
-        if self.sweep_dtype == torch.float32:
-            return network(inputs)
-        with torch.autocast(inputs.device.type, self.sweep_dtype, cache_enabled=False):
-            outputs: Tensor = network(inputs)
-        return outputs.to(inputs.dtype)
+def _first_and_rest(decoder: nn.Module) -> tuple[nn.Linear | None, nn.Sequential]:
+    """A decoder's first layer, where it is a linear one, and what comes behind it."""
+    if isinstance(decoder, Decoder):
+        return decoder.first, decoder.rest
+    layers = list(_layers(decoder))
+    front = _linear_front(layers)
+    return front, nn.Sequential() if front is None else nn.Sequential(*layers[layers.index(front) + 1 :])
 
 
-class ReconstructionEvaluation(Evaluation):
-    """The reconstruction loss of codes, swept from the outputs of the decoder's first layer where there are some."""
-
-    objective: Reconstruction
-
-    def __init__(self, objective: Reconstruction, codes: Tensor, loss: Tensor, hidden: Tensor | None) -> None:
-        super().__init__(objective, codes, loss)
-        self.hidden = hidden  # [S, B, width]
-
-    @torch.no_grad()
-    def sweep(self) -> Float[Tensor, "samples batch n k"]:
-        of = self.objective
-        if of.linear_bernoulli:  # faster than any evaluation of codes
-            assert self.hidden is not None
-            weight = of.code_weight()
-            return bernoulli_linear_sweep(self.codes, weight, self.hidden, of.pixels, self.loss, compiled=of.compiled)
-        if of.gaussian is None and support_is_smaller(self.codes):
-            return support_sweep(self.codes, of.losses_of_values, numbers_per_code=of.numbers_per_code)
-        return super().sweep()
-
-    def full_sweep_is_free(self, rows: int) -> bool:
-        of = self.objective
-        return of.linear_bernoulli or (of.gaussian is None and support_is_smaller(self.codes, rows))
-
-    @torch.no_grad()
-    def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
-        of = self.objective
-        if self.hidden is None:
-            return Evaluation(FunctionObjective(of.loss_of_changed), self.codes, self.loss).changed(rows)
-        arguments = (self.codes, rows, of.code_weight(), self.hidden, of.changed_loss, self.loss)
-        return difference_sweep(*arguments, numbers_per_code=of.numbers_per_code)
+def _linear_front(layers: Iterable[nn.Module]) -> nn.Linear | None:
+    """The first of these layers behind an `nn.Flatten`, where it is an `nn.Linear`."""
+    first = next((layer for layer in layers if not isinstance(layer, nn.Flatten)), None)
+    return first if isinstance(first, nn.Linear) and type(first).forward is nn.Linear.forward else None
 
 
-class CompiledReconstruction(Reconstruction):
-    """The same for a linear Bernoulli decoder on a CPU: hard codes go through a kernel that knows they are hard."""
+def _layers(network: nn.Module, *, through_wrappers: bool = False) -> Iterator[nn.Module]:
+    """The modules that a network calls one after the other.
 
-    def __init__(self, model: GenerativeModel, pixels: Float[Tensor, "batch d"]) -> None:
-        super().__init__(model, pixels)
-        first: nn.Linear = model.decoder.first  # type: ignore[assignment]
-        n, k = model.layer.shape
-        self.kernel = cpu.BernoulliLinear(first.weight, first.bias, pixels, (n, k))
-
-    @staticmethod
-    def serves(model: GenerativeModel, pixels: Tensor) -> bool:
-        """Whether there is such a kernel for this model and these images. It may be compiled now."""
-        return (
-            model.compiled_kernels
-            and not model.gaussian
-            and model.layer.one_hot_rows
-            and isinstance(model.decoder, Decoder)
-            and len(model.decoder.rest) == 0
-            and isinstance(model.likelihood, Bernoulli)
-            and cpu.serves(pixels, model.decoder.first.weight)
-        )
-
-    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
-        compiled = self._compiled(codes)
-        return super().__call__(codes) if compiled is None else compiled.loss
-
-    def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
-        compiled = self._compiled(codes)
-        return super().evaluate(codes) if compiled is None else CompiledEvaluation(self, codes, compiled)
-
-    def _compiled(self, codes: Tensor) -> cpu.LinearCodes | None:
-        differentiated = codes.requires_grad and torch.is_grad_enabled()
-        of_each_image = codes.shape[1] == len(self.pixels) and codes.dtype == torch.float32
-        return self.kernel.at(codes) if of_each_image and not differentiated else None
+    Args:
+        through_wrappers: whether to look into what has hooks, is compiled or trained in parallel, and must be called as
+            a whole.
+    """
+    if through_wrappers:
+        for name in ("_orig_mod", "module"):  # of torch.compile, of DataParallel and its relatives
+            inner = getattr(network, name, None)
+            network = inner if isinstance(inner, nn.Module) else network
+    hooks = network._forward_hooks or network._forward_pre_hooks or network._backward_hooks
+    if type(network) is not nn.Sequential or (hooks and not through_wrappers):
+        yield network
+        return
+    for module in network:
+        yield from _layers(module, through_wrappers=through_wrappers)
 
 
-class CompiledEvaluation(Evaluation):
-    """The reconstruction loss of hard codes in the compiled kernel."""
+def _in_one_batch(
+    network: Callable[[Tensor], Tensor], inputs: Float[Tensor, "samples batch *inputs"]
+) -> Float[Tensor, "samples batch *outputs"]:
+    """A network's outputs, where it gets samples and examples in one axis."""
+    outputs = network(inputs.flatten(0, 1))
+    return outputs.unflatten(0, inputs.shape[:2])
 
-    objective: CompiledReconstruction
 
-    def __init__(self, objective: CompiledReconstruction, codes: Tensor, compiled: cpu.LinearCodes) -> None:
-        super().__init__(objective, codes, compiled.loss)
-        self.compiled = compiled
-
-    @torch.no_grad()
-    def sweep(self) -> Float[Tensor, "samples batch n k"]:
-        table = self.compiled.sweep()
-        # None where the weights are too large
-        return Reconstruction.evaluate(self.objective, self.codes).sweep() if table is None else table
-
-    def full_sweep_is_free(self, rows: int) -> bool:
-        return True
+@functools.cache
+def _there_is_a_compiler() -> bool:
+    return any(shutil.which(name) for name in (*shlex.split(os.environ.get("CXX", ""))[:1], "c++", "g++"))

@@ -11,7 +11,7 @@ from dgrad_plugins.estimators import ESTIMATORS
 from dgrad_plugins.labels import dgrad_batch_losses as dgrad_batch_losses
 from dgrad_plugins.labels import dgrad_code_losses as dgrad_code_losses
 from dgrad_plugins.labels import dgrad_label_images as dgrad_label_images
-from dgrad_plugins.latents import Categorical, Pairs
+from dgrad_plugins.latents import Pairs, parse_categorical
 from dgrad_plugins.models import conv_vae, linear_vae, mixture_vae, mlp_vae
 
 Register = Callable[[str, Callable[..., Any]], None]
@@ -25,7 +25,7 @@ def dgrad_register_estimators(register: Register) -> None:
 
 @dgrad.hookimpl
 def dgrad_register_latents(register: Register) -> None:
-    register("categorical", Categorical.parse)
+    register("categorical", parse_categorical)
     register("pairs", Pairs.parse)
 
 

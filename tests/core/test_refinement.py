@@ -211,3 +211,41 @@ def test_the_run_reports_the_refined_bound_and_the_encoders(
     best = (run.summary() or {})["best"]
     assert best["test_bound"] < best["test_encoder_bound"] - 0.02
     assert "test_encoder_bound" not in ((train(**SETTINGS, name="plain").summary() or {})["best"])
+
+
+# Padding and forbidden values
+
+
+def test_a_single_variable_with_a_forbidden_value_is_refined_exactly() -> None:
+    layer, costs = dgrad.latent("1x3"), torch.tensor([0.0, 1.0, -50.0])
+    allowed = torch.tensor([True, True, False])
+
+    def loss(codes: Tensor) -> Tensor:
+        assert not codes[..., 2].any(), "a forbidden value"
+        return (codes * costs).sum((-1, -2))
+
+    refined = dgrad.refine(layer, torch.zeros(2, 1, 3), loss, 1, allowed=allowed)
+    expected = torch.tensor([0.0, -1.0, -torch.inf]).softmax(-1).expand(2, 1, 3)
+    torch.testing.assert_close(refined.softmax(-1), expected)
+
+
+def test_sequences_are_refined_and_padding_stays() -> None:
+    layer, generator = dgrad.latent("1x4"), Generator().manual_seed(0)
+    logits = torch.randn(3, 3, 1, 4, dtype=torch.float64, generator=generator)
+    logits[0, 0, 0, 1] = -torch.inf
+    mask = torch.arange(3) < torch.tensor([3, 1, 2]).unsqueeze(-1)
+    mixing = torch.randn(12, 12, dtype=torch.float64, generator=generator)
+
+    def loss(codes: Tensor) -> Tensor:
+        assert not codes[:, ~mask].any(), "padding"
+        flat = codes.flatten(2)
+        return torch.einsum("sbi,ij,sbj->sb", flat, mixing, flat)
+
+    def bound(logits: Tensor) -> Tensor:
+        exact = dgrad.estimator("exact")(layer, logits, loss, mask=mask).loss
+        return exact + dgrad.restricted(layer, mask=mask).kl(logits)
+
+    refined = dgrad.refine(layer, logits, loss, 20, mask=mask, generator=generator)
+    assert torch.equal(refined[~mask], logits[~mask])
+    assert refined[0, 0, 0, 1] == -torch.inf
+    assert (bound(refined) < bound(logits)).all()

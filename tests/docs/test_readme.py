@@ -90,13 +90,14 @@ def test_every_estimator_is_named() -> None:
 
 def test_the_catalogue_has_every_estimator_with_its_traits_and_hyperparameters() -> None:
     catalogue = (Path(__file__).parents[2] / "docs" / "estimators.md").read_text(encoding="utf-8")
-    row = r"^\| `([a-z0-9-]+)` \| (yes|no) \| (yes|no) \| .* \| .* \| (?:`([^`|]*)`)? ?\| [^|]* \|$"
+    row = r"^\| `([a-z0-9-]+)` \| (yes|no) \| (yes|no) \| (draw|codes|)? ?\| .* \| .* \| (?:`([^`|]*)`)? ?\| [^|]* \|$"
     yes = {True: "yes", False: "no"}
     expected = []
     for name, factory in dgrad.estimators().items():
         traits = dgrad.estimator(name).traits
         hyperparameters = " ".join(f"{key}={value}" for key, value in defaults_of(factory).items())
-        expected.append((name, yes[traits.unbiased], yes[traits.differentiable_objective], hyperparameters))
+        way = "draw" if traits.one_pass else "codes" if traits.pathwise else ""
+        expected.append((name, yes[traits.unbiased], yes[traits.differentiable_objective], way, hyperparameters))
     assert sorted(re.findall(row, catalogue, re.MULTILINE)) == sorted(expected)
 
 

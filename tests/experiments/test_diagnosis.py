@@ -19,7 +19,7 @@ from dgrad.errors import InputError
 from dgrad.experiments.diagnosis import Diagnosis, choose_images, diagnose, random_start
 from dgrad.experiments.variants import read_variants
 from dgrad.training.run_directory import Run
-from dgrad.vae.reconstruction import ReconstructionEvaluation
+from dgrad.vae.reconstruction import DecoderEvaluation
 
 
 def _diagnose(latent: str, estimators: str, *values: str, draws: int = 400, images: int = 20) -> Diagnosis:
@@ -105,13 +105,13 @@ def test_a_small_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_estimators_that_draw_the_same_codes_share_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    swept, sweep = [], ReconstructionEvaluation.sweep
+    swept, sweep = [], DecoderEvaluation.sweep
 
-    def counted(self: ReconstructionEvaluation) -> Tensor:
+    def counted(self: DecoderEvaluation) -> Tensor:
         swept.append(1)
         return sweep(self)
 
-    monkeypatch.setattr(ReconstructionEvaluation, "sweep", counted)
+    monkeypatch.setattr(DecoderEvaluation, "sweep", counted)
     monkeypatch.setattr(dgrad.experiments.diagnosis, "TIMED_CALLS", 1)
     monkeypatch.setattr(dgrad.experiments.diagnosis, "TIMED_SECONDS", 0.0)
     alone, together = {}, {}

@@ -23,7 +23,7 @@ from dgrad.kernels.numerics import log_softmax, softmax, softplus
 from dgrad.training.step import STEPS_WORTH_COMPILING
 from dgrad.training.trainer import Trainer
 from dgrad.vae.likelihoods import likelihood
-from dgrad.vae.reconstruction import CompiledReconstruction
+from dgrad.vae.reconstruction import DecoderEvaluation
 from dgrad_plugins.models._dense import linear_vae, mlp_vae
 
 
@@ -165,9 +165,11 @@ def test_what_the_kernel_does_not_serve_goes_through_torch(compiler: None) -> No
     plain = model.reconstruction(images)
     model.compiled_kernels = True
     objective = model.reconstruction(images)
-    assert isinstance(objective, CompiledReconstruction)
-    assert not isinstance(plain, CompiledReconstruction)
     hard = F.one_hot(torch.tensor([[[0, 1, 2], [3, 3, 0]]]), 4).float()
+    for each, compiled in ((objective, True), (plain, False)):
+        at = each.at(hard)
+        assert isinstance(at, DecoderEvaluation)
+        assert (at.kernel is not None) == compiled
     cases = {
         "hard": hard,
         "soft": torch.full((1, 2, 3, 4), 0.25),

@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
-from dgrad.core.estimator_tools import replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator, Traits
+from dgrad.core.estimator_tools import add_gradient, replace_gradient
+from dgrad.core.gradient_estimator import Drawn, Estimate, GradientEstimator, Traits
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import CodeLoss, Objective
 from dgrad.testing import CHECKS, CheckResult, ConformanceError, check_estimator, parametrize_with_checks, run_checks
@@ -30,7 +30,7 @@ class Mutant(GradientEstimator):
     def traits(self) -> Traits:
         return Traits(unbiased=True, differentiable_objective=False, evaluations=lambda layer: 2, reference="this test")
 
-    def draw(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+    def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
         return layer.sample(logits, 2, generator=generator)
 
     def baseline(self, loss: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Mutant(GradientEstimator):
     def estimate(
         self, layer: LatentLayer, logits: Tensor, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        codes = self.draw(layer, logits, generator)
+        codes = self.sample(layer, logits, generator)
         loss = self.loss(objective, codes)
         direction = self.direction(layer, logits, codes, loss)
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
@@ -65,7 +65,7 @@ class WrongScale(Mutant):
 
 
 class SharedNoise(Mutant):
-    def draw(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+    def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
         noise = layer.noise(logits[:1], 2, generator=generator)
         return layer.argmax(logits.detach() + noise)
 
@@ -90,8 +90,20 @@ class BatchMeanBaseline(Mutant):
         return loss.mean()
 
 
+class LeastLogit(Mutant):
+    """Draws as if no logit were below -2, forbidden values neither."""
+
+    def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+        potentials = logits.detach().clamp_min(-2) + layer.noise(logits, 2, generator=generator)
+        return torch.zeros_like(potentials).scatter(-1, potentials.argmax(-1, keepdim=True), 1.0)
+
+    def direction(self, layer: LatentLayer, logits: Tensor, codes: Tensor, loss: Tensor) -> Tensor:
+        weights = (loss - self.baseline(loss)).detach()[..., None, None]
+        return weights * (codes - logits.detach().clamp_min(-2).softmax(-1))
+
+
 class GlobalGenerator(Mutant):
-    def draw(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+    def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
         return layer.sample(logits, 2)
 
 
@@ -146,8 +158,8 @@ class AsksForAValue(Mutant):
 
 
 class IndexesByAMask(Mutant):
-    def draw(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
-        codes = super().draw(layer, logits, generator)
+    def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+        codes = super().sample(layer, logits, generator)
         return codes * codes[codes > 0.5].mean()
 
 
@@ -184,8 +196,8 @@ class SoftCodes(Mutant):
 
 
 class OtherCodesWithoutGradient(Mutant):
-    def draw(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
-        codes = super().draw(layer, logits, generator)
+    def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+        codes = super().sample(layer, logits, generator)
         return codes if torch.is_grad_enabled() else codes.flip(0).roll(1, 1)
 
 
@@ -215,6 +227,58 @@ class NeverReachesItsLimit(Mutant):
         return 0.8 * super().direction(layer, logits, codes, loss)
 
 
+class InHalves(Mutant):
+    """Draws now and learns later, correct as it stands."""
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, one_pass=True)
+
+    def draw_codes(self, layer: LatentLayer, logits: Tensor, *, generator: Generator | None = None) -> Drawn:
+        return Drawn(self.sample(layer, logits, generator))
+
+    def estimate_from(self, layer: LatentLayer, logits: Tensor, drawn: Drawn, loss: Tensor) -> Estimate:
+        direction = self.direction(layer, logits, drawn.codes, loss)
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=drawn.codes)
+
+
+class DrawsOnceMore(InHalves):
+    """Its draw is not that of its call."""
+
+    def draw_codes(self, layer: LatentLayer, logits: Tensor, *, generator: Generator | None = None) -> Drawn:
+        self.sample(layer, logits, generator)
+        return super().draw_codes(layer, logits, generator=generator)
+
+
+class ReadsItsAverageLate(InHalves):
+    """The baseline of a draw knows the losses of draws that came later."""
+
+    def baseline(self, loss: Tensor) -> Tensor:
+        before = self.average.clone()
+        self.average.lerp_(loss.detach().mean().to(before.dtype), 0.1)
+        return before
+
+
+class OtherCodesThanItsCall(Mutant):
+    """Straight-through as a call, and half of it as codes."""
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, unbiased=False, differentiable_objective=True, pathwise=True)
+
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Tensor, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        codes = self.sample(layer, logits, generator)
+        return add_gradient(codes, layer.mean(logits) / 2), codes
+
+    def estimate(
+        self, layer: LatentLayer, logits: Tensor, objective: Objective, *, generator: Generator | None = None
+    ) -> Estimate:
+        codes = self.sample(layer, logits, generator)
+        return Estimate(loss=objective(add_gradient(codes, layer.mean(logits))).mean(0), codes=codes)
+
+
 MUTANTS: list[tuple[Callable[[], GradientEstimator], str]] = [
     (WrongSign, "unbiased"),
     (WrongScale, "unbiased"),
@@ -240,6 +304,10 @@ MUTANTS: list[tuple[Callable[[], GradientEstimator], str]] = [
     (OtherCodesWithoutGradient, "values without gradients"),
     (LearnsNothing, "learned parts"),
     (NeverReachesItsLimit, "limit"),
+    (DrawsOnceMore, "draw now learn later"),
+    (ReadsItsAverageLate, "draw now learn later"),
+    (OtherCodesThanItsCall, "codes with a gradient"),
+    (LeastLogit, "forbidden values and padding"),
 ]
 CUDA_CHECKS = {"other devices", "no host synchronisation"}
 
@@ -298,9 +366,9 @@ def test_a_given_layer_is_the_one_that_is_used() -> None:
     seen = set()
 
     class Noted(Mutant):
-        def draw(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
+        def sample(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> Tensor:
             seen.add(str(layer))
-            return super().draw(layer, logits, generator)
+            return super().sample(layer, logits, generator)
 
     results = {result.name: result for result in run_checks(Noted(), dgrad.latent("20x10"))}
     assert seen == {"20x10"}

@@ -33,6 +33,7 @@ def estimators(
             rows.append({"name": name, "error": str(error)})
             continue
         row = {"name": name, "unbiased": traits.unbiased, "differentiable_loss": traits.differentiable_objective}
+        row |= {"one_pass": traits.one_pass, "pathwise": traits.pathwise}
         row["evaluations"] = traits.evaluations(layer) if traits.supports(layer) else None
         row["limitation"] = traits.why_unsupported(layer)
         rows.append({**row, "hyperparameters": defaults_of(factory), "reference": traits.reference})
@@ -41,7 +42,7 @@ def estimators(
         return
     for row in (row for row in rows if "error" in row):
         print(f"error: {row['error']}", file=sys.stderr)
-    columns = ["name", "unbiased", "needs a differentiable loss", f"evaluations at {latent}"]
+    columns = ["name", "unbiased", "needs a differentiable loss", "one pass", "pathwise", f"evaluations at {latent}"]
     print_table(
         [*columns, "hyper-parameters", "reference"],
         (
@@ -49,6 +50,8 @@ def estimators(
                 row["name"],
                 "yes" if row["unbiased"] else "no",
                 "yes" if row["differentiable_loss"] else "no",
+                "yes" if row["one_pass"] else "no",
+                "yes" if row["pathwise"] else "no",
                 "unsupported" if row["evaluations"] is None else row["evaluations"],
                 " ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()),
                 row["reference"],

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from dgrad import Estimate, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import check_count, needs
+from dgrad.core.estimator_tools import carry_back, check_count, needs
 from dgrad.core.latent_layer import Logits
 
 WEAKEST, STRONGEST = 1e-4, 1e4
@@ -66,28 +66,47 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
             why_unsupported=needs("aimle", "noise"),
             kl_inside=True,
             perturbs=True,
+            pathwise=True,
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        with torch.no_grad():
-            potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
-            codes = layer.argmax(potentials)
+        potentials, codes = self._perturb(layer, logits, generator)
         at = objective.at(codes, differentiable=True)
-        with torch.no_grad():
-            slope = at.slope()  # [S, B, *code]
-            size = _norm(slope)  # [S, B, 1 ...]
-            # lambda h = beta |phi + G| h / |h|
-            reach = self.strength * _norm(potentials)
-            move = reach * (slope / size.clamp_min(torch.finfo(size.dtype).tiny))
-            # [z(phi + G + lambda h) - z(phi + G - lambda h)] / (2 lambda), without a division by |h|, which may be 0
-            changed = layer.argmax(potentials + move) - layer.argmax(potentials - move)
-            direction = changed * size / (2 * reach)
-            # After its use, so that an example's gradient depends on no other example of this step.
-            share = changed.any(-1).float().mean()
-            self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
+        direction = self._direction(layer, potentials, at.slope())
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
+
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        potentials, codes = self._perturb(layer, logits, generator)
+        # The strength adapts in each backward pass: before it there is no slope.
+        return carry_back(codes, logits, lambda slope: self._direction(layer, potentials, slope)), codes
+
+    @torch.no_grad()
+    def _perturb(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
+        return potentials, layer.argmax(potentials)
+
+    @torch.no_grad()
+    def _direction(self, layer: LatentLayer, potentials: Tensor, slope: Tensor) -> Tensor:
+        """The gradient for the logits of each code, from that for the code. It adapts the strength.
+
+        A slope that is c times as large gives c times the gradient, and the same share.
+        """
+        size = _norm(layer.free(slope))  # [S, B, 1 ...]
+        # lambda h = beta |phi + G| h / |h|
+        reach = self.strength * _norm(layer.free(potentials))
+        move = reach * (slope / size.clamp_min(torch.finfo(size.dtype).tiny))
+        # [z(phi + G + lambda h) - z(phi + G - lambda h)] / (2 lambda), without a division by |h|, which may be 0
+        changed = layer.argmax(potentials + move) - layer.argmax(potentials - move)
+        direction = changed * size / (2 * reach)
+        # After its use, so that an example's gradient depends on no other example of this step.
+        rows = layer.free(torch.ones_like(potentials)).any(-1)
+        share = changed.any(-1).sum() / rows.sum().clamp_min(1)
+        self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
+        return direction
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, replace_gradient
 from dgrad.core.estimator_tools import needs_binary_rows
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, binary_direction, log_odds
@@ -38,17 +38,19 @@ class AugmentReinforceMerge(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Yin & Zhou 2019",
+            losses_of_sites=True,
             why_unsupported=needs_binary_rows("arm"),
+            one_pass=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
         uniform, bits = antithetic_bits(log_odds(logits), generator=generator)  # [B, n], [2, B, n]
-        codes = binary_codes(bits, logits.dtype)  # [2, B, n, 2]
-        loss = objective(codes)  # [2, B]
+        return Drawn(binary_codes(bits, logits.dtype), (uniform.unsqueeze(0),))
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        (uniform,) = drawn.kept  # [1, B, n]
         with torch.no_grad():
             # [f(1{u > sig(-phi)}) - f(1{u < sig(phi)})] (u - 1/2)
-            gradient = (loss[0] - loss[1]).unsqueeze(-1) * (uniform - 0.5)  # [B, n]
-            direction = binary_direction(gradient).expand_as(codes)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+            gradient = (loss[0] - loss[1]).unsqueeze(-1) * (uniform - 0.5)  # [1, B, n]
+            direction = binary_direction(gradient).expand_as(drawn.codes)
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=drawn.codes)

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, replace_gradient
 from dgrad.core.estimator_tools import check_count, needs_binary_rows
 from dgrad.core.latent_layer import Logits
 from dgrad.core.random import gumbel
+from dgrad.core.weights import leave_one_out
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
 
 SURELY_INDEPENDENT = -80.0
@@ -50,25 +51,26 @@ class AntitheticSamples(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Dimitriev & Zhou 2021",
+            losses_of_sites=True,
             why_unsupported=needs_binary_rows("arms"),
+            one_pass=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
         phi = log_odds(logits)  # [B, n]
         # d = E / sum E with E ~ Exp(1), that is -log E Gumbel
         simplex = (-gumbel(phi, self.samples, generator=generator)).softmax(0)  # [S, B, n]
         # b = 1{d <= 1 - (1 - p)^(1 / (S - 1))}
         threshold = -torch.expm1(F.logsigmoid(-phi) / (self.samples - 1))
-        codes = binary_codes(simplex <= threshold, logits.dtype)  # [S, B, n, 2]
-        loss = objective(codes)  # [S, B]
+        return Drawn(binary_codes(simplex <= threshold, logits.dtype))  # [S, B, n, 2]
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        phi, codes = log_odds(logits), drawn.codes  # [B, n], [S, B, n, 2]
         with torch.no_grad():
             # (f_m - mean f) S / ((S - 1) (1 - rho)) (b_m - p)
-            advantage = (loss - loss.mean(0)) * self.samples / (self.samples - 1)  # [S, B]
             score = codes[..., 1] - torch.sigmoid(phi)  # [S, B, n]
-            direction = binary_direction(advantage.unsqueeze(-1) * score * inverse_decorrelation(phi, self.samples))
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+            gradient = leave_one_out(loss).unsqueeze(-1) * score * inverse_decorrelation(phi, self.samples)
+        return Estimate(loss=replace_gradient(loss, logits, binary_direction(gradient)).mean(0), codes=codes)
 
 
 def inverse_decorrelation(phi: Tensor, samples: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
 from dgrad.core.estimator_tools import needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
 from dgrad.core.random import gumbel
@@ -47,29 +47,52 @@ class AugmentReinforceSwapMerge(GradientEstimator):
             evaluations=_evaluations,
             reference="Yin et al. 2019",
             why_unsupported=needs_one_hot_rows("arsm"),
+            one_pass=True,
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        batch, _, k = logits.shape
-        phi = logits.detach()
-        noise = gumbel(logits, generator=generator)[0]  # [B, n, k], -log E
-        # argmin_m pi_m exp(-phi_m) = argmax_m (phi_m - log E_m), because pi = E / sum E
-        codes = layer.argmax(phi + noise).to(logits.dtype).unsqueeze(0)  # [1, B, n, k]
-        loss = objective(codes)  # [1, B]
+        noise = gumbel(logits, generator=generator)  # [1, B, n, k], -log E
+        loss = objective(_code(layer, logits, noise))  # [1, B]
+        with torch.no_grad():
+            parts = _pairs(logits).split(max(1, CODES_PER_CALL // max(1, len(logits))), 1)
+            swapped = [objective(_code(layer, logits, _swap(noise[0], *part))) for part in parts]
+        return self._combine(layer, logits, noise, loss, torch.cat(swapped))
+
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        noise = gumbel(logits, generator=generator)  # [1, B, n, k]
+        swapped = _swap(noise[0], *_pairs(logits))  # [k(k-1)/2, B, n, k]
+        return Drawn(_code(layer, logits, torch.cat([noise, swapped])), (noise,))
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        (noise,) = drawn.kept
+        return self._combine(layer, logits, noise, loss[:1], loss[1:])
+
+    def _combine(self, layer: LatentLayer, logits: Logits, noise: Tensor, loss: Tensor, swapped: Tensor) -> Estimate:
+        """From the losses without a swap `[1, B]`, and with each `[k(k-1)/2, B]`."""
+        k = logits.shape[-1]
         with torch.no_grad():
             # F[b, c, j] = f(z^(c<->j)), symmetric, the code itself on its diagonal
             losses = loss[0].to(logits.dtype)[:, None, None].repeat(1, k, k)  # [B, k, k]
-            pairs = torch.triu_indices(k, k, 1, device=logits.device)  # [2, k(k-1)/2]
-            for c, j in (part.unbind(0) for part in pairs.split(max(1, CODES_PER_CALL // batch), 1)):
-                swapped = layer.argmax(phi + _swap(noise, c, j)).to(logits.dtype)  # [pairs, B, n, k]
-                losses[:, c, j] = losses[:, j, c] = objective(swapped).to(logits.dtype).T
-            pi = softmax(-noise)  # [B, n, k]
+            c, j = _pairs(logits)
+            losses[:, c, j] = losses[:, j, c] = swapped.to(logits.dtype).T
+            pi = softmax(-noise)  # [1, B, n, k]
             # g_c = sum_j (F_cj - mean_m F_mj) (1/k - pi_j)
             centred = losses - losses.mean(1, keepdim=True)
-            direction = torch.einsum("bcj,bnj->bnc", centred, 1 / k - pi.to(logits.dtype)).unsqueeze(0)
-        return Estimate(loss=replace_gradient(loss, logits, direction)[0], codes=codes)
+            direction = torch.einsum("bcj,sbnj->sbnc", centred, 1 / k - pi.to(logits.dtype))
+        return Estimate(loss=replace_gradient(loss, logits, direction)[0], codes=_code(layer, logits, noise))
+
+
+def _code(layer: LatentLayer, logits: Tensor, noise: Tensor) -> Tensor:
+    """`argmin_m pi_m exp(-phi_m) = argmax_m (phi_m - log E_m)`, because `pi = E / sum E`."""
+    return layer.argmax(logits.detach() + noise).to(logits.dtype)
+
+
+def _pairs(logits: Tensor) -> Tensor:
+    """Every two different values, `[2, k(k-1)/2]`."""
+    k = logits.shape[-1]
+    return torch.triu_indices(k, k, 1, device=logits.device)
 
 
 def _swap(noise: Tensor, c: Tensor, j: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dgrad import InputError
+
 DECAY = 0.99
 
 
@@ -33,4 +35,9 @@ class ScalarNetwork(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         flat = codes.flatten(-self.code_axes).to(self.hidden.weight.dtype)
+        if flat.shape[-1] != self.hidden.in_features:
+            raise InputError(
+                f"the learned baseline is for codes of {self.hidden.in_features} numbers; got {flat.shape[-1]}: call "
+                "set_layer(dgrad.restricted(layer, mask=mask)) for sequences of one length, or take credit='site'"
+            )
         return self.output(nn.functional.silu(self.hidden(flat))).squeeze(-1).to(codes.dtype)

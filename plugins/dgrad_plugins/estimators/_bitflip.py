@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Generator
+from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, replace_gradient
 from dgrad.core.estimator_tools import needs_binary_rows
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
@@ -43,24 +43,26 @@ class BitFlip(GradientEstimator):
             evaluations=lambda layer: 2,
             reference="Titsias & Lázaro-Gredilla 2015",
             why_unsupported=needs_binary_rows("bitflip-1"),
+            one_pass=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        batch, n = logits.shape[:2]
+        code = layer.sample(logits, generator=generator)  # [1, B, n, 2]
+        row = torch.randint(n, (1, batch), device=logits.device, generator=generator)
+        chosen = F.one_hot(row, n).bool()  # [1, B, n]
+        bits = code[..., 1] > 0.5
+        flipped = binary_codes(torch.cat([bits | chosen, bits & ~chosen]), logits.dtype)  # [2, B, n, 2], at 1 and at 0
+        return Drawn(flipped, (code, row))
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        code, row = drawn.kept  # [1, B, n, 2], [1, B]
         phi = log_odds(logits)  # [B, n]
-        batch, n = phi.shape
-        codes = layer.sample(logits, generator=generator)  # [1, B, n, 2]
-        row = torch.randint(n, (batch,), device=phi.device, generator=generator)
-        chosen = F.one_hot(row, n).bool()  # [B, n]
-        bits = codes[0, ..., 1] > 0.5
-        loss = objective(
-            binary_codes(torch.stack([bits | chosen, bits & ~chosen]), logits.dtype)
-        )  # [2, B], at 1 and at 0
-        p, q = ((sign * phi).gather(-1, row.unsqueeze(-1)).sigmoid().squeeze(-1) for sign in (1, -1))  # [B]
+        n = phi.shape[1]
+        p, q = ((sign * phi).gather(-1, row.T).sigmoid().squeeze(-1) for sign in (1, -1))  # [B]
         with torch.no_grad():
             # n p_i (1 - p_i) [f(bit i = 1) - f(bit i = 0)] e_i
-            gradient = (n * p * q * (loss[0] - loss[1])).unsqueeze(-1) * chosen  # [B, n]
+            gradient = (n * p * q * (loss[0] - loss[1])).unsqueeze(-1) * F.one_hot(row[0], n).bool()  # [B, n]
         # The expectation over bit i is taken in the value, too.
         mean = (p * loss[0] + q * loss[1]).unsqueeze(0)  # [1, B]
-        return Estimate(loss=replace_gradient(mean, logits, binary_direction(gradient).unsqueeze(0))[0], codes=codes)
+        return Estimate(loss=replace_gradient(mean, logits, binary_direction(gradient).unsqueeze(0))[0], codes=code)

@@ -22,7 +22,11 @@ def conditional_potentials(
 
     Source: Maddison, Tarlow & Minka 2014; Tucker et al. 2017, appendix.
     """
-    noise = gumbel(codes, samples, generator=generator)  # [samples, S, B, n, k], -log E with E ~ Exp(1)
+    return given_code(log_p, codes, gumbel(codes, samples, generator=generator))
+
+
+def given_code(log_p: Tensor, codes: Tensor, noise: Tensor) -> Tensor:
+    """The same, from Gumbel noise `[samples, S, B, n, k]`, which is -log E with E ~ Exp(1)."""
     top = (noise * codes).sum(-1, keepdim=True)  # the maximum of the row: -log E_z, because sum_j p_j = 1
     # The others are Gumbel with location log p_j, truncated at the maximum: -log(E_j / p_j + E_z)
     others = -torch.logaddexp(-noise - log_p, -top)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad import Estimate, ExactLimit, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits
-from dgrad.core.estimator_tools import check_choice, check_count, needs, needs_all, replace_gradient
+from dgrad.core.estimator_tools import carry_back, check_choice, check_count, needs, needs_all, replace_gradient
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._sweep_share import SweepShare
@@ -81,6 +81,7 @@ class Direct(GradientEstimator):
                 # Where a small eps changes the code, two values tie. Central adds the slopes of both ends, the
                 # trapezoidal rule. One-sided, an end counts only where its own slope points away from it.
                 limit=ExactLimit("quadratic" if self.difference == "central" else "linear", {"epsilon": 0.005}),
+                pathwise=True,
             )
         return Traits(
             unbiased=False,
@@ -96,9 +97,7 @@ class Direct(GradientEstimator):
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        with torch.no_grad():
-            potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, n, k]
-            codes = layer.argmax(potentials)
+        potentials, codes = self._perturb(layer, logits, generator)
         at = objective.at(codes, differentiable=self.sweep == "linear")
         factor: float | Tensor = 1.0
         if self.sweep == "linear":
@@ -108,8 +107,22 @@ class Direct(GradientEstimator):
             table, factor = self.sweep_share.table(
                 at, layer, lambda: _likely_to_change(potentials, self.epsilon), generator
             )  # [S, B, *code], [S, B, n, 1]
-        direction = factor * difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
+        direction = factor * self._direction(layer, potentials, table, codes)
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
+
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        potentials, codes = self._perturb(layer, logits, generator)
+        return carry_back(codes, logits, lambda slope: self._direction(layer, potentials, slope, codes)), codes
+
+    @torch.no_grad()
+    def _perturb(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
+        return potentials, layer.argmax(potentials)
+
+    def _direction(self, layer: LatentLayer, potentials: Tensor, table: Tensor, codes: Tensor) -> Tensor:
+        return difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)
 
 
 def _likely_to_change(

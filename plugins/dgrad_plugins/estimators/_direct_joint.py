@@ -10,7 +10,7 @@ from dgrad.core.estimator_tools import check_choice, check_count
 from dgrad.core.latent_layer import Logits
 from dgrad.core.random import gumbel
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
-from dgrad_plugins.estimators._exact import needs_small_support
+from dgrad_plugins.estimators._exact import losses_of_support, needs_small_support
 
 
 class DirectJoint(GradientEstimator):
@@ -59,13 +59,13 @@ class DirectJoint(GradientEstimator):
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         with torch.no_grad():
-            support = layer.enumerate(like=logits)  # [K, *code]
-            losses = objective.everywhere(support, len(logits)).T  # [B, K]
-            log_q = layer.log_prob(logits, support.unsqueeze(1)).T  # [B, K]
-            potentials = log_q + gumbel(log_q, self.samples, generator=generator)  # [S, B, K]
-            codes = support[potentials.argmax(-1)]  # [S, B, *code]
+            support, log_q = layer.support(logits)  # [K, 1 or B, *code], [K, B]
+            losses = losses_of_support(support, len(logits), objective).T  # [B, K]
+            potentials = log_q.T + gumbel(log_q.T, self.samples, generator=generator)  # [S, B, K]
+            every = torch.arange(len(logits), device=logits.device) if support.shape[1] > 1 else 0
+            codes = support[potentials.argmax(-1), every]  # [S, B, *code]
             direction = difference(
-                lambda u: support[u.argmax(-1)], potentials, losses, self.epsilon, self.difference, middle=codes
+                lambda u: support[u.argmax(-1), every], potentials, losses, self.epsilon, self.difference, middle=codes
             )  # [S, B, *code]
         loss = objective(codes)  # [S, B]
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)

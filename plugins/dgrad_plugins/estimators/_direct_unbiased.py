@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Schedule, Traits, replace_gradient
 from dgrad.core.estimator_tools import check_count, weighted
 from dgrad.core.latent_layer import Logits
 
@@ -52,23 +52,24 @@ class DirectUnbiased(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="this project; Lorberbom et al. 2019",
+            one_pass=True,
+            losses_of_sites=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
-        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
-        loss = objective(codes)  # [S, B]
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        return Drawn(layer.sample(logits, self.samples, generator=generator))  # [S, B, *code]
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
         with torch.enable_grad():
             phi = logits.detach().requires_grad_()
             p = layer.mean(phi)  # [B, *code]
-        score = codes - p.detach()  # [S, B, *code]
+        score = drawn.codes - p.detach()  # [S, B, *code]
         residual, surrogate = self._leave_one_out_ridge(score.flatten(2).movedim(0, 1), loss.detach().T)
         # J(p) c: the gradient of E_q[c . z]
         (of_surrogate,) = torch.autograd.grad(p, phi, surrogate.view_as(p))
         # (f - b - c . s) s + J(p) c
         direction = weighted(score, residual.T) + of_surrogate
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=drawn.codes)
 
     def _leave_one_out_ridge(
         self, features: Float[Tensor, "batch samples features"], loss: Float[Tensor, "batch samples"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, replace_gradient
 from dgrad.core.estimator_tools import needs_binary_rows
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._binary import antithetic_bits, binary_codes, binary_direction, log_odds
@@ -39,16 +39,17 @@ class DisARM(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: 2,
             reference="Dong et al. 2020",
+            losses_of_sites=True,
             why_unsupported=needs_binary_rows("disarm"),
+            one_pass=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
-        phi = log_odds(logits)  # [B, n]
-        _, bits = antithetic_bits(phi, generator=generator)  # [2, B, n]
-        codes = binary_codes(bits, logits.dtype)  # [2, B, n, 2]
-        loss = objective(codes)  # [2, B]
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        _, bits = antithetic_bits(log_odds(logits), generator=generator)  # [2, B, n]
+        return Drawn(binary_codes(bits, logits.dtype))
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        phi, codes = log_odds(logits), drawn.codes  # [B, n], [2, B, n, 2]
         with torch.no_grad():
             difference = codes[0, ..., 1] - codes[1, ..., 1]  # [B, n]
             # 1/2 (f(b) - f(b')) (b - b') sig(|phi|)

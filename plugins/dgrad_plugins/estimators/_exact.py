@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Generator
+from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Objective, Traits
 from dgrad.core.latent_layer import Logits
 from dgrad.errors import approx_int
 
@@ -41,16 +41,29 @@ class Exact(GradientEstimator):
             evaluations=lambda layer: layer.support_size,
             reference="enumeration",
             why_unsupported=needs_small_support("exact", " or an estimator that samples"),
+            one_pass=True,
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        support = layer.enumerate(like=logits)  # [K, *code]
-        codes = support.unsqueeze(1)  # [K, 1, *code]
+        codes, log_q = layer.support(logits)  # [K, 1 or B, *code], [K, B]
+        losses = losses_of_support(codes, len(logits), objective)
         # sum_z q(z) f(z)
-        loss = (layer.log_prob(logits, codes).exp() * objective.everywhere(support, len(logits))).sum(0)  # [B]
-        return Estimate(loss=loss, codes=codes.expand(-1, *logits.shape))
+        return Estimate(loss=(log_q.exp() * losses).sum(0), codes=codes.expand(-1, *logits.shape))
+
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        codes, _ = layer.support(logits.detach())
+        return Drawn(codes.expand(-1, *logits.shape))  # [K, B, *code]
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        _, log_q = layer.support(logits)  # [K, B]
+        return Estimate(loss=(log_q.exp() * loss).sum(0), codes=drawn.codes)
+
+
+def losses_of_support(codes: Tensor, batch: int, objective: Objective) -> Tensor:
+    """The loss of every example at its codes `[K, 1 or B, *code]`, `[K, B]`."""
+    return objective.everywhere(codes.squeeze(1), batch) if codes.shape[1] == 1 else objective(codes)
 
 
 def needs_small_support(name: str, remedy: str) -> Callable[[LatentLayer], str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits, schedule
+from dgrad import GradientEstimator, InputError, LatentLayer, Schedule, Traits, schedule
 from dgrad.core.estimator_tools import add_gradient, check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
 from dgrad.kernels.numerics import log_softmax
@@ -60,11 +60,12 @@ class GappedStraightThrough(GradientEstimator):
             evaluations=lambda layer: self.samples,
             reference="Fan et al. 2022",
             why_unsupported=needs_one_hot_rows("gapped-st"),
+            pathwise=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():
             below = logits - logits.amax(-1, keepdim=True)  # [B, n, k]
@@ -72,7 +73,7 @@ class GappedStraightThrough(GradientEstimator):
             # m1 = (max phi - phi_z) z;  m2_j = relu(phi_j - max phi + gap), j != z
             moved = torch.where(codes.bool(), -below, -(below + gap).relu())  # [S, B, n, k]
         soft = layer.relax(logits + moved, self.temperature)
-        return Estimate(loss=objective(add_gradient(codes, soft)).mean(0), codes=codes)
+        return add_gradient(codes, soft), codes
 
 
 def _expected_gap(logits: Tensor, codes: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits
+from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits
 from dgrad.core.estimator_tools import check_count, needs
 from dgrad.core.latent_layer import Logits
 
@@ -48,12 +48,12 @@ class GumbelSoftmax(GradientEstimator):
             why_unsupported=needs("gumbel-softmax", "noise", "relax"),
             unbiased_value=False,
             limit=ExactLimit("any", {"temperature": 0.005}),
+            pathwise=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         # f(softmax((phi + G) / tau))
-        loss = objective(layer.relax(potentials, self.temperature))  # [S, B]
-        return Estimate(loss=loss.mean(0), codes=layer.argmax(potentials.detach()))
+        return layer.relax(potentials, self.temperature), layer.argmax(potentials.detach())

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import check_count, needs
+from dgrad.core.estimator_tools import carry_back, check_count, needs
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._differences import difference
 
@@ -53,14 +53,27 @@ class ImplicitMaximumLikelihood(GradientEstimator):
             kl_inside=True,
             perturbs=True,
             limit=ExactLimit("quadratic", {"strength": 0.005}),
+            pathwise=True,
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        with torch.no_grad():
-            potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
-            codes = layer.argmax(potentials)
+        potentials, codes = self._perturb(layer, logits, generator)
         at = objective.at(codes, differentiable=True)
-        direction = difference(layer.argmax, potentials, at.slope(), self.strength, "central")
+        direction = self._direction(layer, potentials, at.slope())
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
+
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        potentials, codes = self._perturb(layer, logits, generator)
+        return carry_back(codes, logits, lambda slope: self._direction(layer, potentials, slope)), codes
+
+    @torch.no_grad()
+    def _perturb(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
+        return potentials, layer.argmax(potentials)
+
+    def _direction(self, layer: LatentLayer, potentials: Tensor, slope: Tensor) -> Tensor:
+        return difference(layer.argmax, potentials, slope, self.strength, "central")

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import check_choice, check_count
+from dgrad.core.estimator_tools import carry_back, check_choice, check_count
 from dgrad.core.latent_layer import Logits
 from dgrad.core.random import gumbel
 from dgrad.core.schedules import Constant
@@ -58,24 +58,37 @@ class PerturbedOptimizer(GradientEstimator):
             unbiased_value=self.noise == "gumbel" and self.schedules["sigma"] == Constant(1.0),
             perturbs=True,
             limit=ExactLimit("linear", {"sigma": 1.0}, rows_only=True) if self.noise == "gumbel" else None,
+            pathwise=True,
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        with torch.no_grad():
-            noise, score = self._noise_and_score(logits, generator)  # [S, B, *code] each
-            codes = layer.argmax(logits + self.sigma * noise)
+        codes, score = self._perturb(layer, logits, generator)
         at = objective.at(codes, differentiable=True)
-        with torch.no_grad():
-            slope = at.slope()  # [S, B, *code]
-            # h_-s, which does not depend on N_s: a code's own slope would make this the gradient of E[h(z) . z]
-            others = (slope.sum(0) - slope) / (self.samples - 1)
-            change = others * (codes - layer.argmax(logits))
-            # h_-s . [z(phi + sigma N_s) - z(phi)]; for a one-hot row the changes of other rows are noise of mean 0
-            axes = (-1,) if layer.one_hot_rows else tuple(range(2, change.ndim))
-            direction = change.sum(axes, keepdim=True) * score / self.sigma
+        direction = self._direction(layer, logits, codes, score, at.slope())
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
+
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        codes, score = self._perturb(layer, logits, generator)
+        logits_now = logits.detach()
+        return carry_back(codes, logits, lambda slope: self._direction(layer, logits_now, codes, score, slope)), codes
+
+    @torch.no_grad()
+    def _perturb(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        noise, score = self._noise_and_score(logits, generator)  # [S, B, *code] each
+        return layer.argmax(logits + self.sigma * noise), score
+
+    @torch.no_grad()
+    def _direction(self, layer: LatentLayer, logits: Tensor, codes: Tensor, score: Tensor, slope: Tensor) -> Tensor:
+        # h_-s, which does not depend on N_s: a code's own slope would make this the gradient of E[h(z) . z]
+        others = (slope.sum(0) - slope) / (self.samples - 1)
+        change = others * (codes - layer.argmax(logits))
+        # h_-s . [z(phi + sigma N_s) - z(phi)]; for a one-hot row the changes of other rows are noise of mean 0
+        axes = (-1,) if layer.one_hot_rows else tuple(range(2, change.ndim))
+        return change.sum(axes, keepdim=True) * score / self.sigma
 
     def _noise_and_score(self, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """The noise N and `nu'(N)`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, add_gradient
+from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits, add_gradient
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
 from dgrad.kernels.numerics import log_softmax
@@ -51,11 +51,12 @@ class RaoStraightThroughGumbelSoftmax(GradientEstimator):
             reference="Paulus et al. 2021",
             why_unsupported=needs_one_hot_rows("rao-st-gumbel-softmax"),
             limit=ExactLimit("quadratic", {"temperature": 0.005}),
+            pathwise=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():
             potentials = conditional_potentials(
@@ -63,4 +64,4 @@ class RaoStraightThroughGumbelSoftmax(GradientEstimator):
             )  # [inner, S, B, n, k]
         # Given the code the noise depends on the logits. As in the plain straight-through it counts as a constant.
         soft = layer.relax(add_gradient(potentials, logits), self.temperature).mean(0)  # [S, B, n, k]
-        return Estimate(loss=objective(add_gradient(codes, soft)).mean(0), codes=codes)
+        return add_gradient(codes, soft), codes

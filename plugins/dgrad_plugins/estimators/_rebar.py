@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
-from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_variate
+from dgrad_plugins.estimators._relaxed_control_variate import draw_codes_and_noise, relaxed_control_variate
 
 
 class Rebar(GradientEstimator):
@@ -71,6 +71,6 @@ class Rebar(GradientEstimator):
             # eta f(softmax(u / tau))
             return eta * objective(layer.relax(potentials, temperature))
 
-        return relaxed_control_variate(
-            layer, logits, objective, surrogate, [self.log_factors], self.samples, generator=generator
-        )
+        drawn = draw_codes_and_noise(layer, logits, self.samples, generator=generator)
+        loss = objective(drawn.codes)  # [S, B]
+        return relaxed_control_variate(layer, logits, drawn, loss, surrogate, [self.log_factors])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, add_gradient, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, add_gradient, replace_gradient
 from dgrad.core.estimator_tools import check_choice, check_count, layer_missing, weighted
 from dgrad.core.latent_layer import Logits
+from dgrad.core.sites import plain_shape
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
 
 BASELINES = ("none", "moving-average", "input-dependent")
@@ -57,33 +58,33 @@ class Reinforce(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Williams 1992",
+            one_pass=True,
+            losses_of_sites=True,
         )
 
     def set_layer(self, layer: LatentLayer) -> None:
         if self.baseline == "input-dependent":
-            self.network = ScalarNetwork(layer.shape, self.hidden)
+            self.network = ScalarNetwork(plain_shape(layer), self.hidden)
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
-        baseline = self._predict(logits.detach())  # [B] or a number
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
-        loss = objective(codes)  # [S, B]
+        # As it is now: losses that arrive before this draw's own may depend on the draw.
+        average = read_average(self.average, self.weight).to(logits.dtype)
+        return Drawn(codes, (average.expand(1, len(logits)),))
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        (baseline,) = drawn.kept  # [1, B]
+        if self.baseline == "input-dependent":
+            if self.network is None:
+                raise layer_missing('reinforce with baseline="input-dependent"')
+            baseline = baseline + self.network(layer.free(logits.detach()))
         with torch.no_grad():
             # (f(z) - b) grad log q(z)
-            direction = weighted(codes - layer.mean(logits), loss - baseline)
+            direction = weighted(drawn.codes - layer.mean(logits), loss - baseline)
         estimate = replace_gradient(loss, logits, direction)
         if self.baseline == "input-dependent":
             # the baseline's own loss, (f(z) - b)^2
             estimate = add_gradient(estimate, (loss.detach() - baseline).square())
         if self.baseline != "none":
             update_average(self.average, self.weight, loss)
-        return Estimate(loss=estimate.mean(0), codes=codes)
-
-    def _predict(self, logits: Tensor) -> Tensor:
-        average = read_average(self.average, self.weight)
-        if self.baseline != "input-dependent":
-            return average
-        if self.network is None:
-            raise layer_missing('reinforce with baseline="input-dependent"')
-        return average + self.network(logits)
+        return Estimate(loss=estimate.mean(0), codes=drawn.codes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, add_gradient
+from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits, add_gradient
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
 
@@ -48,18 +48,19 @@ class ReinMax(GradientEstimator):
             reference="Liu et al. 2023",
             why_unsupported=needs_one_hot_rows("reinmax"),
             limit=ExactLimit("quadratic", {"temperature": 1.0}),
+            pathwise=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():
             p = layer.mean(logits)  # [B, n, k]
             middle = (layer.mean(logits / self.temperature) + codes) / 2  # [S, B, n, k]
         # [2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] phi, whose Jacobian in phi is the bracket
         proxy = 2 * _jacobian_product(middle, logits) - _jacobian_product(p, logits) / 2
-        return Estimate(loss=objective(add_gradient(codes, proxy)).mean(0), codes=codes)
+        return add_gradient(codes, proxy), codes
 
 
 def _jacobian_product(q: Tensor, vector: Tensor) -> Tensor:

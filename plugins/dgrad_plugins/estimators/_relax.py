@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor, nn
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits
 from dgrad.core.estimator_tools import check_count, layer_missing, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
+from dgrad.core.sites import plain_shape
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
-from dgrad_plugins.estimators._relaxed_control_variate import relaxed_control_variate
+from dgrad_plugins.estimators._relaxed_control_variate import draw_codes_and_noise, relaxed_control_variate
 
 
 class Relax(GradientEstimator):
@@ -65,33 +68,44 @@ class Relax(GradientEstimator):
             evaluations=lambda layer: (3 if self.with_loss else 1) * self.samples,
             reference="Grathwohl et al. 2018",
             why_unsupported=needs_one_hot_rows("relax"),
+            one_pass=not self.with_loss,
         )
 
     def set_layer(self, layer: LatentLayer) -> None:
-        self.network = ScalarNetwork(layer.shape, self.hidden)
+        self.network = ScalarNetwork(plain_shape(layer), self.hidden)
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        if self.network is None:
-            raise layer_missing("relax")
+        drawn = self.draw_codes(layer, logits, generator=generator)
+        loss = objective(drawn.codes)  # [S, B]
+        if not self.with_loss:
+            return self.estimate_from(layer, logits, drawn, loss)
+        return self._estimate(layer, logits, drawn, loss, objective)
+
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        drawn = draw_codes_and_noise(layer, logits, self.samples, generator=generator)
+        # As it is now: losses that arrive before this draw's own may depend on the draw.
+        average = read_average(self.average, self.weight).to(logits.dtype)
+        return Drawn(drawn.codes, (*drawn.kept, average.expand(1, len(logits))))
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        average = drawn.kept[-1]  # [1, B]
+        # A loss of hundreds of nats is out of a new network's reach: the average, or the loss, carries its level.
+        estimate = self._estimate(layer, logits, drawn, loss, lambda relaxed: average)
+        update_average(self.average, self.weight, estimate.loss)
+        return estimate
+
+    def _estimate(
+        self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor, level: Callable[[Tensor], Tensor]
+    ) -> Estimate:
         network = self.network
+        if network is None:
+            raise layer_missing("relax")
 
         def surrogate(potentials: Tensor) -> Tensor:
             relaxed = layer.relax(potentials, self.temperature * self.log_factor.exp())
-            # A loss of hundreds of nats is out of a new network's reach: the average, or the loss, carries its level.
-            level = objective(relaxed) if self.with_loss else read_average(self.average, self.weight)
-            return level + network(relaxed)
+            return level(relaxed) + network(relaxed)
 
-        estimate = relaxed_control_variate(
-            layer,
-            logits,
-            objective,
-            surrogate,
-            [self.log_factor, *network.parameters()],
-            self.samples,
-            generator=generator,
-        )
-        if not self.with_loss:
-            update_average(self.average, self.weight, estimate.loss)
-        return estimate
+        parameters = [self.log_factor, *network.parameters()]
+        return relaxed_control_variate(layer, logits, drawn, loss, surrogate, parameters)

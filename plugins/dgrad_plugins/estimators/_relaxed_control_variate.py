@@ -7,21 +7,28 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from dgrad import Estimate, LatentLayer, Objective, add_gradient
+from dgrad import Drawn, Estimate, LatentLayer, add_gradient
 from dgrad.core.random import gumbel
 from dgrad.kernels.numerics import log_softmax
-from dgrad_plugins.estimators._conditional import conditional_potentials
+from dgrad_plugins.estimators._conditional import given_code
+
+
+def draw_codes_and_noise(
+    layer: LatentLayer, logits: Tensor, samples: int, *, generator: Generator | None = None
+) -> Drawn:
+    """Codes `[S, B, n, k]`, the noise that they come from, and that of the second draw, given the code."""
+    noise = gumbel(logits, samples, generator=generator)
+    codes = layer.argmax(log_softmax(logits.detach()) + noise)
+    return Drawn(codes, (noise, gumbel(codes, generator=generator)[0]))
 
 
 def relaxed_control_variate(
     layer: LatentLayer,
     logits: Tensor,
-    objective: Objective,
+    drawn: Drawn,
+    loss: Tensor,
     surrogate: Callable[[Tensor], Tensor],
     parameters: Sequence[Tensor],
-    samples: int,
-    *,
-    generator: Generator | None = None,
 ) -> Estimate:
     """`(f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]`.
 
@@ -30,19 +37,19 @@ def relaxed_control_variate(
     Args:
         layer: independent categorical rows.
         logits: `[B, n, k]`, the `phi` of the formula.
-        objective: `f`; the decoder gets its gradient at `z`.
+        drawn: what `draw_codes_and_noise` drew.
+        loss: `f(z)` `[S, B]`; the decoder gets its gradient at `z`.
         surrogate: `c`, from perturbed logits `[S, B, n, k]` to `[S, B]`. It has a gradient for `parameters` alone.
         parameters: the parameters of `c`. They learn by lowering the squared norm of the gradient: its mean is the
             variance and a constant.
     """
+    codes, (noise, second) = drawn.codes, drawn.kept[:2]
     learn = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
     phi = logits.detach().requires_grad_()
     with torch.enable_grad():
         log_p = log_softmax(phi)
-        potentials = log_p + gumbel(phi, samples, generator=generator)  # zeta, [S, B, n, k]
-        codes = layer.argmax(potentials.detach())
-        conditional = conditional_potentials(log_p, codes, generator=generator)[0]  # zt, [S, B, n, k]
-    loss = objective(codes)  # [S, B]
+        potentials = log_p + noise  # zeta, [S, B, n, k]
+        conditional = given_code(log_p, codes, second)  # zt, [S, B, n, k]
     with torch.enable_grad():
         free, bound = surrogate(torch.cat([potentials, conditional])).chunk(2)  # c(zeta), c(zt): [S, B]
         # Zeros where the surrogate does not depend on the code: then it is a baseline.

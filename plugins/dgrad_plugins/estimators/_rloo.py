@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, replace_gradient
 from dgrad.core.estimator_tools import check_count, weighted
 from dgrad.core.latent_layer import Logits
+from dgrad.core.weights import leave_one_out
 
 
 class LeaveOneOut(GradientEstimator):
@@ -41,15 +42,15 @@ class LeaveOneOut(GradientEstimator):
             differentiable_objective=False,
             evaluations=lambda layer: self.samples,
             reference="Kool et al. 2019",
+            one_pass=True,
+            losses_of_sites=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
-        codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
-        loss = objective(codes)  # [S, B]
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        return Drawn(layer.sample(logits, self.samples, generator=generator))  # [S, B, *code]
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
         with torch.no_grad():
-            # (f_m - mean of the others) = (f_m - mean f) S / (S - 1)
-            advantage = (loss - loss.mean(0)) * self.samples / (self.samples - 1)  # [S, B]
-            direction = weighted(codes - layer.mean(logits), advantage)
-        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=codes)
+            # (f_m - mean of the others) (z_m - E_q[z])
+            direction = weighted(drawn.codes - layer.mean(logits), leave_one_out(loss))
+        return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=drawn.codes)

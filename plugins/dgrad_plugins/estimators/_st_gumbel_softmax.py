@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits
+from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits
 from dgrad.core.estimator_tools import check_count, needs
 from dgrad.core.latent_layer import Logits
 
@@ -49,14 +49,14 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
             why_unsupported=needs("st-gumbel-softmax", "noise", "relax"),
             perturbs=True,
             limit=ExactLimit("quadratic", {"temperature": 0.005}),
+            pathwise=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         codes = layer.argmax(potentials.detach())
         soft = layer.relax(potentials, self.temperature)
         # f(z + soft - stop(soft)): the bracket is exactly zero, so that the code stays exactly hard
-        loss = objective(codes + (soft - soft.detach()))  # [S, B]
-        return Estimate(loss=loss.mean(0), codes=codes)
+        return codes + (soft - soft.detach()), codes

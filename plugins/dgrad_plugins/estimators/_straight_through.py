@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, add_gradient
+from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits, add_gradient
 from dgrad.core.estimator_tools import check_count
 from dgrad.core.latent_layer import Logits
 from dgrad.core.schedules import Constant
@@ -54,12 +54,12 @@ class StraightThrough(GradientEstimator):
             reference="Bengio et al. 2013; Shah et al. 2024",
             unbiased_value=self.schedules["forward_temperature"] == Constant(1.0),
             limit=ExactLimit("linear", {"temperature": 1.0}),
+            pathwise=True,
         )
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def differentiable_codes(
+        self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         codes = layer.sample(logits / self.forward_temperature, self.samples, generator=generator)  # [S, B, *code]
         # The Jacobian of E[z] at phi / tau: J(softmax(phi / tau)) / tau
-        loss = objective(add_gradient(codes, layer.mean(logits / self.temperature)))  # [S, B]
-        return Estimate(loss=loss.mean(0), codes=codes)
+        return add_gradient(codes, layer.mean(logits / self.temperature)), codes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, replace_gradient
 from dgrad.core.estimator_tools import check_choice, check_count, needs_one_hot_rows, weighted
 from dgrad.core.latent_layer import Logits
+from dgrad.core.weights import sum_and_sample
 from dgrad_plugins.estimators._beam import codes_without_replacement, top_codes
 
 BASELINES = ("none", "explicit-mean")
@@ -50,33 +51,29 @@ class SumAndSample(GradientEstimator):
             evaluations=lambda layer: self._explicit(layer) + 1,
             reference="Liu et al. 2019",
             why_unsupported=needs_one_hot_rows("sum-and-sample"),
+            one_pass=True,
         )
 
     def _explicit(self, layer: LatentLayer) -> int:
         """With all codes but one explicit, the one drawn is the last: nothing is left to chance."""
         return min(self.explicit, layer.support_size - 1)
 
-    def estimate(
-        self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
-    ) -> Estimate:
+    def draw_codes(self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None) -> Drawn:
+        log_p = logits.detach().double().log_softmax(-1)
+        log_explicit, explicit = top_codes(log_p, self._explicit(layer))  # [C, B], [C, B, n]
+        # Of C + 1 codes drawn without replacement, the first outside C is a draw from q restricted to the outside.
+        log_drawn, drawn = codes_without_replacement(log_p, len(explicit) + 1, generator=generator)
+        inside = (drawn.unsqueeze(1) == explicit).all(-1).any(1)  # [C+1, B]
+        first = (~inside).int().argmax(0, keepdim=True)  # [1, B]
+        other = drawn.gather(0, first.unsqueeze(-1).expand(-1, -1, drawn.shape[-1]))  # [1, B, n]
+        codes = layer.codes(torch.cat([explicit, other]), logits.dtype)  # [C+1, B, n, k]
+        return Drawn(codes, (torch.cat([log_explicit, log_drawn.gather(0, first)]),))
+
+    def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
+        (log_probs,) = drawn.kept  # [C+1, B]
         with torch.no_grad():
-            log_p = logits.double().log_softmax(-1)
-            log_explicit, explicit = top_codes(log_p, self._explicit(layer))  # [C, B], [C, B, n]
-            # Of C + 1 codes drawn without replacement, the first outside C is a draw from q restricted to the outside.
-            log_drawn, drawn = codes_without_replacement(log_p, len(explicit) + 1, generator=generator)
-            inside = (drawn.unsqueeze(1) == explicit).all(-1).any(1)  # [C+1, B]
-            first = (~inside).int().argmax(0, keepdim=True)  # [1, B]
-            other = drawn.gather(0, first.unsqueeze(-1).expand(-1, -1, drawn.shape[-1]))  # [1, B, n]
-            # 1 - P_C, which is no less than p_z, whatever the rounding
-            rest = (1 - log_explicit.exp().sum(0)).clamp_min(log_drawn.gather(0, first).exp())  # [1, B]
-            weights = torch.cat([log_explicit.exp(), rest]).to(logits.dtype)  # [C+1, B]
-            codes = layer.codes(torch.cat([explicit, other]), logits.dtype)  # [C+1, B, n, k]
-        loss = objective(codes)  # [C+1, B]
-        with torch.no_grad():
-            advantage = loss
-            if self.baseline == "explicit-mean":
-                share = log_explicit.softmax(0).to(logits.dtype)  # p_s / P_C
-                advantage = loss - (share * loss[:-1]).sum(0)
-            direction = weighted(codes - layer.mean(logits), weights * advantage)
+            # p_s and p_s (f_s - b), the last ones (1 - P_C) and (1 - P_C) (f_z - b), [C+1, B] each
+            share, weight = sum_and_sample(loss, log_probs, baseline=self.baseline == "explicit-mean")
+            direction = weighted(drawn.codes - layer.mean(logits), weight)
         # sum_{s in C} p_s f_s + (1 - P_C) f_z
-        return Estimate(loss=replace_gradient(weights * loss, logits, direction).sum(0), codes=codes)
+        return Estimate(loss=replace_gradient(share * loss, logits, direction).sum(0), codes=drawn.codes)

@@ -103,17 +103,17 @@ class Categorical(LogLinear):
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        log_q = log_softmax(logits)
+        log_q = _log_q(logits)
         if codes.shape[1] == 1:  # the same codes for all examples: nothing of the size of [S, B, n, k]
             return codes.flatten(1) @ log_q.flatten(1).mT
         return (codes * log_q).sum((-2, -1))
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        log_p = log_softmax(logits)
+        log_p = _log_q(logits)
         return -(log_p.exp() * log_p).sum((-2, -1))
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        log_p = log_softmax(logits)
+        log_p = _log_q(logits)
         # sum_ij p_ij (log p_ij + log k), which is 0 at 0 where the difference of two entropies is a rounding error
         return (log_p.exp() * (log_p + math.log(self.values))).sum((-2, -1))
 
@@ -139,3 +139,8 @@ class Categorical(LogLinear):
 
     def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
         return Independent(OneHotCategorical(logits=logits), 1)
+
+
+def _log_q(logits: Tensor) -> Tensor:
+    """`log q` of every value, a finite number where a logit of -inf forbids it: 0 times it is 0."""
+    return log_softmax(logits).clamp_min(torch.finfo(logits.dtype).min)

@@ -39,6 +39,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
 
 SLOW = (
     *("unbiased", "limit", "baseline has not seen its sample", "value"),  # they draw many samples
+    "forbidden values and padding",  # tests/core/test_sites.py has its share of the quick run
     *("state", "extreme logits", "asks the device nothing", "evaluations"),
 )
 """Checks that the quick run leaves out."""

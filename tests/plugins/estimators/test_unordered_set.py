@@ -10,8 +10,8 @@ import torch
 from helpers import variance_of
 
 import dgrad
+from dgrad.core.weights import set_weights
 from dgrad.testing import small_logits, small_objectives
-from dgrad_plugins.estimators._unordered_set import set_weights
 
 
 def test_the_weights_of_a_set_are_those_of_all_its_orders() -> None:

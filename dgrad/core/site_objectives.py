@@ -1,0 +1,126 @@
+"""Objectives of sequences and of codes with forbidden values, as an estimator sees them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.objectives import CodeLoss, Evaluation, FunctionObjective, Objective, Sum, as_objective, in_dtype
+from dgrad.core.random import RandomState
+from dgrad.core.restricted import Restricted
+from dgrad.core.sites import Problem
+
+
+def objective_of(problem: Problem, objective: Objective | CodeLoss) -> Objective:
+    """The caller's objective as a function of the estimator's codes."""
+    inner = as_objective(objective)
+    if problem.credit != "example":
+        inner = _per_site(inner)
+    if problem.given.dtype != problem.logits.dtype:
+        inner = in_dtype(inner, problem.given.dtype)
+    return inner if problem.plain else ProblemObjective(problem, inner)
+
+
+class ProblemObjective(Objective):
+    """An objective of the codes that the caller sees, as a function of those of the plain problem.
+
+    No forbidden code reaches the caller's objective.
+
+    Attributes:
+        losses: what the caller's objective gave last, `[S, B]` or `[S, B, T]`.
+    """
+
+    losses: Tensor | None = None
+
+    def __init__(self, problem: Problem, inner: Objective) -> None:
+        self.problem = problem
+        self.inner = inner
+        self.couples_examples = inner.couples_examples
+
+    @property
+    def cost_advice(self) -> tuple[object, list[str]]:
+        return self.inner.cost_advice
+
+    def changes_per_call(self, codes: Tensor, count: int) -> int:
+        return self.inner.changes_per_call(codes, count)
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """Bool, broadcasts against the codes; None where all values are allowed."""
+        layer = self.problem.layer
+        return layer.allowed if isinstance(layer, Restricted) else None
+
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
+        self.losses = self.inner(self.problem.codes(codes))
+        return self.problem.losses(self.losses)
+
+    def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
+        shared = self.problem.sites is None and (self.allowed is None or len(self.allowed) == 1)
+        return self.inner.everywhere(codes, batch) if shared else super().everywhere(codes, batch)
+
+    def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
+        evaluation: Evaluation
+        if self.problem.sites is None and self.problem.layer.one_hot_rows:
+            evaluation = _OfAllowed(self, codes, self.inner.evaluate(self.problem.codes(codes)))
+        else:
+            state = RandomState(codes.device)
+            loss = self(codes)
+            evaluation = _OfMoves(self, codes, loss, state if state.has_moved() else None)
+        if self.allowed is not None:
+            evaluation.restrict(self.allowed)
+        return evaluation
+
+
+class _OfAllowed(Evaluation):
+    """The inner objective's evaluation; forbidden values have the loss of the code, as if nothing changed."""
+
+    objective: ProblemObjective
+
+    def __init__(self, objective: ProblemObjective, codes: Tensor, inner: Evaluation) -> None:
+        super().__init__(objective, codes, inner.loss)
+        self.inner = inner
+
+    def restrict(self, allowed: Tensor) -> None:
+        self.allowed = allowed
+        self.inner.restrict(allowed)
+
+    def _unchanged_where_forbidden(self, table: Tensor) -> Tensor:
+        assert self.allowed is not None
+        return torch.where(self.allowed, table, self.loss.detach()[..., None, None])
+
+    @torch.no_grad()
+    def sweep(self) -> Float[Tensor, "samples batch n k"]:
+        return self._unchanged_where_forbidden(self.inner.sweep())
+
+    @torch.no_grad()
+    def sweep_rows(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
+        return self._unchanged_where_forbidden(self.inner.sweep_rows(rows))
+
+    def full_sweep_is_free(self, rows: int) -> bool:
+        return self.inner.full_sweep_is_free(rows)
+
+
+class _OfMoves(Evaluation):
+    """Every change is evaluated; a neighbour that is forbidden has the loss of the code."""
+
+    @torch.no_grad()
+    def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
+        if layer.one_hot_rows or layer.moves is None or self.allowed is None:
+            return super().potentials(layer)
+        neighbours = layer.moves.neighbours(self.codes)  # [C, S, B, *code]
+        losses = self.losses_of(neighbours)  # [C, S, B]
+        forbidden = ((neighbours > 0.5) & ~self.allowed).flatten(3).any(-1)
+        return layer.moves.potentials(self.codes, torch.where(forbidden, 0, losses - self.loss))
+
+
+def _per_site(objective: Objective) -> Objective:
+    if isinstance(objective, FunctionObjective):
+        objective = copy.copy(objective)
+        objective.loss_axes = 3
+    if isinstance(objective, Sum):
+        return Sum(objective.combine, *map(_per_site, objective.parts))
+    return objective

@@ -1,0 +1,445 @@
+"""Sequences, masks, forbidden values and mixed sizes, for every estimator, against enumeration by hand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+import dgrad
+from dgrad_plugins.latents import MixedCategorical
+from tests.helpers import with_layer
+
+DRAWS = 1500
+"""Copies of each example in a batch: the mean over them is the Monte-Carlo mean."""
+ERRORS = 5
+"""Standard errors that a mean may be off: one false alarm in 1.7 million coordinates of a normal mean.
+
+A run of this file compares some 1,500 coordinates. The seeds are fixed."""
+
+T = 3
+LENGTHS = (3, 1, 2)
+MASK = torch.arange(T) < torch.tensor(LENGTHS).unsqueeze(-1)  # [3, T]
+
+
+Losses = Callable[[Tensor], Tensor]
+
+
+def codes_by_hand(log_q: Tensor, reachable: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every code `[R, k]` of the rows that have a reachable value, and its log-probability; other rows are zeros."""
+    rows = [row for row in range(len(reachable)) if reachable[row].any()]
+    for values in itertools.product(*(reachable[row].nonzero().flatten().tolist() for row in rows)):
+        code = torch.zeros(reachable.shape, dtype=torch.float64)
+        code[rows, values] = 1
+        yield code, log_q[rows, values].sum()
+
+
+class Problem:
+    """Three examples: rows of ragged lengths, a value that is forbidden by `allowed`, another by a logit of -inf.
+
+    Args:
+        spec: of the layer.
+        shape: of the logits of one example.
+    """
+
+    def __init__(self, spec: str, shape: tuple[int, ...], *, masked: bool) -> None:
+        self.layer = dgrad.latent(spec)
+        generator, k = Generator().manual_seed(0), shape[-1]
+        self.logits = torch.randn(3, *shape, dtype=torch.float64, generator=generator)
+        self.allowed = torch.ones(self.logits.shape, dtype=torch.bool)
+        self.allowed[0].view(-1, k)[1, 0] = False
+        self.logits[2].view(-1, k)[0, k - 1] = -torch.inf
+        self.mask = MASK if masked else None
+        self.reachable = self.allowed & (self.logits > -torch.inf)
+        if masked:
+            self.logits[~MASK] = torch.nan  # padding may be anything
+            self.reachable &= MASK[..., None, None]
+        if isinstance(self.layer, MixedCategorical):
+            self.reachable &= self.layer.allowed
+        rows = self.reachable[0].numel() // k
+        self.site_weight = torch.randn(rows, k, dtype=torch.float64, generator=generator)
+        self.mixing = torch.randn(rows * k, rows * k, dtype=torch.float64, generator=generator)
+
+    def losses(self, rows: Tensor, credit: str) -> Tensor:
+        """Of codes `[..., R, k]`: a loss for each row with local credit, `[...]` of the whole example otherwise."""
+        own = (rows * self.site_weight).sum(-1)  # [..., R]
+        if credit == "site":
+            return own + own.square()
+        if credit == "future":  # a site's loss depends on its code and the earlier ones
+            return own.cumsum(-1).square()
+        flat = rows.flatten(-2)
+        return torch.einsum("...i,ij,...j->...", flat, self.mixing, flat) / 2
+
+    def exact(self, credit: str) -> tuple[Tensor, Tensor]:
+        """`E[f]` of each example and its gradient, by a loop over codes. Local losses are summed over the sites."""
+        logits = torch.where(self.reachable, self.logits, 0).requires_grad_()
+        values = []
+        for of_example, reachable in zip(logits, self.reachable, strict=True):
+            flat = reachable.flatten(0, -2)
+            log_q = torch.where(reachable, of_example, -1e30).log_softmax(-1).flatten(0, -2)
+            value = torch.zeros((), dtype=torch.float64)
+            for code, log_prob in codes_by_hand(log_q, flat):
+                losses = self.losses(code, credit)
+                value = value + log_prob.exp() * (losses if credit == "example" else losses[flat.any(-1)].sum())
+            values.append(value)
+        value = torch.stack(values)
+        return value.detach(), torch.autograd.grad(value.sum(), logits)[0]
+
+    def objective(self, credit: str) -> Losses:
+        """The same as an estimator gets it. It refuses what it must never see."""
+
+        def loss(codes: Tensor) -> Tensor:
+            copies = self.copies(self.reachable, codes.shape[1] // 3)
+            assert not ((codes.detach() != 0) & ~copies).any(), "it was evaluated at a forbidden value, or at padding"
+            sums = codes.detach().sum(-1)
+            torch.testing.assert_close(sums, copies.any(-1).to(sums.dtype).expand_as(sums))
+            losses = self.losses(codes.flatten(2, -2), credit)
+            if credit == "example":
+                return losses
+            return torch.where(copies.any(-1).flatten(1), losses, torch.nan)  # padded entries are ignored
+
+        return loss
+
+    @staticmethod
+    def copies(tensor: Tensor, count: int) -> Tensor:
+        return tensor.repeat(count, *[1] * (tensor.ndim - 1))
+
+
+@pytest.fixture(scope="module")
+def problems() -> dict[str, Problem]:
+    return {
+        "1x2": Problem("1x2", (T, 1, 2), masked=True),
+        "1x3": Problem("1x3", (T, 1, 3), masked=True),
+        "2x2": Problem("2x2", (2, 2), masked=False),
+        "2x3": Problem("2x3", (2, 3), masked=False),
+        "2+3": Problem("2+3", (2, 3), masked=False),
+    }
+
+
+BINARY = ("arm", "arms", "bitflip-1", "disarm")
+NAMES = sorted(dgrad.estimators())
+QUICK = ("aimle", "direct", "exact", "gumbel-softmax", "leg", "reinforce", "sum-and-sample", "unordered-set")
+"""One of each kind, for what the others do alike."""
+
+
+def cases(names: Iterable[str], *more: str) -> list[Any]:
+    """The names, or names with other values; slow but for one of each kind."""
+    return [
+        pytest.param(name, *rest, marks=[pytest.mark.slow] * (name not in QUICK and rest in ((), ("future",))))
+        for name in names
+        for rest in (itertools.product(more) if more else ((),))
+    ]
+
+
+def check(name: str, problem: Problem, credit: str) -> None:
+    """The value and the gradient against enumeration, and no gradient where nothing is free."""
+    mask, allowed = (None if part is None else problem.copies(part, DRAWS) for part in (problem.mask, problem.allowed))
+    local = credit == "site" or (credit == "future" and dgrad.estimator(name).traits.losses_of_sites)
+    layer = problem.layer if mask is None or local else dgrad.restricted(problem.layer, mask=mask)
+    estimator = with_layer(name, layer)
+    logits = problem.copies(problem.logits, DRAWS).requires_grad_()
+    estimate = estimator(
+        problem.layer,
+        logits,
+        problem.objective(credit),
+        mask=mask,
+        allowed=allowed,
+        credit=credit,
+        generator=Generator().manual_seed(1),
+    )
+    assert estimate.loss.shape == (3 * DRAWS,)
+    assert estimate.codes.shape[1:] == logits.shape
+    (gradient,) = torch.autograd.grad(estimate.loss.sum(), logits)
+    assert estimate.loss.isfinite().all()
+    assert gradient.isfinite().all()
+    assert not gradient[~problem.copies(problem.reachable, DRAWS)].any(), "a gradient where nothing is free"
+    value, truth = problem.exact(credit)
+    if estimator.traits.unbiased:
+        _close(gradient.unflatten(0, (DRAWS, 3)), truth)
+    if estimator.traits.unbiased_value:
+        _close(estimate.loss.detach().view(DRAWS, 3), value)
+
+
+@pytest.mark.parametrize(("name", "credit"), cases(NAMES, "example", "site", "future"))
+def test_sequences_are_right(name: str, credit: str, problems: dict[str, Problem]) -> None:
+    """Ragged lengths, `allowed` and -inf in one batch."""
+    check(name, problems["1x2" if name in BINARY else "1x3"], credit)
+
+
+@pytest.mark.parametrize("name", cases(NAMES))
+def test_forbidden_values_are_right(name: str, problems: dict[str, Problem]) -> None:
+    """`allowed` and -inf in one batch."""
+    check(name, problems["2x2" if name in BINARY else "2x3"], "example")
+
+
+@pytest.mark.parametrize("name", cases(sorted(set(NAMES) - set(BINARY))))
+def test_variables_of_different_sizes_are_right(name: str, problems: dict[str, Problem]) -> None:
+    check(name, problems["2+3"], "example")
+
+
+def _close(draws: Tensor, truth: Tensor) -> None:
+    """The mean over draws is within 5 standard errors."""
+    error = draws.std(0) / len(draws) ** 0.5
+    excess = (draws.mean(0) - truth).abs() - ERRORS * error
+    assert (excess <= 1e-6).all(), f"off by {(draws.mean(0) - truth).abs().max():.3g}, error {error.max():.2g}"
+
+
+def test_a_biased_gradient_is_found(problems: dict[str, Problem], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison is not so loose that the mean of `straight-through` passes."""
+    estimator = type(dgrad.estimator("straight-through"))
+    traits = dgrad.estimator("rloo").traits
+    monkeypatch.setattr(estimator, "traits", property(lambda self: traits))
+    with pytest.raises(AssertionError, match="off by"):
+        check("straight-through", problems["1x3"], "example")
+
+
+# Probabilities
+
+
+@pytest.fixture(scope="module", params=["1x3", "2x3", "2+3"])
+def problem(request: pytest.FixtureRequest, problems: dict[str, Problem]) -> Problem:
+    return problems[request.param]
+
+
+def _by_hand(problem: Problem, of_codes: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`sum over codes` of a function of all codes `[K, R, k]` and their `log q` `[K]`, for each example."""
+    results = []
+    for of_example, reachable in zip(problem.logits, problem.reachable, strict=True):
+        log_q = torch.where(reachable, of_example, -1e30).log_softmax(-1).flatten(0, -2)
+        codes, log_probs = zip(*codes_by_hand(log_q, reachable.flatten(0, -2)), strict=True)
+        results.append(of_codes(torch.stack(codes), torch.stack(log_probs)))
+    return torch.stack(results)
+
+
+def test_entropy_mean_and_draws_are_right(problem: Problem) -> None:
+    layer = dgrad.restricted(problem.layer, mask=problem.mask, allowed=problem.allowed)
+    entropy = _by_hand(problem, lambda codes, log_q: -(log_q.exp() * log_q).sum())
+    torch.testing.assert_close(layer.entropy(problem.logits), entropy)
+    mean = _by_hand(problem, lambda codes, log_q: (log_q.exp()[:, None, None] * codes).sum(0))
+    torch.testing.assert_close(layer.mean(problem.logits).flatten(1, -2), mean)
+    codes = layer.sample(problem.logits, 4000, generator=Generator().manual_seed(0)).flatten(2, -2)  # [S, 3, R, k]
+    _close(codes, mean)
+    for name in ("sum", "log_q"):
+        of_codes, log_q = layer.support(problem.logits)
+        expected = torch.ones(3, dtype=torch.float64) if name == "sum" else -entropy
+        weight = torch.ones_like(log_q) if name == "sum" else log_q.nan_to_num(neginf=0.0)
+        torch.testing.assert_close((log_q.exp() * weight).sum(0), expected)
+        once = log_q > -torch.inf
+        torch.testing.assert_close(layer.log_prob(problem.logits, of_codes)[once], log_q[once])
+
+
+def test_with_allowed_the_prior_is_uniform_over_what_is_allowed(problem: Problem) -> None:
+    """A bare -inf leaves the prior as it is."""
+    layer = dgrad.restricted(problem.layer, mask=problem.mask, allowed=problem.allowed)
+    sizes = problem.reachable.clone()
+    sizes[2].view(-1, sizes.shape[-1])[0, -1] |= not isinstance(problem.layer, MixedCategorical)  # the bare -inf
+    log_count = sizes.sum(-1).clamp_min(1).flatten(1).log().sum(-1)
+    leaf = problem.logits.clone().requires_grad_()
+    kl = layer.kl(leaf)
+    torch.testing.assert_close(kl, log_count - layer.entropy(problem.logits), check_dtype=False)
+    (gradient,) = torch.autograd.grad(kl.sum(), leaf)
+    assert gradient.isfinite().all()
+    assert not gradient[~problem.reachable].any()
+    objective = dgrad.KLObjective(problem.layer, problem.logits, mask=problem.mask, allowed=problem.allowed)
+    codes, log_q = layer.support(problem.logits)
+    losses = objective(codes.expand(-1, 3, *codes.shape[2:]))
+    torch.testing.assert_close((log_q.exp() * losses).sum(0), kl.detach())
+
+
+def test_a_categorical_with_a_logit_of_minus_infinity() -> None:
+    layer, logits = dgrad.latent("2x3"), torch.randn(4, 2, 3, generator=Generator().manual_seed(0))
+    logits[:, 0, 1] = -torch.inf
+    low = logits.clamp_min(-200)
+    for name in ("kl", "entropy"):
+        of_logits, of_low = (tensor.clone().requires_grad_() for tensor in (logits, low))
+        value = getattr(layer, name)(of_logits)
+        torch.testing.assert_close(value, getattr(layer, name)(of_low))
+        for one, other in zip(
+            *(torch.autograd.grad(getattr(layer, name)(x).sum(), x) for x in (of_logits, of_low)), strict=True
+        ):
+            torch.testing.assert_close(one, other)
+    codes = layer.sample(logits, 5, generator=Generator().manual_seed(0))
+    torch.testing.assert_close(layer.log_prob(logits, codes), layer.log_prob(low, codes))
+    assert not codes[..., 0, 1].any()
+
+
+@pytest.mark.parametrize("credit", ["example", "site"])
+def test_the_kl_inside_the_objective(credit: str, problems: dict[str, Problem]) -> None:
+    """`exact` of the KL's objective is the KL, with the gradient of the KL but for that of log q, whose mean is 0."""
+    problem = problems["1x3"]
+    restrictions = {"mask": problem.mask, "allowed": problem.allowed}
+    leaf = problem.logits.clone().requires_grad_()
+    objective = 2.0 * dgrad.KLObjective(problem.layer, problem.logits, credit=credit, **restrictions)
+    estimate = dgrad.estimator("exact")(problem.layer, leaf, objective, credit=credit, **restrictions)
+    expected = 2 * dgrad.restricted(problem.layer, **restrictions).kl(leaf)
+    torch.testing.assert_close(estimate.loss, expected)
+    gradients = [torch.autograd.grad(loss.sum(), leaf)[0] for loss in (estimate.loss, expected)]
+    torch.testing.assert_close(*gradients)
+    table = dgrad.estimator("direct-rb", epsilon=1e-4)(problem.layer, leaf, objective, credit=credit, **restrictions)
+    torch.testing.assert_close(torch.autograd.grad(table.loss.sum(), leaf)[0], gradients[0], rtol=1e-3, atol=1e-3)
+
+
+def test_padding_changes_nothing(problems: dict[str, Problem]) -> None:
+    """With more padding on the right the same gradient, draw for draw where the noise is that of a site."""
+    problem = problems["1x3"]
+    layer, mask = problem.layer, MASK
+
+    def loss(codes: Tensor) -> Tensor:
+        return (codes.squeeze(-2)[:, :, :T] * problem.site_weight).sum((-2, -1)).square()
+
+    logits = problem.logits.nan_to_num().clamp_min(-5)
+    for name in ("exact", "direct-joint"):
+        gradients = []
+        for extra in (0, 2):
+            leaf = torch.cat([logits, torch.zeros(3, extra, 1, 3, dtype=torch.float64)], 1).requires_grad_()
+            wide = torch.cat([mask, torch.zeros(3, extra, dtype=torch.bool)], 1)
+            estimate = dgrad.estimator(name)(layer, leaf, loss, mask=wide, generator=Generator().manual_seed(0))
+            gradients.append(torch.autograd.grad(estimate.loss.sum(), leaf)[0][:, :T])
+        torch.testing.assert_close(*gradients)
+
+
+# Sweeps
+
+
+@pytest.mark.parametrize(("credit", "expected"), [("example", 1 + 3 * 2), ("site", 1 + 2)])
+def test_a_sweep_evaluates_what_is_allowed(credit: str, expected: int, problems: dict[str, Problem]) -> None:
+    """As many codes as the example with the most changes; with a loss for each site all sites change at once."""
+    problem, evaluated = problems["1x3"], 0
+
+    def loss(codes: Tensor) -> Tensor:
+        nonlocal evaluated
+        evaluated += len(codes)
+        return problem.objective(credit)(codes)
+
+    lengths = torch.tensor([3, 1, 2])
+    mask = torch.arange(T) < lengths.unsqueeze(-1)
+    dgrad.estimator("leg")(problem.layer, problem.logits, loss, mask=mask, allowed=problem.allowed, credit=credit)
+    assert evaluated == expected - (credit == "example")  # a value of the first example is forbidden
+
+
+# Layers that are no rows
+
+PAIRS = ("direct", "direct-joint", "direct-rb", "exact", "gumbel-softmax", "imle", "muprop", "reinforce", "rloo")
+
+
+@pytest.mark.parametrize("credit", ["example", "site", "future"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_sequences_of_a_structured_layer(name: str, credit: str) -> None:
+    layer, generator = dgrad.latent("pairs:2"), Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 3, dtype=torch.float64, generator=generator)
+    logits[0, 0, 1] = -torch.inf  # the second bit is never on, and so is the product
+    mask = torch.tensor([[True, True], [True, False]])
+    logits[1, 1] = torch.nan
+    weight = torch.randn(2, 3, dtype=torch.float64, generator=generator)
+
+    def losses(codes: Tensor) -> Tensor:
+        assert not codes[:, ::2, 0, 1].any(), "a forbidden bit is on"
+        assert not codes[:, 1::2, 1].any(), "padding is on"
+        own = (codes * weight).sum(-1)
+        if credit == "future":
+            own = own.cumsum(-1)
+        return own.square() if credit != "example" else own.sum(-1).square()
+
+    totals = []
+    leaf = torch.where(mask.unsqueeze(-1) & (logits > -torch.inf), logits, 0).requires_grad_()
+    every = layer.enumerate(like=weight)  # [4, 3]
+    for b, sites in enumerate((2, 1)):
+        total = torch.zeros((), dtype=torch.float64)
+        for chosen in itertools.product(range(4), repeat=sites):
+            if b == 0 and every[chosen[0], 1]:
+                continue
+            code = torch.cat([every[list(chosen)], torch.zeros(2 - sites, 3, dtype=torch.float64)])
+            log_q = torch.zeros((), dtype=torch.float64)
+            for t, value in enumerate(chosen):
+                support = every if (b, t) != (0, 0) else every[every[:, 1] == 0]
+                log_q = log_q + leaf[b, t] @ every[value] - (support @ leaf[b, t]).logsumexp(0)
+            loss = losses(code.expand(1, 2, 2, 3) * mask.unsqueeze(-1) * torch.tensor([b == 0, b == 1])[:, None, None])
+            loss = loss[0, b] if credit == "example" else loss[0, b, :sites].sum()
+            total = total + log_q.exp() * loss
+        totals.append(total)
+    (truth,) = torch.autograd.grad(torch.stack(totals).sum(), leaf)
+    many = logits.repeat(DRAWS, 1, 1).requires_grad_()
+    estimator = dgrad.estimator(name)
+    estimate = estimator(
+        layer, many, losses, mask=mask.repeat(DRAWS, 1), credit=credit, generator=Generator().manual_seed(0)
+    )
+    gradient = torch.autograd.grad(estimate.loss.sum(), many)[0].unflatten(0, (DRAWS, 2))
+    assert gradient.isfinite().all()
+    assert not gradient[:, 0, 0, 1].any()
+    assert not gradient[:, 1, 1].any()
+    if estimator.traits.unbiased:
+        truth[0, 0, 1] = 0
+        _close(gradient, truth)
+        _close(estimate.loss.detach().view(DRAWS, 2), torch.stack(totals).detach())
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("shape", "keywords", "message"),
+    [
+        ((2, 4, 3), {}, r"logits of shape \[2, 4, 3\] do not fit .* \[batch, 1, 3\], or \[batch, sites, 1, 3\]"),
+        ((2, 1, 3), {"mask": torch.ones(2, 1, dtype=torch.bool)}, r"mask= and credit= are for logits \[batch, sites"),
+        ((2, 1, 3), {"credit": "site"}, "mask= and credit= are for logits"),
+        ((2, 4, 1, 3), {"credit": "sites"}, "credit must be one of example, site, future; got 'sites'"),
+        ((2, 4, 1, 3), {"mask": torch.ones(2, 3, dtype=torch.bool)}, r"mask of shape \[2, 3\]; expected .* \[2, 4\]"),
+        ((2, 4, 1, 3), {"mask": torch.ones(2, 4)}, "mask of torch.float32; expected a tensor of torch.bool"),
+        ((2, 1, 3), {"allowed": torch.ones(4, dtype=torch.bool)}, r"allowed of shape \[4\]; .* \[2, 1, 3\]"),
+        ((2, 1, 3), {"allowed": torch.zeros(3, dtype=torch.bool)}, r"no value of variable 0 is allowed at index \[0\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(shape: tuple[int, ...], keywords: dict[str, object], message: str) -> None:
+    with pytest.raises(dgrad.InputError, match=message):
+        dgrad.estimator("rloo")(
+            dgrad.latent("1x3"), torch.zeros(shape), lambda codes: codes.flatten(2).sum(-1), **keywords
+        )
+
+
+def test_a_loss_for_each_site_is_asked_for() -> None:
+    with pytest.raises(
+        dgrad.InputError, match=r"expected one loss for each site, \[samples, batch, sites\] = \[4, 2, 3\]"
+    ):
+        dgrad.estimator("rloo")(
+            dgrad.latent("1x3"), torch.zeros(2, 3, 1, 3), lambda codes: codes.flatten(2).sum(-1), credit="site"
+        )
+
+
+def test_a_restriction_needs_a_restriction() -> None:
+    with pytest.raises(dgrad.InputError, match="nothing is restricted; expected mask= or allowed="):
+        dgrad.restricted(dgrad.latent("1x3"))
+
+
+@pytest.mark.parametrize("spec", ["2+1", "2+", "a+3", "+3"])
+def test_sizes_that_cannot_be_read(spec: str) -> None:
+    with pytest.raises(dgrad.InputError, match=r"a categorical variable needs at least 2 values|cannot read"):
+        dgrad.latent(spec)
+
+
+def test_sizes_that_are_alike_are_rows() -> None:
+    assert dgrad.latent("3+3") == dgrad.latent("2x3")
+    assert str(dgrad.latent("2+3+5")) == "2+3+5"
+
+
+# Gradients elsewhere
+
+
+def test_without_a_look_at_the_logits_the_gradient_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on other devices: probabilities are right; a sweep evaluates forbidden values and discards them."""
+    layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3)
+    logits[:, 0, 1] = -torch.inf
+
+    def gradient() -> Tensor:
+        leaf = logits.clone().requires_grad_()
+        loss = dgrad.estimator("leg")(
+            layer, leaf, lambda codes: (codes[..., 0] * codes[..., 1]).sum(-1), generator=Generator().manual_seed(0)
+        ).loss
+        return torch.autograd.grad(loss.sum(), leaf)[0]
+
+    looked = gradient()
+    monkeypatch.setattr("dgrad.core.sites.visible", lambda tensor: None)
+    torch.testing.assert_close(gradient(), looked)

@@ -1,0 +1,229 @@
+"""Objectives of a decoder's outputs: any module, its losses, and its sweeps in the fastest way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+import dgrad
+from dgrad.core.objectives import FunctionObjective
+from dgrad.core.random import RandomState
+from dgrad.vae import reconstruction
+from dgrad.vae.reconstruction import DecoderObjective
+
+BATCH, PIXELS = 5, 6
+
+
+class Own(nn.Module):
+    """A decoder with a forward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, PIXELS)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.layer(codes.flatten(1)).tanh()
+
+
+DECODERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(12, PIXELS),
+    "linear without bias": lambda: nn.Linear(12, PIXELS, bias=False),
+    "flattened": lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, PIXELS)),
+    "hidden": lambda: nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, PIXELS)),
+    "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(12, 9), nn.Tanh()), nn.Linear(9, PIXELS)),
+    "images": lambda: nn.Sequential(nn.Linear(12, 8), nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 3, (1, 2))),
+    "own": Own,
+    "embedding": lambda: nn.Sequential(nn.Flatten(), nn.Tanh(), nn.Linear(12, PIXELS)),
+}
+LINEAR = ("linear", "linear without bias", "flattened")
+"""The sweep of these is nearly free with Bernoulli outputs."""
+LOSSES: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
+    "bernoulli": dgrad.bernoulli,
+    "squared error": dgrad.squared_error,
+    "function": lambda x: lambda outputs: (outputs.flatten(2) - x).abs().sum(-1),
+}
+
+
+def _problem(decoder: str, spec: str = "3x4", *, samples: int = 2) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    layer = dgrad.latent(spec)
+    codes = layer.sample(torch.zeros(BATCH, *layer.shape), samples, generator=Generator().manual_seed(0))
+    return DECODERS[decoder](), codes, torch.rand(BATCH, PIXELS)
+
+
+def _by_hand(decoder: nn.Module, loss: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
+    outputs = decoder(codes.flatten(2).flatten(0, 1)).unflatten(0, codes.shape[:2])
+    return loss(outputs)
+
+
+@pytest.mark.filterwarnings("default:the fast sweep could not be compiled")
+@pytest.mark.parametrize("compiled", [False, None])
+@pytest.mark.parametrize("spec", ["3x4", "1x12"])
+@pytest.mark.parametrize("loss_name", LOSSES)
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_loss_the_sweep_and_the_gradient_are_those_of_the_decoder(
+    name: str, loss_name: str, spec: str, compiled: bool | None
+) -> None:
+    decoder, codes, x = _problem(name, spec)
+    loss = LOSSES[loss_name](x)
+    objective = dgrad.objective(decoder=decoder, loss=loss, compiled=compiled)
+    plain = FunctionObjective(lambda codes: _by_hand(decoder, loss, codes), codes_per_call=40)
+    rows = torch.zeros(2, BATCH, 1, dtype=torch.long)
+    ours, theirs = objective.at(codes), plain.at(codes)
+    for one, other in (
+        (ours.loss, theirs.loss),
+        (objective(codes), theirs.loss),
+        (ours.sweep(), theirs.sweep()),
+        (ours.sweep_rows(rows), theirs.sweep_rows(rows)),
+        (objective.everywhere(codes[0], BATCH), plain.everywhere(codes[0], BATCH)),
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for one, other in zip(
+        *(torch.autograd.grad(at.loss.sum(), list(decoder.parameters())) for at in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert ours.full_sweep_is_free(1) == (spec == "1x12" or (name in LINEAR and loss_name == "bernoulli"))
+
+
+def test_relaxed_codes_have_their_gradient() -> None:
+    decoder, codes, x = _problem("linear")
+    soft = (codes + 0.1).requires_grad_()
+    slopes = [
+        torch.autograd.grad(loss.sum(), soft)[0]
+        for loss in (
+            dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))(soft),
+            _by_hand(decoder, dgrad.bernoulli(x), soft),
+        )
+    ]
+    torch.testing.assert_close(*slopes)
+
+
+def test_a_sweep_runs_the_first_layer_once_and_keeps_to_its_budget() -> None:
+    """Nine layers' outputs and six pixels are 60 bytes, ten codes 600."""
+    decoder, codes, x = _problem("hidden")
+    first: list[int] = []
+    last: list[int] = []
+    decoder[0].register_forward_hook(lambda _, inputs, __: first.append(len(inputs[0])))
+    decoder[2].register_forward_hook(lambda _, inputs, __: last.append(len(inputs[0])))
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.squared_error(x), bytes_per_call=1200)
+    objective.at(codes).changed(torch.arange(3).expand(2, BATCH, 3))
+    assert first == [10]
+    assert last == [10, 20, 20, 20, 20, 10]
+
+
+def test_a_module_with_hooks_is_called_as_it_is() -> None:
+    decoder, codes, x = _problem("hidden")
+    calls: list[int] = []
+    decoder.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    assert isinstance(objective, DecoderObjective)
+    assert objective.first is None
+    objective(codes)
+    assert calls == [10]
+
+
+def test_a_decoder_that_wants_flat_codes_and_gets_others_says_what_to_do() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Linear(12, PIXELS)
+
+        def forward(self, codes: Tensor) -> Tensor:
+            return self.network(codes)
+
+    _, codes, x = _problem("linear")
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        dgrad.objective(decoder=Wrapped(), loss=dgrad.bernoulli(x))(codes)
+    assert "nn.Sequential(nn.Flatten(), decoder)" in caught.value.__notes__[0]
+    dgrad.objective(decoder=nn.Sequential(nn.Flatten(), Wrapped()), loss=dgrad.bernoulli(x))(codes)
+
+
+def test_rows_that_a_linear_layer_takes_one_by_one_are_not_flattened() -> None:
+    """`nn.Linear(k, ...)` of `n` rows: the outputs are `[n, pixels]`."""
+    decoder, codes, x = nn.Linear(4, 2), _problem("linear")[1], torch.rand(BATCH, 3, 2)
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    plain = FunctionObjective(lambda codes: dgrad.bernoulli(x)(decoder(codes)))
+    torch.testing.assert_close(objective.sweep(codes), plain.sweep(codes))
+
+
+@pytest.mark.parametrize("loss_name", ["bernoulli", "function"])
+@pytest.mark.parametrize("spec", ["3x4", "1x12"])
+@pytest.mark.parametrize("begins_linear", [True, False])
+def test_a_sweep_through_dropout_has_one_mask_for_each_example(begins_linear: bool, spec: str, loss_name: str) -> None:
+    _, codes, x = _problem("linear", spec)
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(12, 32), nn.Dropout(0.5), nn.Linear(32, PIXELS))
+    if not begins_linear:
+        decoder = nn.Sequential(nn.Identity(), nn.Flatten(), decoder)
+    loss = LOSSES[loss_name](x)
+    objective = dgrad.objective(decoder=decoder, loss=loss)
+    state = RandomState(codes.device)
+    at = objective.at(codes)
+    assert not at.full_sweep_is_free(1)
+    sweep = at.sweep()
+    expected = FunctionObjective(lambda codes: state.again(lambda: _by_hand(decoder, loss, codes)), codes_per_call=10)
+    torch.testing.assert_close(sweep, expected.sweep(codes), rtol=1e-5, atol=1e-5)
+    state = RandomState(codes.device)
+    for ours, code in zip(objective.everywhere(codes[0], BATCH), codes[0], strict=True):
+        theirs = state.again(lambda code: _by_hand(decoder, loss, code), code.expand(1, BATCH, *code.shape))
+        torch.testing.assert_close(ours, theirs[0], rtol=1e-5, atol=1e-5)
+    decoder.eval()
+    assert objective.at(codes).full_sweep_is_free(1) == (spec == "1x12")
+
+
+@pytest.mark.parametrize("spec", ["3x4", "1x12"])
+@pytest.mark.parametrize("begins_linear", [True, False])
+def test_batch_norm_in_training_mode_is_refused_in_a_sweep(begins_linear: bool, spec: str) -> None:
+    _, codes, x = _problem("linear", spec)
+    decoder = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, PIXELS))
+    decoder = decoder if begins_linear else nn.Sequential(nn.Flatten(), nn.Identity(), decoder)
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    at = objective.at(codes)
+    counted = decoder.state_dict().copy()
+    with pytest.raises(dgrad.InputError, match="BatchNorm in training mode inside a sweep"):
+        at.sweep()
+    with pytest.raises(dgrad.InputError, match="BatchNorm in training mode inside a sweep"):
+        objective.everywhere(codes[0], BATCH)
+    for name, value in decoder.state_dict().items():
+        assert torch.equal(value, counted[name]), "no imagined code was counted"
+    decoder.eval()
+    assert objective.sweep(codes).isfinite().all()
+
+
+def test_weights_that_change_after_a_call_are_seen_by_the_next() -> None:
+    """One objective for a fixed batch and many steps: nothing of the weights is kept."""
+    decoder, codes, x = _problem("linear")
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    before = objective(codes)
+    with torch.no_grad():
+        decoder.weight.data.mul_(2.0)
+    after = objective(codes)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, _by_hand(decoder, dgrad.bernoulli(x), codes))
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "squared error"])
+@pytest.mark.parametrize("low", [-0.1, 1.1])
+def test_data_out_of_range_are_refused(name: str, low: float) -> None:
+    with pytest.raises(dgrad.InputError, match=r"expected numbers in \[0, 1\]: divide bytes by 255"):
+        LOSSES[name](torch.full((2, 3), low))
+
+
+def test_outputs_that_do_not_fit_the_data_are_refused() -> None:
+    decoder, codes, x = _problem("linear")
+    with pytest.raises(dgrad.InputError, match="the decoder gives 6 outputs for each of 5 examples, and the data are"):
+        dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x[:, 1:]))(codes)
+    with pytest.raises(dgrad.InputError, match="the data are 4 examples of 6 numbers"):
+        dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x[1:])).at(codes)
+    with pytest.raises(dgrad.InputError, match=r"the loss returned shape \[2, 5, 6\] for outputs"):
+        dgrad.objective(decoder=decoder, loss=lambda outputs: outputs - x)(codes)
+
+
+def test_no_compiler_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "_there_is_a_compiler", lambda: False)
+    decoder, codes, x = _problem("linear")
+    monkeypatch.setattr(reconstruction.cpu, "serves", lambda *_: pytest.fail("asked for the kernels"))
+    dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x)).sweep(codes)
