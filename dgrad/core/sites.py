@@ -273,6 +273,9 @@ class Sites(LatentLayer):
     def __str__(self) -> str:
         return f"{self.sites} sites of {self.layer}"
 
+    def defines(self, member: str) -> bool:
+        return self.layer.defines(member)
+
     def _problem(self, logits: Tensor) -> Problem:
         return prepare(self, logits)
 
