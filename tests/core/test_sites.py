@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
-from dgrad_plugins.latents import MixedCategorical
+from dgrad_plugins.latents import UnequalCategorical
 from tests.helpers import with_layer
 
 DRAWS = 1500
@@ -58,7 +58,7 @@ class Problem:
         if masked:
             self.logits[~MASK] = torch.nan  # padding may be anything
             self.reachable &= MASK[..., None, None]
-        if isinstance(self.layer, MixedCategorical):
+        if isinstance(self.layer, UnequalCategorical):
             self.reachable &= self.layer.allowed
         rows = self.reachable[0].numel() // k
         self.site_weight = torch.randn(rows, k, dtype=torch.float64, generator=generator)
@@ -236,7 +236,7 @@ def test_with_allowed_the_prior_is_uniform_over_what_is_allowed(problem: Problem
     """A bare -inf leaves the prior as it is."""
     layer = dgrad.restricted(problem.layer, mask=problem.mask, allowed=problem.allowed)
     sizes = problem.reachable.clone()
-    sizes[2].view(-1, sizes.shape[-1])[0, -1] |= not isinstance(problem.layer, MixedCategorical)  # the bare -inf
+    sizes[2].view(-1, sizes.shape[-1])[0, -1] |= not isinstance(problem.layer, UnequalCategorical)  # the bare -inf
     log_count = sizes.sum(-1).clamp_min(1).flatten(1).log().sum(-1)
     leaf = problem.logits.clone().requires_grad_()
     kl = layer.kl(leaf)
