@@ -146,7 +146,7 @@ class Restricted(LatentLayer):
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
     ) -> Float[Tensor, "samples batch *code"]:
-        return self.layer.linear_sweep(torch.where(self.allowed_on(weights.device), weights, 0), codes)
+        return self.layer.linear_sweep(weights, codes)
 
     # Probabilities
 
