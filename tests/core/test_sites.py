@@ -426,6 +426,41 @@ def test_sizes_that_are_alike_are_rows() -> None:
     assert str(dgrad.latent("2+3+5")) == "2+3+5"
 
 
+# Edges
+
+
+@pytest.mark.parametrize(
+    ("mask", "dtype"),
+    [
+        ([[True, False], [False, False]], torch.float32),
+        ([[False, False]], torch.float32),
+        ([], torch.float32),
+        ([[True], [True]], torch.float32),
+        ([[True, False], [True, True]], torch.bfloat16),
+        ([[True, False], [True, True]], torch.float16),
+    ],
+    ids=["an empty sequence", "nothing but padding", "no example", "one site", "bfloat16", "float16"],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_edges(name: str, mask: list[list[bool]], dtype: torch.dtype) -> None:
+    """Finite values, gradients and buffers, codes in the dtype of the logits."""
+    layer = dgrad.latent("1x2" if name in BINARY else "1x3")
+    of_sites = torch.tensor(mask).bool().view(len(mask), len(mask[0]) if mask else 2)
+    estimator = with_layer(name, dgrad.restricted(layer, mask=of_sites))
+    logits = torch.randn(*of_sites.shape, *layer.shape, generator=Generator().manual_seed(0)).to(dtype).requires_grad_()
+
+    def loss(codes: Tensor) -> Tensor:
+        assert codes.dtype == dtype
+        return codes[..., 0].flatten(2).sum(-1).square()
+
+    estimate = estimator(layer, logits, loss, mask=of_sites, generator=Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(estimate.loss.sum(), logits)
+    assert gradient.dtype == dtype
+    assert not gradient[~of_sites].any()
+    for tensor in (estimate.loss, gradient, *estimator.buffers()):
+        assert tensor.isfinite().all()
+
+
 # Other devices, where nobody may look
 
 
