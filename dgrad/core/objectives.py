@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
@@ -138,6 +139,8 @@ class Evaluation:
 
     allowed: Tensor | None = None
     """Bool, broadcasts against one-hot codes: the values that a sweep evaluates. None for all."""
+    vectorises = True
+    """Whether `torch.func.vmap` is still worth a try."""
 
     def __init__(
         self,
@@ -223,7 +226,32 @@ class Evaluation:
         """The losses of changed codes `[C, S, B, *code]`, with the random numbers of the codes themselves."""
         if self.noise is None:
             return self.objective(changed.flatten(0, 1)).unflatten(0, changed.shape[:2])
-        return torch.stack([self.noise.again(self.objective, codes) for codes in changed])
+        return self.with_same_noise(self.objective, changed, self.codes)
+
+    def with_same_noise(
+        self, function: Callable[[Tensor], Tensor], changed: Tensor, own: Tensor
+    ) -> Float[Tensor, "changes samples batch"]:
+        """What a function gives for each of the changed inputs, with the random numbers of the codes themselves.
+
+        One call with `torch.func.vmap` where that gives the codes' own loss again, else a call for each change.
+
+        Args:
+            changed: the function's inputs, `[C, S, B, *inputs]`.
+            own: its inputs for the codes themselves, `[S, B, *inputs]`.
+        """
+        assert self.noise is not None
+        if self.vectorises and changed.device.type == "cpu":
+            one_mask = torch.func.vmap(function, randomness="same")
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")  # vmap warns where it would be slow
+                    losses = self.noise.again(one_mask, torch.cat([own.unsqueeze(0), changed]))
+                if agree(losses[0], self.loss):
+                    return losses[1:]
+            except Exception:  # whatever vmap cannot do
+                pass
+            self.vectorises = False
+        return torch.stack([self.noise.again(function, inputs) for inputs in changed])
 
     @without_gradient
     def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
@@ -471,7 +499,7 @@ class _IndexEvaluation(Evaluation):
     def losses_of(self, changed: Tensor) -> Float[Tensor, "changes samples batch"]:
         if self.noise is None:
             return self.objective.loss_of(changed.flatten(0, 1)).unflatten(0, changed.shape[:2])
-        return torch.stack([self.noise.again(self.objective.loss_of, indices) for indices in changed])
+        return self.with_same_noise(self.objective.loss_of, changed, self.codes.argmax(-1))
 
     def shared_values(self, values: Int[Tensor, " values"]) -> Float[Tensor, "values batch"]:
         return self.objective.shared_indices(values.unsqueeze(-1), self.codes.shape[1])

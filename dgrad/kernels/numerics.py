@@ -79,7 +79,9 @@ def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     >>> softplus(torch.tensor([-200.0, 0.0, 200.0]))
     tensor([  0.0000,   0.6931, 200.0000])
     """
-    result: Tensor = _Softplus.apply(x) if x.device.type == "cpu" else F.softplus(x)
+    if x.device.type != "cpu" or torch._C._are_functorch_transforms_active():  # torch.func takes no own gradients
+        return F.softplus(x)
+    result: Tensor = _Softplus.apply(x)
     return result
 
 

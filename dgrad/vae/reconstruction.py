@@ -168,7 +168,7 @@ class DecoderObjective(Objective):
         return cpu.BernoulliLinear(weight, bias, data, (n, k)).at(codes)
 
     def _compiles(self, *tensors: Tensor) -> bool:
-        if torch.compiler.is_compiling() or self.compiled is False:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or self.compiled is False:
             return False
         return (self.compiled or _there_is_a_compiler()) and cpu.serves(*tensors)
 
@@ -291,7 +291,7 @@ class DecoderEvaluation(Evaluation):
             plain.allowed = self.allowed
             return plain.changed(rows)
         warn_if_expensive(rows.shape[-1] * (codes.shape[-1] - 1), *of.cost_advice)
-        rest_loss = of.changed_loss if noise is None else functools.partial(noise.again, of.changed_loss)
+        rest_loss = of.changed_loss if noise is None else self._changed_loss_with_same_noise
         return difference_sweep(
             codes,
             rows,
@@ -300,8 +300,14 @@ class DecoderEvaluation(Evaluation):
             rest_loss,
             self.loss.detach(),
             numbers_per_code=of.numbers_per_code,
-            bytes_per_call=of.sweep_bytes if noise is None else 1,  # one change a call, with the masks of the code
+            bytes_per_call=of.sweep_bytes,
         )
+
+    def _changed_loss_with_same_noise(self, hidden: Tensor) -> Tensor:
+        """The loss from the outputs of the first layer on, `[C*S, B, width]`."""
+        assert self.hidden is not None
+        changed = hidden.unflatten(0, (-1, len(self.hidden)))
+        return self.with_same_noise(self.objective.changed_loss, changed, self.hidden).flatten(0, 1)
 
     def first_outputs(self) -> Float[Tensor, "samples batch width"] | None:
         """The outputs of the first layer, or None where the decoder does not begin with a linear one."""

@@ -164,6 +164,7 @@ def test_a_sweep_through_dropout_has_one_mask_for_each_example(begins_linear: bo
     at = objective.at(codes)
     assert not at.full_sweep_is_free(1)
     sweep = at.sweep()
+    assert at.vectorises
     expected = FunctionObjective(lambda codes: state.again(lambda: _by_hand(decoder, loss, codes)), codes_per_call=10)
     torch.testing.assert_close(sweep, expected.sweep(codes), rtol=1e-5, atol=1e-5)
     state = RandomState(codes.device)
