@@ -421,13 +421,13 @@ class FunctionObjective(Objective):
             return None
         state = RandomState(inputs.device)
         try:
-            losses = self.function(inputs.unsqueeze(1))
+            losses = _floating(self.function(inputs.unsqueeze(1)), inputs)
         except BatchNormError:
             raise
         except Exception:  # a function that wants the whole batch, in whatever way it says so
             return None
         broadcast = losses.shape in ((len(inputs), batch), (len(inputs), 1))
-        return _floating(losses, inputs).expand(-1, batch) if broadcast and not state.has_moved() else None
+        return losses.expand(-1, batch) if broadcast and not state.has_moved() else None
 
 
 class IndexObjective(FunctionObjective):

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import without_gradient
 from dgrad.core.objectives import CodeLoss, Evaluation, FunctionObjective, Objective, Sum, as_objective, in_dtype
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import Restricted
@@ -92,11 +93,11 @@ class _OfAllowed(Evaluation):
         assert self.allowed is not None
         return torch.where(self.allowed, table, self.loss.detach()[..., None, None])
 
-    @torch.no_grad()
+    @without_gradient
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         return self._unchanged_where_forbidden(self.inner.sweep())
 
-    @torch.no_grad()
+    @without_gradient
     def sweep_rows(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         return self._unchanged_where_forbidden(self.inner.sweep_rows(rows))
 
@@ -107,7 +108,7 @@ class _OfAllowed(Evaluation):
 class _OfMoves(Evaluation):
     """Every change is evaluated; a neighbour that is forbidden has the loss of the code."""
 
-    @torch.no_grad()
+    @without_gradient
     def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
         if layer.one_hot_rows or layer.moves is None or self.allowed is None:
             return super().potentials(layer)
