@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+from dgrad.core.modes import in_transform
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 SLOW_LENGTHS = range(3, 16)
 """Of a last axis over which torch's softmax takes three to five times as long on a CPU as over the first axis."""
+
+
+def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """`function` outside of `torch.autocast`, which would multiply its matrices in half precision."""
+
+    @functools.wraps(function)
+    def run(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments, **keywords)
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **keywords)
+
+    return run
 
 
 def softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
@@ -35,6 +56,18 @@ def log_softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     if x.device.type != "cpu" or x.shape[-1] not in SLOW_LENGTHS:
         return x.log_softmax(-1)
     return x.reshape(-1, x.shape[-1]).T.contiguous().log_softmax(0).T.contiguous().view(x.shape)
+
+
+def one_hot(indices: Int[Tensor, "*lead"], values: int, dtype: torch.dtype) -> Shaped[Tensor, "*lead values"]:
+    """`F.one_hot` in a dtype. On a CPU that looks at the indices, which `torch.func.vmap` cannot.
+
+    >>> import torch
+    >>> one_hot(torch.tensor([1]), 3, torch.float32)
+    tensor([[0., 1., 0.]])
+    """
+    if in_transform():
+        return (indices.unsqueeze(-1) == torch.arange(values, device=indices.device)).to(dtype)
+    return F.one_hot(indices, values).to(dtype)
 
 
 def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

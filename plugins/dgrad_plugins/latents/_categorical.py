@@ -7,15 +7,15 @@ import re
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
 from dgrad.core.latent_layer import LogLinear
+from dgrad.core.modes import in_transform
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
-from dgrad.kernels.numerics import log_softmax, softmax
+from dgrad.kernels.numerics import full_precision, log_softmax, one_hot, softmax
 
 LARGEST_CODE = 2**24
 """The most coordinates that a code may have; their logits alone take 64 MiB for each example."""
@@ -83,7 +83,10 @@ class Categorical(LogLinear):
         return gumbel(logits, samples, generator=generator)
 
     def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        return torch.zeros_like(potentials).scatter_(-1, potentials.argmax(-1, keepdim=True), 1.0)
+        best = potentials.argmax(-1, keepdim=True)
+        if in_transform():  # vmap has no scatter_ of a number
+            return one_hot(best.squeeze(-1), self.values, potentials.dtype)
+        return torch.zeros_like(potentials).scatter_(-1, best, 1.0)
 
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
         return softmax(potentials / temperature)
@@ -100,6 +103,7 @@ class Categorical(LogLinear):
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         return softmax(logits)
 
+    @full_precision
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
@@ -135,7 +139,7 @@ class Categorical(LogLinear):
         return codes.argmax(-1)
 
     def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
-        return F.one_hot(indices, self.values).to(dtype)
+        return one_hot(indices, self.values, dtype)
 
     def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
         return Independent(OneHotCategorical(logits=logits), 1)
