@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import in_transform, without_gradient
 from dgrad.core.objective_guards import refuse_batch_norm, warn_if_expensive
 from dgrad.core.objectives import Evaluation, FunctionObjective, Objective
 from dgrad.core.random import RandomState
@@ -168,7 +169,7 @@ class DecoderObjective(Objective):
         return cpu.BernoulliLinear(weight, bias, data, (n, k)).at(codes)
 
     def _compiles(self, *tensors: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or self.compiled is False:
+        if torch.compiler.is_compiling() or in_transform() or self.compiled is False:
             return False
         return (self.compiled or _there_is_a_compiler()) and cpu.serves(*tensors)
 
@@ -249,15 +250,15 @@ class DecoderEvaluation(Evaluation):
 
     @property
     def linear_bernoulli(self) -> bool:
-        """Whether the sweep is that of one linear layer with Bernoulli outputs."""
-        return self.objective.linear_bernoulli and self.objective.begins_linear(self.codes)
+        """Whether the sweep is that of one linear layer with Bernoulli outputs, which `torch.func` cannot transform."""
+        return not in_transform() and self.objective.linear_bernoulli and self.objective.begins_linear(self.codes)
 
     @property
     def support_serves(self) -> bool:
         """Whether the decoder may be evaluated once for all examples."""
         return self.noise is None and self.objective.sees_code_alone
 
-    @torch.no_grad()
+    @without_gradient
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         of, codes = self.objective, self.codes
         table = None if self.kernel is None else self.kernel.sweep()
@@ -279,7 +280,7 @@ class DecoderEvaluation(Evaluation):
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.linear_bernoulli or (self.support_serves and support_is_smaller(self.codes, rows))
 
-    @torch.no_grad()
+    @without_gradient
     def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         of, codes, noise = self.objective, self.codes, self.noise
         refuse_batch_norm(of.decoder)
