@@ -317,8 +317,7 @@ class GradientEstimator(nn.Module, ABC):
             estimate = _of_no_example(problem.layer, problem.logits, usable)
         else:
             estimate = self.estimate(problem.layer, problem.logits, usable, generator=generator)
-        differentiable = self.traits.differentiable_objective
-        _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits, differentiable)
+        _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
         if problem.plain:
             return estimate
         assert isinstance(of_problem, ProblemObjective)
@@ -646,7 +645,7 @@ def _of_no_example(layer: LatentLayer, logits: Tensor, objective: Objective) -> 
     return Estimate(loss=objective(codes).mean(0) + logits.flatten(1).sum(-1), codes=codes)
 
 
-def _check_estimate(name: str, estimate: Any, logits: Tensor, differentiable: bool = False) -> None:
+def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
     """Hold a plugin's estimator to the contract; by shapes alone, so that nothing waits for the device.
 
     Raises:
@@ -665,11 +664,6 @@ def _check_estimate(name: str, estimate: Any, logits: Tensor, differentiable: bo
             f"{', '.join(map(str, logits.shape))}]"
         )
     if torch.is_grad_enabled() and logits.requires_grad and not estimate.loss.requires_grad:
-        if differentiable:
-            raise InputError(
-                f"the objective has no gradient in the codes, and {name} differentiates it; expected a loss that is "
-                "computed from the codes by differentiable operations: or take rloo, or direct"
-            )
         raise InputError(
             f"{name} returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
         )

@@ -306,6 +306,11 @@ def _allowed_changes(values: Tensor, rows: Tensor, own: Tensor, allowed: Tensor)
     return torch.where(fine, values, own).gather(-1, order), rows.gather(-1, order)
 
 
+def _floating(loss: Tensor, inputs: Tensor) -> Tensor:
+    """The loss in a floating dtype: counts and booleans have no gradient, and sums of them no mean."""
+    return loss if loss.is_floating_point() else loss.to(torch.promote_types(inputs.dtype, torch.float32))
+
+
 _LOSSES = {
     2: ("code", "samples, batch", "sum over everything but the first two axes"),
     3: ("site", "samples, batch, sites", "or take credit='example'"),
@@ -367,8 +372,7 @@ class FunctionObjective(Objective):
                 f"the objective returned {got} for codes of shape {list(inputs.shape)}; expected one loss for each "
                 f"{each}, [{axes}] = {list(shape)}: {remedy}"
             )
-        # Counts and booleans have no gradient, and sums of them no mean.
-        return loss if loss.is_floating_point() else loss.to(torch.promote_types(inputs.dtype, torch.float32))
+        return _floating(loss, inputs)
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         return self._everywhere(codes, batch)
@@ -399,7 +403,7 @@ class FunctionObjective(Objective):
         except Exception:  # a function that wants the whole batch, in whatever way it says so
             return None
         broadcast = losses.shape in ((len(inputs), batch), (len(inputs), 1))
-        return losses.expand(-1, batch) if broadcast and not state.has_moved() else None
+        return _floating(losses, inputs).expand(-1, batch) if broadcast and not state.has_moved() else None
 
 
 class IndexObjective(FunctionObjective):
