@@ -110,6 +110,10 @@ class Objective(ABC):
         """
         return None
 
+    def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
+        """Whether codes of sequences may come with all rows in one axis, `[S, B, T*n, k]`, for a faster sweep."""
+        return False
+
     def changes_per_call(self, codes: Tensor, count: int) -> int:
         """How many changes a sweep hands to one call, where each is made to `count` codes like these."""
         if self.codes_per_call is not None:
@@ -536,9 +540,12 @@ class KLObjective(Objective):
         return self(codes.unsqueeze(1))
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
-        if self.problem.sites is not None:
+        if codes.shape[2:] != self.layer.shape:  # of sequences
             return super().evaluate(codes)
         return _KLEvaluation(self, codes, self(codes))
+
+    def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
+        return self.layer.one_hot_rows and not self.problem.folded
 
 
 class _KLEvaluation(Evaluation):
@@ -639,6 +646,9 @@ class Sum(Objective):
     def __call__(self, codes: Tensor) -> Tensor:
         return self.combine(*(part(codes) for part in self.parts))
 
+    def takes_rows(self, codes: Tensor) -> bool:
+        return all(part.takes_rows(codes) for part in self.parts)
+
     def everywhere(self, codes: Tensor, batch: int) -> Tensor:
         return self.combine(*(part.everywhere(codes, batch) for part in self.parts))
 
@@ -690,6 +700,9 @@ class _InDtype(Objective):
 
     def __call__(self, codes: Tensor) -> Tensor:
         return self.inner(codes.to(self.dtype)).to(codes.dtype)
+
+    def takes_rows(self, codes: Tensor) -> bool:
+        return self.inner.takes_rows(codes.to(self.dtype))
 
     def everywhere(self, codes: Tensor, batch: int) -> Tensor:
         return self.inner.everywhere(codes.to(self.dtype), batch).to(codes.dtype)

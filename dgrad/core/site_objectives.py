@@ -63,10 +63,19 @@ class ProblemObjective(Objective):
         shared = self.problem.sites is None and (self.allowed is None or len(self.allowed) == 1)
         return self.inner.everywhere(codes, batch) if shared else super().everywhere(codes, batch)
 
+    def _sweeps_rows(self, codes: Tensor) -> bool:
+        """Whether the inner objective sweeps the rows of these codes in its own way."""
+        if not self.problem.layer.one_hot_rows:
+            return False
+        if self.problem.sites is None:
+            return True
+        return self.problem.credit == "example" and self.inner.takes_rows(self.problem.codes(codes))
+
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
         evaluation: Evaluation
-        if self.problem.sites is None and self.problem.layer.one_hot_rows:
-            evaluation = _OfAllowed(self, codes, self.inner.evaluate(self.problem.codes(codes)))
+        if self._sweeps_rows(codes):
+            rows = self.problem.folded_codes(self.problem.codes(codes))
+            evaluation = _OfAllowed(self, codes, self.inner.evaluate(rows))
         else:
             state = RandomState(codes.device)
             loss = self(codes)
@@ -90,7 +99,8 @@ class _OfAllowed(Evaluation):
         self.inner.restrict(allowed)
 
     def _unchanged_where_forbidden(self, table: Tensor) -> Tensor:
-        assert self.allowed is not None
+        if self.allowed is None:
+            return table
         return torch.where(self.allowed, table, self.loss.detach()[..., None, None])
 
     @without_gradient

@@ -123,6 +123,9 @@ class DecoderObjective(Objective):
         """Whether the first layer is linear in all of these inputs."""
         return self.first is not None and self.first.in_features == math.prod(inputs.shape[2:])
 
+    def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
+        return self.sees_code_alone and self.begins_linear(codes)
+
     @property
     def linear_bernoulli(self) -> bool:
         """Whether the decoder is one linear layer, which sees nothing but the code, and its loss `dgrad.bernoulli`."""
@@ -256,7 +259,7 @@ class DecoderEvaluation(Evaluation):
     @property
     def support_serves(self) -> bool:
         """Whether the decoder may be evaluated once for all examples."""
-        return self.noise is None and self.objective.sees_code_alone
+        return self.noise is None and self.allowed is None and self.objective.sees_code_alone
 
     @without_gradient
     def sweep(self) -> Float[Tensor, "samples batch n k"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 import dgrad
 from dgrad.testing._checks import _NoWaiting, _OneHotAsOnGPU
@@ -320,6 +320,36 @@ def test_a_sweep_evaluates_what_is_allowed(credit: str, expected: int, problems:
     mask = torch.arange(T) < lengths.unsqueeze(-1)
     dgrad.estimator("leg")(problem.layer, problem.logits, loss, mask=mask, allowed=problem.allowed, credit=credit)
     assert evaluated == expected - (credit == "example")  # a value of the first example is forbidden
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_decoder_that_begins_linear_sweeps_sequences_by_its_columns(
+    depth: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same gradient as by calls, padding included; no changed code is made."""
+    layer, generator = dgrad.latent("1x4"), Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = nn.Sequential(nn.Linear(T * 4, 6), *[nn.ReLU(), nn.Linear(6, 6)][: 2 * (depth - 1)])
+    data = (torch.rand(3, 6, generator=generator) < 0.5).float()
+    logits = torch.randn(3, T, 1, 4, generator=generator).requires_grad_()
+    mask = MASK if masked else None
+    kl = dgrad.KLObjective(layer, logits, mask=mask)
+
+    def by_calls(codes: Tensor) -> Tensor:
+        return dgrad.bernoulli(data)(decoder(codes.flatten(2)))
+
+    gradients = []
+    fast = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(data))
+    monkeypatch.setattr(fast, "changes_per_call", None)  # what a sweep by calls would ask
+    for objective in (fast, dgrad.objective(by_calls)):
+        estimate = dgrad.estimator("leg")(
+            layer, logits, objective + kl, mask=mask, generator=Generator().manual_seed(0)
+        )
+        gradients.append(torch.autograd.grad(estimate.loss.sum(), logits)[0])
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].any()
 
 
 # Layers that are no rows
