@@ -313,10 +313,11 @@ class GradientEstimator(nn.Module, ABC):
         self._check_call(layer, logits, generator, objective)
         problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
         of_problem = objective_of(problem, objective)
+        usable = self._usable(of_problem)
         if len(problem.logits):
-            estimate = self.estimate(problem.layer, problem.logits, self._usable(of_problem), generator=generator)
+            estimate = self.estimate(problem.layer, problem.logits, usable, generator=generator)
         else:
-            estimate = _of_no_example(problem, of_problem)
+            estimate = _of_no_example(problem, usable)
         _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
         if problem.plain:
             return estimate

@@ -209,6 +209,11 @@ class Evaluation:
             return torch.func.grad(lambda codes: self.objective(codes).sum())(self.codes.detach())
         if not self.codes.requires_grad:
             raise InputError("slope() of codes evaluated by at(codes); expected at(codes, differentiable=True)")
+        if not self.loss.requires_grad:
+            raise InputError(
+                "the objective has no gradient in the codes, and this estimator differentiates it; expected a loss "
+                "that is computed from the codes by differentiable operations: or take rloo, or direct"
+            )
         with torch.enable_grad():
             total = self.loss.sum()
         (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True)
@@ -297,6 +302,11 @@ def _allowed_changes(values: Tensor, rows: Tensor, own: Tensor, allowed: Tensor)
     return torch.where(fine, values, own).gather(-1, order), rows.gather(-1, order)
 
 
+def _floating(loss: Tensor, inputs: Tensor) -> Tensor:
+    """The loss in a floating dtype: counts and booleans have no gradient, and sums of them no mean."""
+    return loss if loss.is_floating_point() else loss.to(torch.promote_types(inputs.dtype, torch.float32))
+
+
 _LOSSES = {
     2: ("code", "samples, batch", "sum over everything but the first two axes"),
     3: ("site", "samples, batch, sites", "or take credit='example'"),
@@ -358,7 +368,7 @@ class FunctionObjective(Objective):
                 f"the objective returned {got} for codes of shape {list(inputs.shape)}; expected one loss for each "
                 f"{each}, [{axes}] = {list(shape)}: {remedy}"
             )
-        return _floating(loss)
+        return _floating(loss, inputs)
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         return self._everywhere(codes, batch)
@@ -383,18 +393,13 @@ class FunctionObjective(Objective):
             return None
         state = RandomState(inputs.device)
         try:
-            losses = _floating(self.function(inputs.unsqueeze(1)))
+            losses = self.function(inputs.unsqueeze(1))
         except BatchNormError:
             raise
         except Exception:  # a function that wants the whole batch, in whatever way it says so
             return None
         broadcast = losses.shape in ((len(inputs), batch), (len(inputs), 1))
-        return losses.expand(-1, batch) if broadcast and not state.has_moved() else None
-
-
-def _floating(loss: Tensor) -> Tensor:
-    """Counts and booleans as numbers that have a mean."""
-    return loss if loss.is_floating_point() else loss.to(torch.get_default_dtype())
+        return _floating(losses, inputs).expand(-1, batch) if broadcast and not state.has_moved() else None
 
 
 class IndexObjective(FunctionObjective):
