@@ -313,10 +313,11 @@ class GradientEstimator(nn.Module, ABC):
         self._check_call(layer, logits, generator, objective)
         problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
         of_problem = objective_of(problem, objective)
+        usable = self._usable(of_problem)
         if len(problem.logits):
-            estimate = self.estimate(problem.layer, problem.logits, self._usable(of_problem), generator=generator)
+            estimate = self.estimate(problem.layer, problem.logits, usable, generator=generator)
         else:
-            estimate = _of_no_example(problem, of_problem)
+            estimate = _of_no_example(problem, usable)
         _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
         if problem.plain:
             return estimate
@@ -477,6 +478,17 @@ class GradientEstimator(nn.Module, ABC):
         return self
 
 
+def _is_constant(value: Schedule) -> bool:
+    return isinstance(value, Constant)
+
+
+def _of_no_example(problem: Problem, objective: Objective) -> Estimate:
+    """The estimate of an empty batch: nothing is drawn, and averages have nothing to take in."""
+    codes = problem.layer.argmax(problem.logits.detach()).unsqueeze(0)  # [1, 0, *code]
+    # Connected to the logits and to what the objective trains, so that a backward pass gives empty gradients.
+    return Estimate(loss=objective(codes).mean(0) + problem.logits.flatten(1).sum(-1), codes=codes)
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What the first half of a one-pass estimator returns.
@@ -634,17 +646,6 @@ def _undefined(estimator: GradientEstimator, methods: str) -> InputError:
     """The error of a plugin's estimator that lacks what its traits promise."""
     name = type(estimator).__name__
     return InputError(f"{name} does not define {methods}; expected estimate, or what its traits say: see {name}.traits")
-
-
-def _is_constant(value: Schedule) -> bool:
-    return isinstance(value, Constant)
-
-
-def _of_no_example(problem: Problem, objective: Objective) -> Estimate:
-    """The estimate of an empty batch: nothing is drawn, and averages have nothing to take in."""
-    codes = problem.layer.argmax(problem.logits.detach()).unsqueeze(0)  # [1, 0, *code]
-    # Connected to the logits and to what the objective trains, so that a backward pass gives empty gradients.
-    return Estimate(loss=objective(codes).mean(0) + problem.logits.flatten(1).sum(-1), codes=codes)
 
 
 def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:

@@ -388,6 +388,13 @@ def test_a_checkpoint_refuses_a_generator_that_has_moved_on() -> None:
         loss.backward()
 
 
+def test_a_draw_of_no_example_leaves_averages_alone() -> None:
+    estimator = dgrad.estimator("reinforce")
+    draw = estimator.draw(LAYER, LOGITS[:0])
+    assert draw.estimate(_loss(draw.codes)).loss.shape == (0,)
+    assert estimator.average == 0
+
+
 def test_learned_networks_are_rounded_as_any_network_is() -> None:
     network: Any = with_layer("relax", LAYER).half().network
     assert network.hidden.weight.dtype == torch.float16
