@@ -26,7 +26,7 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
     @functools.wraps(function)
     def run(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
-        if not torch.is_autocast_enabled(device):
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return function(*arguments, **keywords)
         with torch.autocast(device, enabled=False):
             return function(*arguments, **keywords)
