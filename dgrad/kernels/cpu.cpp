@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 namespace {
@@ -183,6 +184,14 @@ inline void over_pixels(const float* outputs, const float* image, int64_t pixels
     add(load(last_outputs), load(last_pixels), whole);
 }
 
+// Writes a vector of pixels from pixel d on; the last one may lack some.
+inline void store_pixels(const Floats& from, float* to, int64_t d, int64_t pixels) {
+    if (d + LANES <= pixels) return store(from, to + d);
+    float last[LANES];
+    store(from, last);
+    std::copy_n(last, pixels - d, to + d);
+}
+
 // v = exp(W - c) and 1 / v for the k values of a row, with c the middle of the values at each pixel: v enters only as v_j / v_z, and so the
 // exponentials stay in range.
 void exponentials(const float* row, int64_t k, int64_t width, float* v, float* inverse) {
@@ -226,9 +235,113 @@ void in_parallel(int64_t count, int64_t threads, const Work& work) {
     for (int64_t part = 0; part < parts; ++part) work(count * part / parts, count * (part + 1) / parts);
 }
 
+// LANES rows of k numbers, `stride` apart, as k vectors: a row to each lane. Lanes beyond `rows` repeat the first row.
+inline void read_rows(const float* from, int64_t rows, int64_t k, int64_t stride, float* block) {
+    if (rows == LANES) {
+        for (int64_t value = 0; value < k; ++value)
+            for (int64_t lane = 0; lane < LANES; ++lane) block[value * LANES + lane] = from[lane * stride + value];
+        return;
+    }
+    for (int64_t lane = 0; lane < LANES; ++lane)
+        for (int64_t value = 0; value < k; ++value) block[value * LANES + lane] = from[(lane < rows ? lane : 0) * stride + value];
+}
+
+inline void write_rows(const float* block, int64_t rows, int64_t k, int64_t stride, float* to) {
+    for (int64_t lane = 0; lane < rows; ++lane)
+        for (int64_t value = 0; value < k; ++value) to[lane * stride + value] = block[value * LANES + lane];
+}
+
+constexpr int64_t LONGEST_ROW = 16;  // cpu.py has the same
+
+// change(x, y) for the rows of x and y [count, k], LANES at once, as blocks of k vectors; what it leaves in x goes to `to`.
+template <typename Change>
+void over_rows(const float* x, const float* y, float* to, int64_t count, int64_t k, int64_t threads, const Change& change) {
+    in_parallel((count + LANES - 1) / LANES, threads, [=, &change](int64_t first, int64_t last) {
+        Array x_array(LONGEST_ROW * LANES), y_array(LONGEST_ROW * LANES);
+        for (int64_t start = first * LANES; start < std::min(count, last * LANES); start += LANES) {
+            const int64_t rows = std::min<int64_t>(LANES, count - start);
+            read_rows(x + start * k, rows, k, k, x_array.data());
+            if (y != nullptr) read_rows(y + start * k, rows, k, k, y_array.data());
+            change(x_array.data(), y_array.data());
+            write_rows(x_array.data(), rows, k, k, to + start * k);
+        }
+    });
+}
+
+// The largest of a row's numbers, but for those that are none.
+inline Floats largest(const float* x, int64_t k) {
+    Floats result = load(x);
+    for (int64_t value = 1; value < k; ++value) {
+        const Floats other = load(x + value * LANES);
+        result = other > result ? other : result;
+    }
+    return result;
+}
+
 }  // namespace
 
 extern "C" {
+
+// to [count, k] = the softmax of rows x.
+void dgrad_softmax(const float* x, const float*, float* to, int64_t count, int64_t k, int64_t threads) {
+    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*) {
+        const Floats most = largest(x, k);
+        Floats sum{};
+        for (int64_t value = 0; value < k; ++value) {
+            const Floats shifted = load(x + value * LANES) - most, power = shifted < -87.0f ? Floats{} : exponential(shifted);
+            sum += power;
+            store(power, x + value * LANES);
+        }
+        const Floats scale = 1.0f / sum;
+        for (int64_t value = 0; value < k; ++value) store(load(x + value * LANES) * scale, x + value * LANES);
+    });
+}
+
+// to = the gradient in x, of the gradient y in the softmax x.
+void dgrad_softmax_gradient(const float* x, const float* y, float* to, int64_t count, int64_t k, int64_t threads) {
+    over_rows(x, y, to, count, k, threads, [k](float* x, const float* y) {
+        Floats mean{};
+        for (int64_t value = 0; value < k; ++value) mean += load(x + value * LANES) * load(y + value * LANES);
+        for (int64_t value = 0; value < k; ++value)
+            store(load(x + value * LANES) * (load(y + value * LANES) - mean), x + value * LANES);
+    });
+}
+
+void dgrad_log_softmax(const float* x, const float*, float* to, int64_t count, int64_t k, int64_t threads) {
+    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*) {
+        const Floats most = largest(x, k);
+        Floats sum{};
+        for (int64_t value = 0; value < k; ++value) sum += exponential(load(x + value * LANES) - most);
+        const Floats shift = most + logarithm(sum, Integers{});
+        for (int64_t value = 0; value < k; ++value) store(load(x + value * LANES) - shift, x + value * LANES);
+    });
+}
+
+// to = the gradient in x, of the gradient y in the log-softmax x.
+void dgrad_log_softmax_gradient(const float* x, const float* y, float* to, int64_t count, int64_t k, int64_t threads) {
+    over_rows(x, y, to, count, k, threads, [k](float* x, const float* y) {
+        Floats sum{};
+        for (int64_t value = 0; value < k; ++value) sum += load(y + value * LANES);
+        for (int64_t value = 0; value < k; ++value)
+            store(load(y + value * LANES) - exponential(load(x + value * LANES)) * sum, x + value * LANES);
+    });
+}
+
+// to = one-hot rows at the first of the largest numbers of x, or at the first that is no number.
+void dgrad_argmax(const float* x, const float*, float* to, int64_t count, int64_t k, int64_t threads) {
+    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*) {
+        Floats most = load(x);
+        Integers found{};
+        for (int64_t value = 1; value < k; ++value) {
+            const Floats other = load(x + value * LANES);
+            const Integers better = (other > most) | ((other != other) & (most == most));
+            most = better ? other : most;
+            found = better ? Integers{} + static_cast<int32_t>(value) : found;
+        }
+        for (int64_t value = 0; value < k; ++value)
+            store(found == static_cast<int32_t>(value) ? Floats{} + 1.0f : Floats{}, x + value * LANES);
+    });
+}
 
 int64_t dgrad_width(int64_t pixels) { return (pixels + LANES - 1) / LANES * LANES; }
 
@@ -250,11 +363,17 @@ float dgrad_rows(const float* weight, float* rows, int64_t n, int64_t k, int64_t
     in_parallel(n, threads, [=, &spreads](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
             float *to = rows + row * k * width, spread = 0;
-            for (int64_t d = 0; d < pixels; ++d)
-                for (int64_t value = 0; value < k; ++value) to[value * width + d] = weight[d * columns + row * k + value];
-            for (int64_t value = 0; value < k; ++value) std::fill(to + value * width + pixels, to + (value + 1) * width, 0.0f);
             Floats widest{}, wrong{};  // wrong: 0, or not a number where a weight is none or infinite
             for (int64_t d = 0; d < width; d += LANES) {
+                const float* from = weight + d * columns + row * k;
+                if (d + LANES <= pixels) {
+                    for (int64_t value = 0; value < k; ++value)
+                        for (int64_t lane = 0; lane < LANES; ++lane) to[value * width + d + lane] = from[lane * columns + value];
+                } else {
+                    for (int64_t value = 0; value < k; ++value)
+                        for (int64_t lane = 0; lane < LANES; ++lane)
+                            to[value * width + d + lane] = d + lane < pixels ? from[lane * columns + value] : 0.0f;
+                }
                 Floats least = load(to + d), most = least;
                 wrong += least * 0.0f;
                 for (int64_t value = 1; value < k; ++value) {
@@ -308,28 +427,43 @@ void dgrad_loss(const int32_t* own, const float* rows, const float* bias, const 
 }
 
 // loss[e] = sum_d softplus(a_d) - x_d a_d of given logits a [examples, pixels], whatever decoder they come from. Example e is of image e % batch.
-void dgrad_loss_of_logits(const float* logits, const float* images, float* loss, int64_t examples, int64_t batch, int64_t pixels, int64_t threads) {
+// slope [examples, pixels]: its derivatives sigmoid(a_d) - x_d, unless it is null.
+void dgrad_loss_of_logits(const float* logits, const float* images, float* loss, float* slope, int64_t examples, int64_t batch, int64_t pixels,
+                          int64_t threads) {
     in_parallel(examples, threads, [=](int64_t first, int64_t last) {
         for (int64_t example = first; example < last; ++example) {
             Floats total{}, mantissa = Floats{} + 1.0f;
             Integers exponent{};
-            over_pixels(logits + example * pixels, images + example % batch * pixels, pixels, [&](const Floats& a, const Floats& x, int64_t d) {
+            const float *outputs = logits + example * pixels, *image = images + example % batch * pixels;
+            const auto add = [&](const Floats& a, const Floats& x, const Floats& small, int64_t d) {
                 total += (a > 0.0f ? a : Floats{}) - x * a;
-                mantissa *= 1.0f + exponential(a < 0.0f ? a : -a);
+                mantissa *= 1.0f + small;
                 if (d / LANES % 64 == 63) normalise(mantissa, exponent);
-            });
+            };
+            if (slope == nullptr)
+                over_pixels(outputs, image, pixels, [&](const Floats& a, const Floats& x, int64_t d) {
+                    add(a, x, exponential(a < 0.0f ? a : -a), d);
+                });
+            else
+                over_pixels(outputs, image, pixels, [&](const Floats& a, const Floats& x, int64_t d) {
+                    const Floats small = exponential(a < 0.0f ? a : -a), larger = 1.0f / (1.0f + small);
+                    store_pixels((a < 0.0f ? small * larger : larger) - x, slope + example * pixels, d, pixels);
+                    add(a, x, small, d);
+                });
             loss[example] = sum_of(total + logarithm(mantissa, exponent));
         }
     });
 }
 
-// loss[e] = sum_d (x_d - (1 + tanh a_d) / 2)^2 of the same; (1 + tanh a) / 2 is the sigmoid of 2a.
-void dgrad_squared_error(const float* outputs, const float* images, float* loss, int64_t examples, int64_t batch, int64_t pixels, int64_t threads) {
+// loss[e] = sum_d (x_d - (1 + tanh a_d) / 2)^2 of the same; (1 + tanh a) / 2 is the sigmoid m of 2a. slope: -4 (x_d - m_d) m_d (1 - m_d).
+void dgrad_squared_error(const float* outputs, const float* images, float* loss, float* slope, int64_t examples, int64_t batch, int64_t pixels,
+                         int64_t threads) {
     in_parallel(examples, threads, [=](int64_t first, int64_t last) {
         for (int64_t example = first; example < last; ++example) {
             Floats total{};
-            over_pixels(outputs + example * pixels, images + example % batch * pixels, pixels, [&](const Floats& a, const Floats& x, int64_t) {
-                const Floats error = x - 1.0f / (1.0f + exponential(-2.0f * a));
+            over_pixels(outputs + example * pixels, images + example % batch * pixels, pixels, [&](const Floats& a, const Floats& x, int64_t d) {
+                const Floats mean = 1.0f / (1.0f + exponential(-2.0f * a)), error = x - mean;
+                if (slope != nullptr) store_pixels(-4.0f * error * mean * (1.0f - mean), slope + example * pixels, d, pixels);
                 total += error * error;
             });
             loss[example] = sum_of(total);
@@ -342,7 +476,18 @@ void dgrad_squared_error(const float* outputs, const float* images, float* loss,
 void dgrad_gradient(const int32_t* own, const float* s, const float* images, const float* scale, float* weight_gradient,
                     float* bias_gradient, int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
     const int64_t width = dgrad_width(pixels), columns = n * k, blocks = (pixels + PIXELS_AT_ONCE - 1) / PIXELS_AT_ONCE;
-    in_parallel(blocks, threads, [=](int64_t first, int64_t last) {
+    // The examples of each value of each row, one value after the other: their sum stays in registers.
+    std::vector<int32_t> sorted(n * examples);
+    std::vector<int64_t> starts(n * (k + 1));
+    for (int64_t row = 0; row < n; ++row) {
+        int64_t* start = starts.data() + row * (k + 1);
+        for (int64_t example = 0; example < examples; ++example) ++start[own[example * n + row] + 1];
+        std::partial_sum(start, start + k + 1, start);
+        std::vector<int64_t> next(start, start + k);
+        for (int64_t example = 0; example < examples; ++example)
+            sorted[row * examples + next[own[example * n + row]]++] = static_cast<int32_t>(example);
+    }
+    in_parallel(blocks, threads, [=, &sorted, &starts](int64_t first, int64_t last) {
         Array errors_array(examples * PIXELS_AT_ONCE), sums_array(k * PIXELS_AT_ONCE);
         float *errors = errors_array.data(), *sums = sums_array.data();
         for (int64_t block = first; block < last; ++block) {
@@ -357,11 +502,13 @@ void dgrad_gradient(const int32_t* own, const float* s, const float* images, con
             }
             std::copy_n(bias, count, bias_gradient + begin);
             for (int64_t row = 0; row < n; ++row) {
-                std::fill_n(sums, k * PIXELS_AT_ONCE, 0.0f);
-                for (int64_t example = 0; example < examples; ++example) {
-                    float* to = sums + own[example * n + row] * PIXELS_AT_ONCE;
-                    for (int64_t d = 0; d < PIXELS_AT_ONCE; d += LANES)
-                        store(load(to + d) + load(errors + example * PIXELS_AT_ONCE + d), to + d);
+                const int32_t* of_row = sorted.data() + row * examples;
+                for (int64_t value = 0; value < k; ++value) {
+                    Floats sum[PIXELS_AT_ONCE / LANES] = {};
+                    for (int64_t at = starts[row * (k + 1) + value]; at < starts[row * (k + 1) + value + 1]; ++at)
+                        for (int64_t part = 0; part < PIXELS_AT_ONCE / LANES; ++part)
+                            sum[part] += load(errors + of_row[at] * PIXELS_AT_ONCE + part * LANES);
+                    for (int64_t part = 0; part < PIXELS_AT_ONCE / LANES; ++part) store(sum[part], sums + value * PIXELS_AT_ONCE + part * LANES);
                 }
                 for (int64_t d = 0; d < count; ++d)
                     for (int64_t value = 0; value < k; ++value)

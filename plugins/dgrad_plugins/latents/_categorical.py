@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, OneHotCategorical
 from dgrad.core.latent_layer import LogLinear
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
-from dgrad.kernels.numerics import log_softmax, softmax
+from dgrad.kernels.numerics import log_softmax, one_hot_argmax, softmax
 
 LARGEST_CODE = 2**24
 """The most coordinates that a code may have; their logits alone take 64 MiB for each example."""
@@ -83,7 +83,7 @@ class Categorical(LogLinear):
         return gumbel(logits, samples, generator=generator)
 
     def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        return torch.zeros_like(potentials).scatter_(-1, potentials.argmax(-1, keepdim=True), 1.0)
+        return one_hot_argmax(potentials)
 
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
         return softmax(potentials / temperature)
