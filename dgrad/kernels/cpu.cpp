@@ -53,6 +53,19 @@ inline Floats exponential(Floats x) {
     return sum * (Floats)((__builtin_convertvector(whole, Integers) + 127) << 23);
 }
 
+// exp(x) and exp(-x) of x in [-87, 87], for little more than the first: the even and the odd terms of the series are shared.
+inline void exponentials_of(Floats x, float* power, float* inverse) {
+    x = x > 87.0f ? Floats{} + 87.0f : x;
+    x = x < -87.0f ? Floats{} - 87.0f : x;
+    const Floats whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const Floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f, square = r * r;
+    const Floats even = ((square * (1.0f / 720) + 1.0f / 24) * square + 0.5f) * square;
+    const Floats odd = ((square * (1.0f / 5040) + 1.0f / 120) * square + 1.0f / 6) * square * r + r;
+    const Integers exponent = __builtin_convertvector(whole, Integers);
+    store((even + odd + 1.0f) * (Floats)((127 + exponent) << 23), power);
+    store((even - odd + 1.0f) * (Floats)((127 - exponent) << 23), inverse);
+}
+
 // Takes the exponents out of `mantissa` into `exponent`: what stays lies in [1, 2).
 inline void normalise(Floats& mantissa, Integers& exponent) {
     const Integers bits = (Integers)mantissa;  // a cast of vectors keeps their bits
@@ -90,9 +103,36 @@ inline float sum_of(const Floats& x) {
     return sum;
 }
 
-// log prod_d (p_d + q_d v_jd) for VALUES rows of v at once; CHAINS products each, so that no multiplication waits for the last one.
+// The product and the sum over the lanes of a vector.
+inline void over_lanes(const Floats& mantissa, const Integers& exponent, float* product, int32_t* sum) {
+    typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
+    typedef int32_t HalfIntegers __attribute__((vector_size(2 * LANES)));
+    HalfFloats low, high;
+    HalfIntegers low_exponent, high_exponent;
+    std::memcpy(&low, &mantissa, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&mantissa) + sizeof low, sizeof high);
+    std::memcpy(&low_exponent, &exponent, sizeof low);
+    std::memcpy(&high_exponent, reinterpret_cast<const char*>(&exponent) + sizeof low, sizeof high);
+    low *= high;
+    low_exponent += high_exponent;
+    float factors[LANES / 2];
+    int32_t parts[LANES / 2];
+    std::memcpy(factors, &low, sizeof low);
+    std::memcpy(parts, &low_exponent, sizeof low);
+    for (int width = LANES / 4; width > 0; width /= 2)
+        for (int lane = 0; lane < width; ++lane) {
+            factors[lane] *= factors[lane + width];
+            parts[lane] += parts[lane + width];
+        }
+    *product = factors[0];
+    *sum = parts[0];
+}
+
+// prod_d (p_d + q_d v_jd), q_d = s_d u_d, for VALUES rows of v at once, as product * 2^power; CHAINS products each, so that no multiplication
+// waits for the last one.
 template <int VALUES, int CHAINS>
-void log_products(const float* p, const float* q, const float* const* v, int64_t width, int64_t together, float* result) {
+void products(const float* p, const float* s, const float* u, const float* const* v, int64_t width, int64_t together, float* product,
+              int32_t* power) {
     Floats mantissa[VALUES][CHAINS];
     Integers exponent[VALUES][CHAINS];
     for (int value = 0; value < VALUES; ++value)
@@ -107,7 +147,7 @@ void log_products(const float* p, const float* q, const float* const* v, int64_t
         for (; d + stride <= stop; d += stride)
             for (int chain = 0; chain < CHAINS; ++chain) {
                 const int64_t at = d + chain * LANES;
-                const Floats p_part = load(p + at), q_part = load(q + at);
+                const Floats p_part = load(p + at), q_part = load(s + at) * load(u + at);
                 for (int value = 0; value < VALUES; ++value)
                     mantissa[value][chain] *= p_part + q_part * load(v[value] + at);
             }
@@ -116,29 +156,30 @@ void log_products(const float* p, const float* q, const float* const* v, int64_t
     }
     for (; d < width; d += LANES)  // fewer than CHAINS vectors are left
         for (int value = 0; value < VALUES; ++value) {
-            mantissa[value][0] *= load(p + d) + load(q + d) * load(v[value] + d);
+            mantissa[value][0] *= load(p + d) + load(s + d) * load(u + d) * load(v[value] + d);
             normalise(mantissa[value][0], exponent[value][0]);
         }
     for (int value = 0; value < VALUES; ++value) {
-        for (int chain = 1; chain < CHAINS; ++chain) {  // mantissas below 2, and four of them at most
+        for (int chain = 1; chain < CHAINS; ++chain) {  // mantissas below 2, and 64 of them at most
             mantissa[value][0] *= mantissa[value][chain];
             exponent[value][0] += exponent[value][chain];
         }
-        result[value] = sum_of(logarithm(mantissa[value][0], exponent[value][0]));
+        over_lanes(mantissa[value][0], exponent[value][0], product + value, power + value);
     }
 }
 
-void log_products_of(int64_t values, const float* p, const float* q, const float* const* v, int64_t width, int64_t together, float* result) {
+void products_of(int64_t values, const float* p, const float* s, const float* u, const float* const* v, int64_t width, int64_t together,
+                 float* product, int32_t* power) {
     switch (values) {
-        case 1: return log_products<1, 4>(p, q, v, width, together, result);
-        case 2: return log_products<2, 3>(p, q, v, width, together, result);
-        case 3: return log_products<3, 2>(p, q, v, width, together, result);
-        case 4: return log_products<4, 2>(p, q, v, width, together, result);
-        case 5: return log_products<5, 1>(p, q, v, width, together, result);
-        case 6: return log_products<6, 1>(p, q, v, width, together, result);
-        case 7: return log_products<7, 1>(p, q, v, width, together, result);
-        case 8: return log_products<8, 1>(p, q, v, width, together, result);
-        default: return log_products<9, 1>(p, q, v, width, together, result);
+        case 1: return products<1, 4>(p, s, u, v, width, together, product, power);
+        case 2: return products<2, 3>(p, s, u, v, width, together, product, power);
+        case 3: return products<3, 2>(p, s, u, v, width, together, product, power);
+        case 4: return products<4, 2>(p, s, u, v, width, together, product, power);
+        case 5: return products<5, 1>(p, s, u, v, width, together, product, power);
+        case 6: return products<6, 1>(p, s, u, v, width, together, product, power);
+        case 7: return products<7, 1>(p, s, u, v, width, together, product, power);
+        case 8: return products<8, 1>(p, s, u, v, width, together, product, power);
+        default: return products<9, 1>(p, s, u, v, width, together, product, power);
     }
 }
 
@@ -205,8 +246,7 @@ void exponentials(const float* row, int64_t k, int64_t width, float* v, float* i
         const Floats middle = (least + most) * 0.5f;
         for (int64_t value = 0; value < k; ++value) {
             const Floats x = load(row + value * width + d) - middle;
-            store(exponential(x), v + value * width + d);
-            store(exponential(-x), inverse + value * width + d);
+            exponentials_of(x, v + value * width + d, inverse + value * width + d);
         }
     }
 }
@@ -276,6 +316,30 @@ inline Floats largest(const float* x, int64_t k) {
         result = other > result ? other : result;
     }
     return result;
+}
+
+constexpr int64_t MOST_VECTORS = 8;
+
+// to[column + c] = sum_i values[i] rows[i][column + c] for VECTORS vectors of columns, whose sums stay in registers.
+template <int VECTORS>
+void sum_rows(const float* const* rows, const float* values, int64_t count, int64_t column, float* to) {
+    Floats sum[VECTORS] = {};
+    for (int64_t at = 0; at < count; ++at)
+        for (int part = 0; part < VECTORS; ++part) sum[part] += values[at] * load(rows[at] + column + part * LANES);
+    for (int part = 0; part < VECTORS; ++part) store(sum[part], to + column + part * LANES);
+}
+
+void sums_of_rows(int64_t vectors, const float* const* rows, const float* values, int64_t count, int64_t column, float* to) {
+    switch (vectors) {
+        case 1: return sum_rows<1>(rows, values, count, column, to);
+        case 2: return sum_rows<2>(rows, values, count, column, to);
+        case 3: return sum_rows<3>(rows, values, count, column, to);
+        case 4: return sum_rows<4>(rows, values, count, column, to);
+        case 5: return sum_rows<5>(rows, values, count, column, to);
+        case 6: return sum_rows<6>(rows, values, count, column, to);
+        case 7: return sum_rows<7>(rows, values, count, column, to);
+        default: return sum_rows<8>(rows, values, count, column, to);
+    }
 }
 
 }  // namespace
@@ -402,14 +466,15 @@ void dgrad_loss(const int32_t* own, const float* rows, const float* bias, const 
                 int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
     const int64_t width = dgrad_width(pixels);
     in_parallel(examples, threads, [=](int64_t first, int64_t last) {
-        Array logits_array(width), image_array(width);
+        Array logits_array(width), image_array(width), bias_array(width);
         float *a = logits_array.data(), *x = image_array.data();
+        std::copy_n(bias, pixels, bias_array.data());
+        std::vector<const float*> summands(n + 1, bias_array.data());
+        const std::vector<float> ones(n + 1, 1.0f);
         for (int64_t example = first; example < last; ++example) {
-            std::copy(bias, bias + pixels, a);
-            for (int64_t row = 0; row < n; ++row) {
-                const float* from = rows + (row * k + own[example * n + row]) * width;
-                for (int64_t d = 0; d < pixels; ++d) a[d] += from[d];
-            }
+            for (int64_t row = 0; row < n; ++row) summands[row + 1] = rows + (row * k + own[example * n + row]) * width;
+            for (int64_t d = 0; d < width; d += MOST_VECTORS * LANES)
+                sums_of_rows(std::min(MOST_VECTORS, (width - d) / LANES), summands.data(), ones.data(), n + 1, d, a);
             std::fill(a + pixels, a + width, NOTHING);
             std::copy_n(images + example % batch * pixels, pixels, x);
             Floats total{}, mantissa = Floats{} + 1.0f;
@@ -523,9 +588,8 @@ void dgrad_gradient(const int32_t* own, const float* s, const float* images, con
 bool dgrad_products(const float* images, const float* weight, float* linear, int64_t batch, int64_t pixels, int64_t columns, int64_t threads) {
     if (batch * pixels - std::count(images, images + batch * pixels, 0.0f) > batch * pixels * MOST_NOT_ZERO) return false;
     in_parallel(batch, threads, [=](int64_t first, int64_t last) {
-        constexpr int64_t AT_ONCE = 4;
-        std::vector<const float*> rows(pixels + AT_ONCE);
-        std::vector<float> values(pixels + AT_ONCE);
+        std::vector<const float*> rows(pixels + 1);
+        std::vector<float> values(pixels + 1);
         for (int64_t image = first; image < last; ++image) {
             int64_t count = 0;
             for (int64_t d = 0; d < pixels; ++d) {  // without a branch: each is written over while it is zero
@@ -533,17 +597,18 @@ bool dgrad_products(const float* images, const float* weight, float* linear, int
                 rows[count] = weight + d * columns;
                 count += values[count] != 0.0f;
             }
-            for (; count % AT_ONCE != 0; ++count) {
-                values[count] = 0.0f;
-                rows[count] = weight;
+            float* to = linear + image * columns;
+            int64_t column = 0;
+            while (columns - column >= LANES) {  // the last vector may overlap the one before
+                const int64_t vectors = std::min<int64_t>(MOST_VECTORS, (columns - column) / LANES);
+                sums_of_rows(vectors, rows.data(), values.data(), count, column, to);
+                column += vectors * LANES;
+                if (column < columns && columns - column < LANES && columns >= LANES) column = columns - LANES;
+                if (column == columns) break;
             }
-            float* __restrict to = linear + image * columns;
-            std::fill_n(to, columns, 0.0f);
-            for (int64_t at = 0; at < count; at += AT_ONCE) {
-                const float *row0 = rows[at], *row1 = rows[at + 1], *row2 = rows[at + 2], *row3 = rows[at + 3];
-                const float x0 = values[at], x1 = values[at + 1], x2 = values[at + 2], x3 = values[at + 3];
-                for (int64_t column = 0; column < columns; ++column)
-                    to[column] += x0 * row0[column] + x1 * row1[column] + x2 * row2[column] + x3 * row3[column];
+            for (; column < columns; ++column) {
+                to[column] = 0.0f;
+                for (int64_t at = 0; at < count; ++at) to[column] += values[at] * rows[at][column];
             }
         }
     });
@@ -573,9 +638,11 @@ void dgrad_sweep(const int32_t* own, const float* rows, const float* linear, con
                  int64_t threads) {
     const int64_t width = dgrad_width(pixels), columns = n * k;
     in_parallel(examples, threads, [=](int64_t first, int64_t last) {
-        Array v_array(k * width), inverse_array(k * width), q_array(width);
-        float *v = v_array.data(), *inverse = inverse_array.data(), *q = q_array.data();
-        std::vector<float> changes(k);
+        const int64_t padded = (k + LANES - 1) / LANES * LANES;
+        Array v_array(k * width), inverse_array(k * width);
+        float *v = v_array.data(), *inverse = inverse_array.data();
+        std::vector<float> changes(padded, 1.0f);
+        std::vector<int32_t> powers(padded);
         std::vector<const float*> others(k);
         std::vector<int64_t> values(k);
         for (int64_t start = first; start < last; start += EXAMPLES_AT_ONCE) {
@@ -585,7 +652,6 @@ void dgrad_sweep(const int32_t* own, const float* rows, const float* linear, con
                 for (int64_t example = 0; example < count; ++example) {
                     const int64_t at = start + example, z = own[at * n + row];
                     const float *own_inverse = inverse + z * width, *own_p = p + at * width, *own_s = s + at * width;
-                    for (int64_t d = 0; d < width; ++d) q[d] = own_s[d] * own_inverse[d];
                     int64_t left = 0;
                     for (int64_t value = 0; value < k; ++value)
                         if (value != z) {
@@ -594,7 +660,13 @@ void dgrad_sweep(const int32_t* own, const float* rows, const float* linear, con
                         }
                     const int64_t blocks = (left + MOST_VALUES - 1) / MOST_VALUES, size = blocks ? (left + blocks - 1) / blocks : 1;
                     for (int64_t begin = 0; begin < left; begin += size)
-                        log_products_of(std::min(size, left - begin), own_p, q, others.data() + begin, width, together, changes.data() + begin);
+                        products_of(std::min(size, left - begin), own_p, own_s, own_inverse, others.data() + begin, width, together,
+                                    changes.data() + begin, powers.data() + begin);
+                    for (int64_t begin = 0; begin < left; begin += LANES) {
+                        Integers power;
+                        std::memcpy(&power, powers.data() + begin, sizeof power);
+                        store(logarithm(load(changes.data() + begin), power), changes.data() + begin);
+                    }
                     float* result = table + (at * n + row) * k;
                     const float* slope = linear + at % batch * columns + row * k;
                     for (int64_t other = 0; other < left; ++other)

@@ -39,7 +39,7 @@ SPREAD_LIMIT = 60.0
 """Nats within which a product of factors has to stay between two normalisations; float32 reaches 87."""
 LONGEST_ROW = 16
 """Over longer ones torch's softmax is as fast."""
-MOST_TOGETHER = 8
+MOST_TOGETHER = 16
 """Factors multiplied between two normalisations; beyond it nothing is gained."""
 
 
