@@ -53,6 +53,9 @@ inline Floats exponential(Floats x) {
     return sum * (Floats)((__builtin_convertvector(whole, Integers) + 127) << 23);
 }
 
+// The same, 0 for what lies below.
+inline Floats exponential_or_0(Floats x) { return x < -87.0f ? Floats{} : exponential(x); }
+
 // exp(x) and exp(-x) of x in [-87, 87], for little more than the first: the even and the odd terms of the series are shared.
 inline void exponentials_of(Floats x, float* power, float* inverse) {
     x = x > 87.0f ? Floats{} + 87.0f : x;
@@ -293,7 +296,8 @@ inline void write_rows(const float* block, int64_t rows, int64_t k, int64_t stri
 
 constexpr int64_t LONGEST_ROW = 16;  // cpu.py has the same
 
-// change(x, y) for the rows of x and y [count, k], LANES at once, as blocks of k vectors; what it leaves in x goes to `to`.
+// change(x, y, start, rows) for the rows of x and y [count, k] from `start` on, LANES at once, as blocks of k vectors; what it leaves in x goes
+// to `to`.
 template <typename Change>
 void over_rows(const float* x, const float* y, float* to, int64_t count, int64_t k, int64_t threads, const Change& change) {
     in_parallel((count + LANES - 1) / LANES, threads, [=, &change](int64_t first, int64_t last) {
@@ -302,7 +306,7 @@ void over_rows(const float* x, const float* y, float* to, int64_t count, int64_t
             const int64_t rows = std::min<int64_t>(LANES, count - start);
             read_rows(x + start * k, rows, k, k, x_array.data());
             if (y != nullptr) read_rows(y + start * k, rows, k, k, y_array.data());
-            change(x_array.data(), y_array.data());
+            change(x_array.data(), y_array.data(), start, rows);
             write_rows(x_array.data(), rows, k, k, to + start * k);
         }
     });
@@ -348,11 +352,11 @@ extern "C" {
 
 // to [count, k] = the softmax of rows x.
 void dgrad_softmax(const float* x, const float*, float* to, int64_t count, int64_t k, int64_t threads) {
-    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*) {
+    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*, int64_t, int64_t) {
         const Floats most = largest(x, k);
         Floats sum{};
         for (int64_t value = 0; value < k; ++value) {
-            const Floats shifted = load(x + value * LANES) - most, power = shifted < -87.0f ? Floats{} : exponential(shifted);
+            const Floats power = exponential_or_0(load(x + value * LANES) - most);
             sum += power;
             store(power, x + value * LANES);
         }
@@ -363,7 +367,7 @@ void dgrad_softmax(const float* x, const float*, float* to, int64_t count, int64
 
 // to = the gradient in x, of the gradient y in the softmax x.
 void dgrad_softmax_gradient(const float* x, const float* y, float* to, int64_t count, int64_t k, int64_t threads) {
-    over_rows(x, y, to, count, k, threads, [k](float* x, const float* y) {
+    over_rows(x, y, to, count, k, threads, [k](float* x, const float* y, int64_t, int64_t) {
         Floats mean{};
         for (int64_t value = 0; value < k; ++value) mean += load(x + value * LANES) * load(y + value * LANES);
         for (int64_t value = 0; value < k; ++value)
@@ -372,10 +376,10 @@ void dgrad_softmax_gradient(const float* x, const float* y, float* to, int64_t c
 }
 
 void dgrad_log_softmax(const float* x, const float*, float* to, int64_t count, int64_t k, int64_t threads) {
-    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*) {
+    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*, int64_t, int64_t) {
         const Floats most = largest(x, k);
         Floats sum{};
-        for (int64_t value = 0; value < k; ++value) sum += exponential(load(x + value * LANES) - most);
+        for (int64_t value = 0; value < k; ++value) sum += exponential_or_0(load(x + value * LANES) - most);
         const Floats shift = most + logarithm(sum, Integers{});
         for (int64_t value = 0; value < k; ++value) store(load(x + value * LANES) - shift, x + value * LANES);
     });
@@ -383,17 +387,39 @@ void dgrad_log_softmax(const float* x, const float*, float* to, int64_t count, i
 
 // to = the gradient in x, of the gradient y in the log-softmax x.
 void dgrad_log_softmax_gradient(const float* x, const float* y, float* to, int64_t count, int64_t k, int64_t threads) {
-    over_rows(x, y, to, count, k, threads, [k](float* x, const float* y) {
+    over_rows(x, y, to, count, k, threads, [k](float* x, const float* y, int64_t, int64_t) {
         Floats sum{};
         for (int64_t value = 0; value < k; ++value) sum += load(y + value * LANES);
         for (int64_t value = 0; value < k; ++value)
-            store(load(y + value * LANES) - exponential(load(x + value * LANES)) * sum, x + value * LANES);
+            store(load(y + value * LANES) - exponential_or_0(load(x + value * LANES)) * sum, x + value * LANES);
+    });
+}
+
+// to [count, k] = the gradient of the KL of a row's softmax to the uniform distribution, in nats; kl [count] = the KL itself.
+void dgrad_kl_to_uniform(const float* x, float* kl, float* to, int64_t count, int64_t k, int64_t threads) {
+    const float log_k = std::log(static_cast<float>(k));
+    over_rows(x, nullptr, to, count, k, threads, [=](float* x, const float*, int64_t start, int64_t rows) {
+        const Floats most = largest(x, k);
+        Floats sum{}, total{}, powers[LONGEST_ROW];
+        for (int64_t value = 0; value < k; ++value) sum += powers[value] = exponential_or_0(load(x + value * LANES) - most);
+        const Floats shift = most + logarithm(sum, Integers{}) - log_k, scale = 1.0f / sum;
+        for (int64_t value = 0; value < k; ++value) {
+            powers[value] *= scale;
+            const Floats log_ratio = load(x + value * LANES) - shift;  // log p + log k
+            const Floats ratio = log_ratio < -1e30f ? Floats{} - 1e30f : log_ratio;  // finite, as 0 times it is 0
+            total += powers[value] * ratio;
+            store(ratio, x + value * LANES);
+        }
+        for (int64_t value = 0; value < k; ++value) store(powers[value] * (load(x + value * LANES) - total), x + value * LANES);
+        float lanes[LANES];
+        store(total, lanes);
+        std::copy_n(lanes, rows, kl + start);
     });
 }
 
 // to = one-hot rows at the first of the largest numbers of x, or at the first that is no number.
 void dgrad_argmax(const float* x, const float*, float* to, int64_t count, int64_t k, int64_t threads) {
-    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*) {
+    over_rows(x, nullptr, to, count, k, threads, [k](float* x, const float*, int64_t, int64_t) {
         Floats most = load(x);
         Integers found{};
         for (int64_t value = 1; value < k; ++value) {

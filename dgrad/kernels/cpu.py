@@ -162,6 +162,31 @@ def one_hot_argmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     return _of_rows("dgrad_argmax", x)
 
 
+def kl_to_uniform(x: Float[Tensor, "*lead n k"]) -> Float[Tensor, "*lead"]:
+    """`KL(softmax(x) || uniform)` summed over the rows, in nats, where this module `serves_rows`."""
+    result: Tensor = _KLToUniform.apply(x)
+    return result.sum(-1)
+
+
+class _KLToUniform(torch.autograd.Function):
+    """For each row the KL and its slope, both in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        result = x.new_empty(x.shape[:-1])
+        slope = _of_rows("dgrad_kl_to_uniform", x, result)
+        ctx.save_for_backward(x, slope)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            log_p = x.log_softmax(-1)
+            slope = log_p.exp() * (log_p - (log_p.exp() * log_p).sum(-1, keepdim=True))
+        return slope * gradient.unsqueeze(-1)
+
+
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,6 +42,20 @@ def log_softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     if x.device.type != "cpu" or x.shape[-1] not in SLOW_LENGTHS:
         return x.log_softmax(-1)
     return x.reshape(-1, x.shape[-1]).T.contiguous().log_softmax(0).T.contiguous().view(x.shape)
+
+
+def kl_to_uniform(x: Float[Tensor, "*lead n k"]) -> Float[Tensor, "*lead"]:
+    """`KL(softmax(x) || uniform)` summed over the rows, in nats.
+
+    >>> import torch
+    >>> kl_to_uniform(torch.zeros(1, 3, 4))
+    tensor([0.])
+    """
+    if cpu.serves_rows(x):
+        return cpu.kl_to_uniform(x)
+    log_p = log_softmax(x).clamp_min(torch.finfo(x.dtype).min)  # finite where a logit of -inf forbids a value
+    # sum_ij p_ij (log p_ij + log k), which is 0 at 0 where the difference of two entropies is a rounding error
+    return (log_p.exp() * (log_p + math.log(x.shape[-1]))).sum((-2, -1))
 
 
 def one_hot_argmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:

@@ -200,9 +200,10 @@ class DecoderObjective(Objective):
     def _data_loss(self, loss: DataLoss, outputs: Tensor) -> Tensor:
         """A known loss, by a compiled kernel where there is one."""
         compiled = COMPILED_LOSSES.get(type(loss.likelihood))
-        of_each_example = outputs.shape[1] == len(loss.data) and not loss.data.requires_grad
-        if compiled is not None and of_each_example and self._compiles(outputs, loss.data):
-            return compiled(outputs.flatten(2), loss.data)
+        flat = outputs.flatten(2)
+        fits = flat.shape[1:] == loss.data.shape and not loss.data.requires_grad
+        if compiled is not None and fits and self._compiles(flat, loss.data):
+            return compiled(flat, loss.data)
         return loss(outputs)
 
     def _decode(self, inputs: Tensor) -> Tensor:

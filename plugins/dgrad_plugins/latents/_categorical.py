@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from torch.distributions import Distribution, Independent, OneHotCategorical
 from dgrad.core.latent_layer import LogLinear
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
-from dgrad.kernels.numerics import log_softmax, one_hot_argmax, softmax
+from dgrad.kernels.numerics import kl_to_uniform, log_softmax, one_hot_argmax, softmax
 
 LARGEST_CODE = 2**24
 """The most coordinates that a code may have; their logits alone take 64 MiB for each example."""
@@ -113,9 +112,7 @@ class Categorical(LogLinear):
         return -(log_p.exp() * log_p).sum((-2, -1))
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        log_p = _log_q(logits)
-        # sum_ij p_ij (log p_ij + log k), which is 0 at 0 where the difference of two entropies is a rounding error
-        return (log_p.exp() * (log_p + math.log(self.values))).sum((-2, -1))
+        return kl_to_uniform(logits)
 
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
