@@ -106,6 +106,8 @@ inline float sum_of(const Floats& x) {
     return sum;
 }
 
+constexpr float MOST_APART = 60.0f;  // nats within which a product has to stay between two normalisations; float32 reaches 87
+
 // The product and the sum over the lanes of a vector.
 inline void over_lanes(const Floats& mantissa, const Integers& exponent, float* product, int32_t* sum) {
     typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
@@ -134,7 +136,7 @@ inline void over_lanes(const Floats& mantissa, const Integers& exponent, float* 
 // prod_d (p_d + q_d v_jd), q_d = s_d u_d, for VALUES rows of v at once, as product * 2^power; CHAINS products each, so that no multiplication
 // waits for the last one.
 template <int VALUES, int CHAINS>
-void products(const float* p, const float* s, const float* u, const float* const* v, int64_t width, int64_t together, float* product,
+void products(const float* p, const float* s, const float* u, const float* const* v, const float* apart, int64_t width, float* product,
               int32_t* power) {
     Floats mantissa[VALUES][CHAINS];
     Integers exponent[VALUES][CHAINS];
@@ -143,20 +145,25 @@ void products(const float* p, const float* s, const float* u, const float* const
             mantissa[value][chain] = Floats{} + 1.0f;
             exponent[value][chain] = Integers{};
         }
-    const int64_t stride = CHAINS * LANES;
+    constexpr int64_t stride = CHAINS * LANES;
     int64_t d = 0;
-    while (d + stride <= width) {
-        const int64_t stop = std::min(width, d + together * stride);
-        for (; d + stride <= stop; d += stride)
-            for (int chain = 0; chain < CHAINS; ++chain) {
-                const int64_t at = d + chain * LANES;
-                const Floats p_part = load(p + at), q_part = load(s + at) * load(u + at);
-                for (int value = 0; value < VALUES; ++value)
-                    mantissa[value][chain] *= p_part + q_part * load(v[value] + at);
-            }
-        for (int value = 0; value < VALUES; ++value)
-            for (int chain = 0; chain < CHAINS; ++chain) normalise(mantissa[value][chain], exponent[value][chain]);
+    float room = MOST_APART;  // a factor lies within exp(+-apart) of 1
+    for (; d + stride <= width; d += stride) {
+        const float needed = *std::max_element(apart + d / LANES, apart + d / LANES + CHAINS);
+        if (needed > room) {
+            for (int value = 0; value < VALUES; ++value)
+                for (int chain = 0; chain < CHAINS; ++chain) normalise(mantissa[value][chain], exponent[value][chain]);
+            room = MOST_APART;
+        }
+        room -= needed;
+        for (int chain = 0; chain < CHAINS; ++chain) {
+            const int64_t at = d + chain * LANES;
+            const Floats p_part = load(p + at), q_part = load(s + at) * load(u + at);
+            for (int value = 0; value < VALUES; ++value) mantissa[value][chain] *= p_part + q_part * load(v[value] + at);
+        }
     }
+    for (int value = 0; value < VALUES; ++value)
+        for (int chain = 0; chain < CHAINS; ++chain) normalise(mantissa[value][chain], exponent[value][chain]);
     for (; d < width; d += LANES)  // fewer than CHAINS vectors are left
         for (int value = 0; value < VALUES; ++value) {
             mantissa[value][0] *= load(p + d) + load(s + d) * load(u + d) * load(v[value] + d);
@@ -171,18 +178,18 @@ void products(const float* p, const float* s, const float* u, const float* const
     }
 }
 
-void products_of(int64_t values, const float* p, const float* s, const float* u, const float* const* v, int64_t width, int64_t together,
+void products_of(int64_t values, const float* p, const float* s, const float* u, const float* const* v, const float* apart, int64_t width,
                  float* product, int32_t* power) {
     switch (values) {
-        case 1: return products<1, 4>(p, s, u, v, width, together, product, power);
-        case 2: return products<2, 3>(p, s, u, v, width, together, product, power);
-        case 3: return products<3, 2>(p, s, u, v, width, together, product, power);
-        case 4: return products<4, 2>(p, s, u, v, width, together, product, power);
-        case 5: return products<5, 1>(p, s, u, v, width, together, product, power);
-        case 6: return products<6, 1>(p, s, u, v, width, together, product, power);
-        case 7: return products<7, 1>(p, s, u, v, width, together, product, power);
-        case 8: return products<8, 1>(p, s, u, v, width, together, product, power);
-        default: return products<9, 1>(p, s, u, v, width, together, product, power);
+        case 1: return products<1, 4>(p, s, u, v, apart, width, product, power);
+        case 2: return products<2, 3>(p, s, u, v, apart, width, product, power);
+        case 3: return products<3, 2>(p, s, u, v, apart, width, product, power);
+        case 4: return products<4, 2>(p, s, u, v, apart, width, product, power);
+        case 5: return products<5, 1>(p, s, u, v, apart, width, product, power);
+        case 6: return products<6, 1>(p, s, u, v, apart, width, product, power);
+        case 7: return products<7, 1>(p, s, u, v, apart, width, product, power);
+        case 8: return products<8, 1>(p, s, u, v, apart, width, product, power);
+        default: return products<9, 1>(p, s, u, v, apart, width, product, power);
     }
 }
 
@@ -254,6 +261,14 @@ void exponentials(const float* row, int64_t k, int64_t width, float* v, float* i
     }
 }
 
+inline float largest_lane(const Floats& x) {
+    float lanes[LANES];
+    store(x, lanes);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int lane = 0; lane < width; ++lane) lanes[lane] = lanes[lane + width] > lanes[lane] ? lanes[lane + width] : lanes[lane];
+    return lanes[0];
+}
+
 // Not a number, if one of the two is none.
 inline float larger_of(float one, float other) { return one != one || other <= one ? one : other; }
 
@@ -323,11 +338,13 @@ inline Floats largest(const float* x, int64_t k) {
 }
 
 constexpr int64_t MOST_VECTORS = 8;
+constexpr int64_t ROWS_AT_ONCE = 32;  // bits of a number; of a weight of 200 columns they fit the first-level cache
 
-// to[column + c] = sum_i values[i] rows[i][column + c] for VECTORS vectors of columns, whose sums stay in registers.
+// to[column + c] += sum_i values[i] rows[i][column + c] for VECTORS vectors of columns, whose sums stay in registers.
 template <int VECTORS>
 void sum_rows(const float* const* rows, const float* values, int64_t count, int64_t column, float* to) {
-    Floats sum[VECTORS] = {};
+    Floats sum[VECTORS];
+    for (int part = 0; part < VECTORS; ++part) sum[part] = load(to + column + part * LANES);
     for (int64_t at = 0; at < count; ++at)
         for (int part = 0; part < VECTORS; ++part) sum[part] += values[at] * load(rows[at] + column + part * LANES);
     for (int part = 0; part < VECTORS; ++part) store(sum[part], to + column + part * LANES);
@@ -445,14 +462,15 @@ bool dgrad_values(const float* codes, int32_t* own, int64_t count, int64_t k) {
     return fine;
 }
 
-// rows [n, k, width] = the weight [pixels, n*k], transposed. Returns how far two values of a row lie apart at most, at one pixel; not a
-// number where a weight is none.
-float dgrad_rows(const float* weight, float* rows, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
+// rows [n, k, width] = the weight [pixels, n*k], transposed. apart [n, width / LANES]: how far two values of a row lie apart at most, at one of a
+// vector's pixels. Returns the largest of these; not a number where a weight is none.
+float dgrad_rows(const float* weight, float* rows, float* apart, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
     const int64_t width = dgrad_width(pixels), columns = n * k;
     std::vector<float> spreads(n);
     in_parallel(n, threads, [=, &spreads](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
             float *to = rows + row * k * width, spread = 0;
+            float* of_row = apart + row * (width / LANES);
             Floats widest{}, wrong{};  // wrong: 0, or not a number where a weight is none or infinite
             for (int64_t d = 0; d < width; d += LANES) {
                 const float* from = weight + d * columns + row * k;
@@ -472,11 +490,12 @@ float dgrad_rows(const float* weight, float* rows, int64_t n, int64_t k, int64_t
                     most = x > most ? x : most;
                     wrong += x * 0.0f;
                 }
+                of_row[d / LANES] = largest_lane(most - least);
                 widest = most - least > widest ? most - least : widest;
             }
             widest += wrong;
             float lanes[LANES];
-            std::memcpy(lanes, &widest, sizeof lanes);
+            store(widest, lanes);
             for (float lane : lanes) spread = larger_of(spread, lane);
             spreads[row] = spread;
         }
@@ -492,15 +511,15 @@ void dgrad_loss(const int32_t* own, const float* rows, const float* bias, const 
                 int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels, int64_t threads) {
     const int64_t width = dgrad_width(pixels);
     in_parallel(examples, threads, [=](int64_t first, int64_t last) {
-        Array logits_array(width), image_array(width), bias_array(width);
+        Array logits_array(width), image_array(width);
         float *a = logits_array.data(), *x = image_array.data();
-        std::copy_n(bias, pixels, bias_array.data());
-        std::vector<const float*> summands(n + 1, bias_array.data());
-        const std::vector<float> ones(n + 1, 1.0f);
+        std::vector<const float*> summands(n);
+        const std::vector<float> ones(n, 1.0f);
         for (int64_t example = first; example < last; ++example) {
-            for (int64_t row = 0; row < n; ++row) summands[row + 1] = rows + (row * k + own[example * n + row]) * width;
+            std::copy_n(bias, pixels, a);
+            for (int64_t row = 0; row < n; ++row) summands[row] = rows + (row * k + own[example * n + row]) * width;
             for (int64_t d = 0; d < width; d += MOST_VECTORS * LANES)
-                sums_of_rows(std::min(MOST_VECTORS, (width - d) / LANES), summands.data(), ones.data(), n + 1, d, a);
+                sums_of_rows(std::min(MOST_VECTORS, (width - d) / LANES), summands.data(), ones.data(), n, d, a);
             std::fill(a + pixels, a + width, NOTHING);
             std::copy_n(images + example % batch * pixels, pixels, x);
             Floats total{}, mantissa = Floats{} + 1.0f;
@@ -613,30 +632,31 @@ void dgrad_gradient(const int32_t* own, const float* s, const float* images, con
 // done, where so many are not that a plain product is faster.
 bool dgrad_products(const float* images, const float* weight, float* linear, int64_t batch, int64_t pixels, int64_t columns, int64_t threads) {
     if (batch * pixels - std::count(images, images + batch * pixels, 0.0f) > batch * pixels * MOST_NOT_ZERO) return false;
+    const int64_t padded = (columns + LANES - 1) / LANES * LANES;
     in_parallel(batch, threads, [=](int64_t first, int64_t last) {
-        std::vector<const float*> rows(pixels + 1);
-        std::vector<float> values(pixels + 1);
-        for (int64_t image = first; image < last; ++image) {
-            int64_t count = 0;
-            for (int64_t d = 0; d < pixels; ++d) {  // without a branch: each is written over while it is zero
-                values[count] = images[image * pixels + d];
-                rows[count] = weight + d * columns;
-                count += values[count] != 0.0f;
-            }
-            float* to = linear + image * columns;
-            int64_t column = 0;
-            while (columns - column >= LANES) {  // the last vector may overlap the one before
-                const int64_t vectors = std::min<int64_t>(MOST_VECTORS, (columns - column) / LANES);
-                sums_of_rows(vectors, rows.data(), values.data(), count, column, to);
-                column += vectors * LANES;
-                if (column < columns && columns - column < LANES && columns >= LANES) column = columns - LANES;
-                if (column == columns) break;
-            }
-            for (; column < columns; ++column) {
-                to[column] = 0.0f;
-                for (int64_t at = 0; at < count; ++at) to[column] += values[at] * rows[at][column];
+        Array block_array(ROWS_AT_ONCE * padded), sums_array((last - first) * padded);
+        float *block = block_array.data(), *sums = sums_array.data();
+        std::fill_n(sums, (last - first) * padded, 0.0f);
+        const float* rows[ROWS_AT_ONCE];
+        float values[ROWS_AT_ONCE];
+        for (int64_t begin = 0; begin < pixels; begin += ROWS_AT_ONCE) {  // before the images, so that a block stays in the cache
+            const int64_t size = std::min(ROWS_AT_ONCE, pixels - begin);
+            for (int64_t d = 0; d < size; ++d) std::copy_n(weight + (begin + d) * columns, columns, block + d * padded);
+            for (int64_t image = first; image < last; ++image) {
+                const float* of_block = images + image * pixels + begin;
+                uint32_t left = 0;
+                for (int64_t d = 0; d < size; ++d) left |= static_cast<uint32_t>(of_block[d] != 0.0f) << d;
+                int64_t count = 0;
+                for (; left != 0; left &= left - 1, ++count) {
+                    const int d = __builtin_ctz(left);
+                    values[count] = of_block[d];
+                    rows[count] = block + d * padded;
+                }
+                for (int64_t column = 0; column < padded; column += MOST_VECTORS * LANES)
+                    sums_of_rows(std::min(MOST_VECTORS, (padded - column) / LANES), rows, values, count, column, sums + (image - first) * padded);
             }
         }
+        for (int64_t image = first; image < last; ++image) std::copy_n(sums + (image - first) * padded, columns, linear + image * columns);
     });
     return true;
 }
@@ -657,10 +677,10 @@ void dgrad_sigmoids(const float* logits, float* p, float* s, int64_t examples, i
 
 // table[e, i, j] = the loss with row i of example e's code changed to j; the code's own loss where it is j already.
 //
-// p, s: the sigmoids [examples, width]; linear [batch, n*k]: the images times the weight; rows: no two values of a row further apart than 60 at any pixel; together: how many factors may be
-// multiplied before they are normalised.
-void dgrad_sweep(const int32_t* own, const float* rows, const float* linear, const float* p, const float* s, const float* loss,
-                 float* table, int64_t together, int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels,
+// p, s: the sigmoids [examples, width]; linear [batch, n*k]: the images times the weight; rows, apart: as of dgrad_rows, nowhere further apart than
+// MOST_APART.
+void dgrad_sweep(const int32_t* own, const float* rows, const float* apart, const float* linear, const float* p, const float* s,
+                 const float* loss, float* table, int64_t examples, int64_t batch, int64_t n, int64_t k, int64_t pixels,
                  int64_t threads) {
     const int64_t width = dgrad_width(pixels), columns = n * k;
     in_parallel(examples, threads, [=](int64_t first, int64_t last) {
@@ -675,6 +695,7 @@ void dgrad_sweep(const int32_t* own, const float* rows, const float* linear, con
             const int64_t count = std::min(EXAMPLES_AT_ONCE, last - start);
             for (int64_t row = 0; row < n; ++row) {  // before the examples, so that a row of v stays in the cache
                 exponentials(rows + row * k * width, k, width, v, inverse);
+                const float* of_row = apart + row * (width / LANES);
                 for (int64_t example = 0; example < count; ++example) {
                     const int64_t at = start + example, z = own[at * n + row];
                     const float *own_inverse = inverse + z * width, *own_p = p + at * width, *own_s = s + at * width;
@@ -686,7 +707,7 @@ void dgrad_sweep(const int32_t* own, const float* rows, const float* linear, con
                         }
                     const int64_t blocks = (left + MOST_VALUES - 1) / MOST_VALUES, size = blocks ? (left + blocks - 1) / blocks : 1;
                     for (int64_t begin = 0; begin < left; begin += size)
-                        products_of(std::min(size, left - begin), own_p, own_s, own_inverse, others.data() + begin, width, together,
+                        products_of(std::min(size, left - begin), own_p, own_s, own_inverse, others.data() + begin, of_row, width,
                                     changes.data() + begin, powers.data() + begin);
                     for (int64_t begin = 0; begin < left; begin += LANES) {
                         Integers power;

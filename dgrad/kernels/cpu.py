@@ -36,11 +36,9 @@ THREAD_FLAGS: tuple[list[str], ...] = (["-fopenmp"], [])
 """The second for compilers without OpenMP: one thread."""
 SECONDS_TO_COMPILE = 120
 SPREAD_LIMIT = 60.0
-"""Nats within which a product of factors has to stay between two normalisations; float32 reaches 87."""
+"""Nats by which the values of a row may lie apart at one pixel; cpu.cpp has the same."""
 LONGEST_ROW = 16
 """Over longer ones torch's softmax is as fast."""
-MOST_TOGETHER = 16
-"""Factors multiplied between two normalisations; beyond it nothing is gained."""
 
 
 def available() -> bool:
@@ -251,15 +249,17 @@ class BernoulliLinear:
         self.plain_weight = weight.detach().contiguous()
 
     @functools.cached_property
-    def packed(self) -> tuple[Tensor, float]:
-        """The rows of the transposed weight, `[n*k, width]`, and how far two of a variable lie apart at most.
+    def packed(self) -> tuple[Tensor, Tensor, float]:
+        """The rows of the transposed weight, `[n*k, width]`, and how far their values lie apart.
 
-        Made when hard codes first come: relaxed codes need neither.
+        Made when hard codes first come: relaxed codes need none of it. The second is for some pixels at a time, the
+        third the largest of all.
         """
         rows = self.plain_weight.new_empty(self.n * self.k, self.width)
+        apart = self.plain_weight.new_empty(self.n, self.width)
         sizes = (self.n, self.k, self.pixels, torch.get_num_threads())
-        spread: float = self.library.dgrad_rows(_at(self.plain_weight), _at(rows), *map(_size, sizes))
-        return rows, spread
+        spread: float = self.library.dgrad_rows(*map(_at, (self.plain_weight, rows, apart)), *map(_size, sizes))
+        return rows, apart, spread
 
     def at(self, codes: Float[Tensor, "samples batch n k"]) -> LinearCodes | None:
         """Codes with their loss, or None for codes that are not one-hot.
@@ -331,14 +331,13 @@ class LinearCodes:
     def sweep(self) -> Float[Tensor, "samples batch n k"] | None:
         """The sweep, or None where the weights are too large."""
         kernel = self.kernel
-        rows, spread = kernel.packed
+        rows, apart, spread = kernel.packed
         if not spread <= SPREAD_LIMIT:  # not a number either
             return None
-        together = min(MOST_TOGETHER, int(SPREAD_LIMIT / max(spread, 1.0)))
         loss = self.loss.detach().contiguous()
         table = loss.new_empty(*loss.shape, kernel.n, kernel.k)
-        tensors = (self.own, rows, kernel.linear(), self.of_minus, self.of_plus, loss, table)
-        kernel.library.dgrad_sweep(*map(_at, tensors), _size(together), *kernel.sizes(self.own))
+        tensors = (self.own, rows, apart, kernel.linear(), self.of_minus, self.of_plus, loss, table)
+        kernel.library.dgrad_sweep(*map(_at, tensors), *kernel.sizes(self.own))
         return table
 
 
