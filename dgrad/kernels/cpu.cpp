@@ -14,6 +14,9 @@
 #include <cstring>
 #include <numeric>
 #include <vector>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 namespace {
 
@@ -366,6 +369,16 @@ void sums_of_rows(int64_t vectors, const float* const* rows, const float* values
 }  // namespace
 
 extern "C" {
+
+// Lets each of so many threads take denormal numbers for zeros, or not. Elsewhere than on x86 nothing happens.
+void dgrad_flush_denormals(bool flush, int64_t threads) {
+#if defined(__SSE__)
+    constexpr unsigned results_and_operands = 0x8040;
+    in_parallel(threads, threads, [=](int64_t, int64_t) {
+        _mm_setcsr(flush ? _mm_getcsr() | results_and_operands : _mm_getcsr() & ~results_and_operands);
+    });
+#endif
+}
 
 // to [count, k] = the softmax of rows x.
 void dgrad_softmax(const float* x, const float*, float* to, int64_t count, int64_t k, int64_t threads) {

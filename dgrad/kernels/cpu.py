@@ -124,6 +124,13 @@ class _SquaredError(_LossOfOutputs):
 _rows_compiled = False
 
 
+def flush_denormals(flush: bool) -> None:
+    """Let all of torch's threads take denormal numbers for zeros, or not; where `available()`."""
+    library = _library()
+    assert library is not None, "use it where available()"
+    library.dgrad_flush_denormals(ctypes.c_bool(flush), _size(torch.get_num_threads()))
+
+
 @contextmanager
 def compiled_rows(wanted: bool = True) -> Iterator[None]:
     """Within it, softmaxes and argmaxes over few values are compiled ones, for tensors that this module `serves`.

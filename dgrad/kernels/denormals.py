@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from dgrad.kernels import cpu
+
 _SMALLEST_NORMAL = sys.float_info.min
 
 
@@ -17,17 +19,24 @@ def flushed() -> bool:
 
 
 @contextmanager
-def flush_denormals(device: torch.device) -> Iterator[None]:
-    """Within it, this thread takes denormal numbers for zeros where the device is a CPU.
+def flush_denormals(device: torch.device, *, compiled: bool = False) -> Iterator[None]:
+    """Within it, denormal numbers are zeros, where the device is a CPU. Afterwards all is as before.
 
-    Afterwards the thread does what it did before.
+    The setting belongs to a thread, and torch sets it for the calling one alone.
+
+    Args:
+        compiled: whether the compiled library may be used, which sets torch's other threads too.
     """
-    before = flushed()
-    if device.type != "cpu" or before:
+    if device.type != "cpu" or flushed():
         yield
         return
+    others = compiled and torch.get_num_threads() > 1 and cpu.available()
     torch.set_flush_denormal(True)
+    if others:
+        cpu.flush_denormals(True)
     try:
         yield
     finally:
         torch.set_flush_denormal(False)
+        if others:
+            cpu.flush_denormals(False)

@@ -88,7 +88,8 @@ class TrainingStep:
 
     def update(self, batch: Batch) -> None:
         """Change the parameters by the gradient of a batch."""
-        with flush_denormals(self.batches.order.device), cpu.compiled_rows(self.compiled):
+        device = self.batches.order.device
+        with flush_denormals(device, compiled=self.compiled), cpu.compiled_rows(self.compiled):
             self.optimizer.zero_grad(set_to_none=True)
             loss = (self.data_parallel_loss or self.loss)(batch)
             loss.backward()
