@@ -1,9 +1,10 @@
-"""dgrad as a library, in a loop of one's own, against the same step without it; and the trainer against torch.compile."""
+"""dgrad as a library against the same step without it, and the trainer against torch.compile."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,10 +33,11 @@ Steps = dict[str, Callable[[], object]]
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Times of a step, `{case: {contestant: ...}}`; the first of each case is its reference."""
-    return {name: settings.kept(name, lambda: _times(settings, steps())) for name, steps in _cases(settings)}
+    return {name: settings.kept(name, partial(_timed, settings, steps)) for name, steps in _cases(settings)}
 
 
-def _times(settings: Settings, steps: Steps) -> dict[str, dict[str, Any]]:
+def _timed(settings: Settings, make: Callable[[], Steps]) -> dict[str, dict[str, Any]]:
+    steps = make()
     warm_up = 1 if settings.quick else 5
     times = take_turns(
         steps,
@@ -50,16 +52,16 @@ def _times(settings: Settings, steps: Steps) -> dict[str, dict[str, Any]]:
 
 def _cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Steps]]]:
     for latent in settings.latents:
-        yield f"README's lines, {latent}", lambda latent=latent: readme(settings, latent, [])  # type: ignore[misc]
+        yield f"README's lines, {latent}", partial(readme, settings, latent, [])
     if settings.quick:
-        yield "a codebook, 1x4", lambda: codebook(settings, 4)
-        yield "lookups, 1x5", lambda: bandit(settings, 5)
+        yield "a codebook, 1x4", partial(codebook, settings, 4)
+        yield "lookups, 1x5", partial(bandit, settings, 5)
     else:
         share = {"sweep_share": 0.1}
-        yield "own decoder 200-300-784, 20x10, a tenth of the sweep", lambda: readme(settings, "20x10", [300], **share)
-        yield f"a codebook, 1x{VECTORS}", lambda: codebook(settings, VECTORS)
-        yield f"lookups, 1x{ACTIONS}", lambda: bandit(settings, ACTIONS)
-    yield f"trainer, {settings.latents[0]}", lambda: trainers(settings)
+        yield "own decoder 200-300-784, 20x10, a tenth of the sweep", partial(readme, settings, "20x10", [300], **share)
+        yield f"a codebook, 1x{VECTORS}", partial(codebook, settings, VECTORS)
+        yield f"lookups, 1x{ACTIONS}", partial(bandit, settings, ACTIONS)
+    yield f"trainer, {settings.latents[0]}", partial(trainers, settings)
 
 
 def readme(settings: Settings, latent: str, hidden: list[int], **hyper: Any) -> Steps:
@@ -77,12 +79,9 @@ def readme(settings: Settings, latent: str, hidden: list[int], **hyper: Any) -> 
         decoder = dense([size, *reversed(hidden), PIXELS]).to(settings.device)
         estimator, update = dgrad.estimator(name, **hyper).to(settings.device), optimized(encoder, decoder)
 
-        def loss_of(codes: Tensor) -> Tensor:
-            return -torch.distributions.Bernoulli(logits=decoder(codes.flatten(-2))).log_prob(images).sum(-1)
-
         def step() -> None:
             logits = encoder(images).view(-1, *layer.shape)
-            estimate = estimator(layer, logits, loss_of)
+            estimate = estimator(layer, logits, dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(images)))
             update(estimate.loss.mean() + layer.kl(logits).mean())
 
         return step
@@ -103,10 +102,8 @@ def bandit(settings: Settings, actions: int) -> Steps:
         policy = nn.Linear(FEATURES, actions).to(settings.device)
         estimator, update = dgrad.estimator("leg").to(settings.device), optimized(policy)
 
-        def cost_of(codes: Tensor) -> Tensor:
-            return costs[examples, codes.argmax(-1)[..., 0]]
-
-        return lambda: update(estimator(layer, policy(states).unsqueeze(1), cost_of).loss.mean())
+        objective = dgrad.objective(lambda indices: costs[examples, indices[..., 0]], indices=True)
+        return lambda: update(estimator(layer, policy(states).unsqueeze(1), objective).loss.mean())
 
     def by_hand() -> Callable[[], None]:
         policy = nn.Linear(FEATURES, actions).to(settings.device)

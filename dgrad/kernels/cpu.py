@@ -60,7 +60,7 @@ def bernoulli_loss(
 
     For tensors that this module `serves`. The images get no gradient.
     """
-    loss: Tensor = _BernoulliLoss.apply(logits, images)
+    loss: Tensor = _LossOfOutputs.apply(logits, images, "dgrad_loss_of_logits", _bernoulli_slope)
     return loss
 
 
@@ -71,54 +71,43 @@ def squared_error(
 
     For tensors that this module `serves`. The images get no gradient.
     """
-    loss: Tensor = _SquaredError.apply(outputs, images)
+    loss: Tensor = _LossOfOutputs.apply(outputs, images, "dgrad_squared_error", _squared_error_slope)
     return loss
+
+
+def _bernoulli_slope(logits: Tensor, images: Tensor) -> Tensor:
+    return logits.sigmoid() - images
+
+
+def _squared_error_slope(outputs: Tensor, images: Tensor) -> Tensor:
+    mean = (2 * outputs).sigmoid()
+    return 4 * (mean - images) * mean * (1 - mean)
 
 
 class _LossOfOutputs(torch.autograd.Function):
     """A loss of outputs and its slope, both in one pass over the outputs."""
 
-    function: str
-
-    @classmethod
-    def forward(cls, ctx: Any, outputs: Tensor, images: Tensor) -> Tensor:
+    @staticmethod
+    def forward(
+        ctx: Any, outputs: Tensor, images: Tensor, function: str, slope_of: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         library = _library()
         assert library is not None, "use it where serves()"
-        outputs, images = outputs.contiguous(), images.contiguous()
+        plain, plain_images = outputs.contiguous(), images.contiguous()
         loss = outputs.new_empty(outputs.shape[:-1])
-        slope = torch.empty_like(outputs) if ctx.needs_input_grad[0] else None
+        slope = torch.empty_like(plain) if ctx.needs_input_grad[0] else None
         sizes = (loss.numel(), *images.shape, torch.get_num_threads())
-        getattr(library, cls.function)(*map(_at, (outputs, images, loss, slope)), *map(_size, sizes))
+        getattr(library, function)(*map(_at, (plain, plain_images, loss, slope)), *map(_size, sizes))
+        ctx.slope_of = slope_of
         ctx.save_for_backward(outputs, images, slope)
         return loss
 
-    @classmethod
-    def backward(cls, ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         outputs, images, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative will be asked
-            slope = cls.slope(outputs, images)
-        return slope * gradient.unsqueeze(-1), None
-
-    @staticmethod
-    def slope(outputs: Tensor, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class _BernoulliLoss(_LossOfOutputs):
-    function = "dgrad_loss_of_logits"
-
-    @staticmethod
-    def slope(outputs: Tensor, images: Tensor) -> Tensor:
-        return outputs.sigmoid() - images
-
-
-class _SquaredError(_LossOfOutputs):
-    function = "dgrad_squared_error"
-
-    @staticmethod
-    def slope(outputs: Tensor, images: Tensor) -> Tensor:
-        mean = (2 * outputs).sigmoid()
-        return 4 * (mean - images) * mean * (1 - mean)
+        if torch.is_grad_enabled():  # for a second derivative
+            slope = ctx.slope_of(outputs, images)
+        return slope * gradient.unsqueeze(-1), None, None, None
 
 
 _rows_compiled = False
