@@ -221,7 +221,7 @@ inline Floats sigmoids(Floats a, float* p, float* s) {
     return small;
 }
 
-constexpr double MOST_NOT_ZERO = 0.3;  // of the pixels of images, where a product goes over these alone
+constexpr double MOST_NOT_ZERO = 0.15;  // of the pixels of images, where a product goes over these alone
 constexpr float NOTHING = -1e30f;  // the logit where there is no pixel: its sigmoid is 0, its softplus too
 
 // add(a, x, d) for vector after vector of an image's outputs and pixels, from pixel d on; what the last one lacks is filled up with outputs that
@@ -341,28 +341,27 @@ inline Floats largest(const float* x, int64_t k) {
 }
 
 constexpr int64_t MOST_VECTORS = 8;
-constexpr int64_t ROWS_AT_ONCE = 32;  // bits of a number; of a weight of 200 columns they fit the first-level cache
 
-// to[column + c] += sum_i values[i] rows[i][column + c] for VECTORS vectors of columns, whose sums stay in registers.
+// to[column + c] += sum_i rows[i][column + c] for VECTORS vectors of columns, whose sums stay in registers.
 template <int VECTORS>
-void sum_rows(const float* const* rows, const float* values, int64_t count, int64_t column, float* to) {
+void sum_rows(const float* const* rows, int64_t count, int64_t column, float* to) {
     Floats sum[VECTORS];
     for (int part = 0; part < VECTORS; ++part) sum[part] = load(to + column + part * LANES);
     for (int64_t at = 0; at < count; ++at)
-        for (int part = 0; part < VECTORS; ++part) sum[part] += values[at] * load(rows[at] + column + part * LANES);
+        for (int part = 0; part < VECTORS; ++part) sum[part] += load(rows[at] + column + part * LANES);
     for (int part = 0; part < VECTORS; ++part) store(sum[part], to + column + part * LANES);
 }
 
-void sums_of_rows(int64_t vectors, const float* const* rows, const float* values, int64_t count, int64_t column, float* to) {
+void sums_of_rows(int64_t vectors, const float* const* rows, int64_t count, int64_t column, float* to) {
     switch (vectors) {
-        case 1: return sum_rows<1>(rows, values, count, column, to);
-        case 2: return sum_rows<2>(rows, values, count, column, to);
-        case 3: return sum_rows<3>(rows, values, count, column, to);
-        case 4: return sum_rows<4>(rows, values, count, column, to);
-        case 5: return sum_rows<5>(rows, values, count, column, to);
-        case 6: return sum_rows<6>(rows, values, count, column, to);
-        case 7: return sum_rows<7>(rows, values, count, column, to);
-        default: return sum_rows<8>(rows, values, count, column, to);
+        case 1: return sum_rows<1>(rows, count, column, to);
+        case 2: return sum_rows<2>(rows, count, column, to);
+        case 3: return sum_rows<3>(rows, count, column, to);
+        case 4: return sum_rows<4>(rows, count, column, to);
+        case 5: return sum_rows<5>(rows, count, column, to);
+        case 6: return sum_rows<6>(rows, count, column, to);
+        case 7: return sum_rows<7>(rows, count, column, to);
+        default: return sum_rows<8>(rows, count, column, to);
     }
 }
 
@@ -527,12 +526,11 @@ void dgrad_loss(const int32_t* own, const float* rows, const float* bias, const 
         Array logits_array(width), image_array(width);
         float *a = logits_array.data(), *x = image_array.data();
         std::vector<const float*> summands(n);
-        const std::vector<float> ones(n, 1.0f);
         for (int64_t example = first; example < last; ++example) {
             std::copy_n(bias, pixels, a);
             for (int64_t row = 0; row < n; ++row) summands[row] = rows + (row * k + own[example * n + row]) * width;
             for (int64_t d = 0; d < width; d += MOST_VECTORS * LANES)
-                sums_of_rows(std::min(MOST_VECTORS, (width - d) / LANES), summands.data(), ones.data(), n, d, a);
+                sums_of_rows(std::min(MOST_VECTORS, (width - d) / LANES), summands.data(), n, d, a);
             std::fill(a + pixels, a + width, NOTHING);
             std::copy_n(images + example % batch * pixels, pixels, x);
             Floats total{}, mantissa = Floats{} + 1.0f;
@@ -645,31 +643,30 @@ void dgrad_gradient(const int32_t* own, const float* s, const float* images, con
 // done, where so many are not that a plain product is faster.
 bool dgrad_products(const float* images, const float* weight, float* linear, int64_t batch, int64_t pixels, int64_t columns, int64_t threads) {
     if (batch * pixels - std::count(images, images + batch * pixels, 0.0f) > batch * pixels * MOST_NOT_ZERO) return false;
-    const int64_t padded = (columns + LANES - 1) / LANES * LANES;
     in_parallel(batch, threads, [=](int64_t first, int64_t last) {
-        Array block_array(ROWS_AT_ONCE * padded), sums_array((last - first) * padded);
-        float *block = block_array.data(), *sums = sums_array.data();
-        std::fill_n(sums, (last - first) * padded, 0.0f);
-        const float* rows[ROWS_AT_ONCE];
-        float values[ROWS_AT_ONCE];
-        for (int64_t begin = 0; begin < pixels; begin += ROWS_AT_ONCE) {  // before the images, so that a block stays in the cache
-            const int64_t size = std::min(ROWS_AT_ONCE, pixels - begin);
-            for (int64_t d = 0; d < size; ++d) std::copy_n(weight + (begin + d) * columns, columns, block + d * padded);
-            for (int64_t image = first; image < last; ++image) {
-                const float* of_block = images + image * pixels + begin;
-                uint32_t left = 0;
-                for (int64_t d = 0; d < size; ++d) left |= static_cast<uint32_t>(of_block[d] != 0.0f) << d;
-                int64_t count = 0;
-                for (; left != 0; left &= left - 1, ++count) {
-                    const int d = __builtin_ctz(left);
-                    values[count] = of_block[d];
-                    rows[count] = block + d * padded;
-                }
-                for (int64_t column = 0; column < padded; column += MOST_VECTORS * LANES)
-                    sums_of_rows(std::min(MOST_VECTORS, (padded - column) / LANES), rows, values, count, column, sums + (image - first) * padded);
+        constexpr int64_t AT_ONCE = 4;
+        std::vector<const float*> rows(pixels + AT_ONCE);
+        std::vector<float> values(pixels + AT_ONCE);
+        for (int64_t image = first; image < last; ++image) {
+            int64_t count = 0;
+            for (int64_t d = 0; d < pixels; ++d) {  // without a branch: each is written over while it is zero
+                values[count] = images[image * pixels + d];
+                rows[count] = weight + d * columns;
+                count += values[count] != 0.0f;
+            }
+            for (; count % AT_ONCE != 0; ++count) {
+                values[count] = 0.0f;
+                rows[count] = weight;
+            }
+            float* __restrict to = linear + image * columns;
+            std::fill_n(to, columns, 0.0f);
+            for (int64_t at = 0; at < count; at += AT_ONCE) {
+                const float *row0 = rows[at], *row1 = rows[at + 1], *row2 = rows[at + 2], *row3 = rows[at + 3];
+                const float x0 = values[at], x1 = values[at + 1], x2 = values[at + 2], x3 = values[at + 3];
+                for (int64_t column = 0; column < columns; ++column)
+                    to[column] += x0 * row0[column] + x1 * row1[column] + x2 * row2[column] + x3 * row3[column];
             }
         }
-        for (int64_t image = first; image < last; ++image) std::copy_n(sums + (image - first) * padded, columns, linear + image * columns);
     });
     return true;
 }
