@@ -18,15 +18,22 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
+import torch
 
 from dgrad import hookspecs
+from dgrad.core.arguments import check_name, check_spec
 from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.errors import DgradError, InputError, PluginWarning, unknown_name
 from dgrad.hyperparameters import read_hyperparameters
+
+if TYPE_CHECKING:
+    from typing import Never
+else:
+    Never = object  # for whoever checks types at run time
 
 GROUP = "dgrad"
 KINDS = ("estimators", "latents", "datasets", "models")
@@ -333,17 +340,19 @@ def estimator(name: str, **hyperparameters: Any) -> GradientEstimator:
     Raises:
         InputError: the name or a hyper-parameter is unknown, or a value is out of range.
     """
-    factory = registry().factory("estimators", name)
+    factory = registry().factory("estimators", check_name(name))
     given = read_hyperparameters(name, factory, hyperparameters)
-    return build("estimators", name, GradientEstimator, **given)  # type: ignore[type-abstract]
+    with torch.inference_mode(False):  # inside, later updates of what it learns would be refused
+        return build("estimators", name, GradientEstimator, **given)  # type: ignore[type-abstract]
 
 
-def latent(spec: str) -> LatentLayer:
+def latent(spec: str, *more: Never) -> LatentLayer:
     """A latent layer from its spec: `20x10`, or `name:...` for one that is not categorical.
 
     Raises:
-        InputError: the spec cannot be read.
+        InputError: the spec cannot be read, or is no text.
     """
+    spec = check_spec(spec, *more)
     name, separator, rest = spec.partition(":")
     if not separator:
         name, rest = (spec, "") if registry().claimed("latents", spec) else ("categorical", spec)

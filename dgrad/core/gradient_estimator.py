@@ -7,22 +7,38 @@ gradient.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from dgrad.core.arguments import check_arguments
 from dgrad.core.estimator_tools import check_choice
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import in_backward_pass, in_inference_mode, in_transform
 from dgrad.core.objectives import CodeLoss, Objective, differentiated
 from dgrad.core.schedules import Constant, Schedule, schedule
 from dgrad.core.site_objectives import ProblemObjective, objective_of
 from dgrad.core.sites import Problem, prepare
-from dgrad.errors import InputError
+from dgrad.errors import DgradWarning, InputError
+
+Itself = TypeVar("Itself", bound="GradientEstimator")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CALLS_WITHOUT_A_STEP = 100
+"""After how many training calls a warning says that nobody moves the schedules."""
+
+
+def _typed_as(function: Function) -> Callable[[Callable[..., Any]], Function]:
+    """A decorator that gives a method the type of another, for type checkers alone."""
+    return lambda method: function
+
 
 ONE_PASS = (
     "arm, arms, arsm, bitflip-1, direct-unbiased, disarm, exact, reinforce, relax, rloo, sum-and-sample, unordered-set"
@@ -124,6 +140,8 @@ class GradientEstimator(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.schedules: dict[str, Schedule] = {}
+        # Training calls while nobody has set a step; None where that is no matter.
+        self._calls_without_step: int | None = None
 
     @property
     @abstractmethod
@@ -290,9 +308,15 @@ class GradientEstimator(nn.Module, ABC):
             InputError: the logits do not fit the layer, the estimator does not support it, or the objective is not one
                 that the estimator can use.
         """
+        check_arguments(layer, logits, objective, generator)
         problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
         of_problem = objective_of(problem, objective)
-        estimate = self.estimate(problem.layer, problem.logits, self._usable(of_problem), generator=generator)
+        usable = self._usable(of_problem)
+        self._notice_call(generator)
+        if len(problem.logits) == 0:
+            estimate = _of_no_example(problem.layer, problem.logits, usable)
+        else:
+            estimate = self.estimate(problem.layer, problem.logits, usable, generator=generator)
         _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
         if problem.plain:
             return estimate
@@ -335,6 +359,59 @@ class GradientEstimator(nn.Module, ABC):
             )
         return differentiated(objective, name) if traits.differentiable_objective else objective
 
+    if TYPE_CHECKING:
+
+        @_typed_as(forward)  # nn.Module says that a call returns Any
+        def __call__(self) -> None: ...
+
+    def learning(self) -> bool:
+        """Whether averages take in what this call sees: in training mode, outside `torch.inference_mode`.
+
+        Ask before you update a buffer in `estimate`.
+        """
+        return self.training and not in_inference_mode()
+
+    def _notice_call(self, generator: Generator | None) -> None:
+        """See that the call can be repeated or transformed where it is, and that somebody moves the schedules.
+
+        Raises:
+            InputError: a checkpoint repeats a call that cannot be repeated, or a transform has averages to update.
+        """
+        if torch.compiler.is_compiling():
+            if generator is not None:
+                raise InputError(
+                    "torch.compile cannot trace a generator; expected the global generator, which torch.manual_seed "
+                    "seeds: leave generator out"
+                )
+            return
+        name = type(self).__name__
+        if in_backward_pass():
+            if generator is not None:
+                raise InputError(
+                    "torch.utils.checkpoint repeats a call with a generator, which has moved on and would draw other "
+                    "codes; expected the global generator, whose state the checkpoint restores: leave generator out"
+                )
+            if self.training and self._keeps_averages():
+                raise InputError(
+                    f"{name} keeps averages, which have moved since the call that torch.utils.checkpoint repeats; "
+                    "expected no repetition: call the estimator outside the checkpoint, or .eval() it"
+                )
+        if in_transform() and self.training and self._keeps_averages():
+            raise InputError(
+                f"{name} keeps averages, which torch.func's transforms cannot update; expected averages that stand "
+                "still: call .eval() on the estimator"
+            )
+        if self._calls_without_step is not None and self.training:
+            self._calls_without_step += 1
+            if self._calls_without_step == CALLS_WITHOUT_A_STEP:
+                still = ", ".join(f"{key}={value}" for key, value in self.schedules.items() if not _is_constant(value))
+                warnings.warn(
+                    f"{name}: {still} has not moved in {CALLS_WITHOUT_A_STEP} training calls; expected "
+                    "estimator.set_run_length(steps) once and estimator.set_step(step) at each step",
+                    DgradWarning,
+                    stacklevel=5,
+                )
+
     def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
         """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.
 
@@ -345,8 +422,11 @@ class GradientEstimator(nn.Module, ABC):
         # As the buffer will hold it: a number that float32 rounds to the limit is not above it.
         if above is not None and not torch.tensor(self.schedules[name].lowest, dtype=torch.float32) > above:
             raise InputError(f"{name} must stay above {above:g}; got {self.schedules[name]}: give a larger one")
-        start = self.schedules[name] if isinstance(self.schedules[name], Constant) else self.schedules[name].over(1)
+        moves = not _is_constant(self.schedules[name])
+        start = self.schedules[name].over(1) if moves else self.schedules[name]
         self.register_buffer(name, torch.tensor(start(0), dtype=torch.float32), persistent=False)
+        if moves and type(self).set_step is GradientEstimator.set_step:
+            self._calls_without_step = 0
 
     def set_layer(self, layer: LatentLayer) -> None:
         """Make the learned parts whose size depends on the layer.
@@ -359,13 +439,40 @@ class GradientEstimator(nn.Module, ABC):
         self.schedules = {name: value.over(steps) for name, value in self.schedules.items()}
 
     def set_step(self, step: int) -> None:
-        """Set every scheduled hyper-parameter to its value at `step`, without waiting for the device."""
+        """Set every scheduled hyper-parameter to its value at `step`, without waiting for the device.
+
+        Raises:
+            InputError: a schedule spans the whole run, and nobody has told its length.
+        """
+        self._calls_without_step = None
         for name, value in self.schedules.items():
-            if not isinstance(value, Constant):
+            if not _is_constant(value):
                 getattr(self, name).fill_(value(step))
 
+    def _keeps_averages(self) -> bool:
+        """Whether buffers travel in the state dict: what earlier calls have left."""
+        return any(module._buffers.keys() - module._non_persistent_buffers_set for module in self.modules())
+
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.schedules.items())
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        shown = {name: getattr(self, name) for name in names if hasattr(self, name)} | self.schedules
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    def _apply(self: Itself, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Itself:
+        """Move to a device or into a dtype. Buffers keep their dtype: float16 would round hyper-parameters."""
+        before = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        with torch.inference_mode(False):  # inside, later updates would be refused
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            for module, name, old in before:
+                new = module._buffers[name]
+                if new is not None and new.dtype != old.dtype:
+                    module._buffers[name] = old.to(new.device)
+        return self
 
 
 @dataclass(frozen=True)
@@ -525,6 +632,17 @@ def _undefined(estimator: GradientEstimator, methods: str) -> InputError:
     """The error of a plugin's estimator that lacks what its traits promise."""
     name = type(estimator).__name__
     return InputError(f"{name} does not define {methods}; expected estimate, or what its traits say: see {name}.traits")
+
+
+def _is_constant(value: Schedule) -> bool:
+    return isinstance(value, Constant)
+
+
+def _of_no_example(layer: LatentLayer, logits: Tensor, objective: Objective) -> Estimate:
+    """The estimate of an empty batch: nothing is drawn, and averages have nothing to take in."""
+    codes = layer.argmax(logits.detach()).unsqueeze(0)  # [1, 0, *code]
+    # Connected to the logits and to what the objective trains, so that a backward pass gives empty gradients.
+    return Estimate(loss=objective(codes).mean(0) + logits.flatten(1).sum(-1), codes=codes)
 
 
 def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:

@@ -203,18 +203,26 @@ class LatentLayer(ABC):
         Raises:
             InputError: the support is too large to be listed.
         """
-        return self._support.to(like.device, like.dtype, non_blocking=True)
+        if like.device not in self._supports:  # the first time alone waits for the device
+            self._supports[like.device] = self._search().to(like.device)
+        return self._supports[like.device].to(like.dtype)
 
     @cached_property
-    def _support(self) -> Tensor:
-        """The support as small integers on the CPU, where looking at values makes no device wait."""
+    def _supports(self) -> dict[torch.device, Tensor]:
+        """The support as small integers on each device that asked for it."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_supports"}
+
+    def _search(self) -> Tensor:
         coordinates = math.prod(self.shape)
         if coordinates > LISTED:
             raise InputError(
                 f"latent {self} has {approx_int(self.support_size)} codes of {coordinates} coordinates, too many to "
                 f"list; at most {LISTED} coordinates are, where a layer does not define enumerate"
             )
-        with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could not be used elsewhere
+        with torch.inference_mode(False):  # whose tensors could not be used elsewhere
             settings = torch.arange(2**coordinates, device="cpu").unsqueeze(-1)
             bits = settings >> torch.arange(coordinates - 1, -1, -1, device="cpu") & 1
             codes = bits.to(torch.int8).view(-1, *self.shape)
@@ -269,7 +277,7 @@ class LatentLayer(ABC):
 
     def _lacks(self, member: str) -> InputError:
         return InputError(
-            f"latent {self} does not define {member}; expected a layer that does: a dgrad.LogLinear with log_z has all"
+            f"latent {self} does not define {member}; expected a layer that does: in a dgrad.LogLinear it follows"
         )
 
 

@@ -34,12 +34,13 @@ class BatchNormError(InputError):
 
 
 def refuse_batch_norm(network: nn.Module) -> None:
-    """Make sure that a network, evaluated at imagined codes, has no BatchNorm in training mode.
+    """Make sure that a network, evaluated at imagined codes, has no BatchNorm that uses statistics of the batch.
 
     Raises:
         InputError: it has one.
     """
-    if any(isinstance(module, _BatchNorm) and module.training for module in network.modules()):
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    if any(norm.training or norm.running_mean is None for norm in norms):
         raise BatchNormError
 
 

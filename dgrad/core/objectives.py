@@ -14,11 +14,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import in_inference_mode, needs_transforms, without_gradient
 from dgrad.core.objective_guards import (
     BatchNormError,
     agree,
@@ -31,6 +31,7 @@ from dgrad.core.random import RandomState
 from dgrad.core.restricted import visible
 from dgrad.core.sites import prepare
 from dgrad.errors import InputError
+from dgrad.kernels import numerics
 
 CodeLoss = Callable[[Tensor], Tensor]
 """A loss of codes: `[S, B, *code] -> [S, B]`, for any number of samples S."""
@@ -76,7 +77,7 @@ class Objective(ABC):
         Args:
             differentiable: whether `slope` will be asked, the gradient of the loss in the codes.
         """
-        if not differentiable:
+        if not differentiable or in_inference_mode() or needs_transforms():
             return self.evaluate(codes.clone())
         with torch.enable_grad():
             return self.evaluate(codes.detach().clone().requires_grad_())
@@ -162,7 +163,7 @@ class Evaluation:
         samples, batch, n, _ = self.codes.shape
         return self.changed(torch.arange(n, device=self.codes.device).expand(samples, batch, n))
 
-    @torch.no_grad()
+    @without_gradient
     def sweep_rows(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         """The sweep of some rows of each code. All other rows hold the loss of the code, as if nothing changed it.
 
@@ -171,7 +172,7 @@ class Evaluation:
         """
         return self._masked(rows) if self.full_sweep_is_free(rows.shape[-1]) else self.changed(rows)
 
-    @torch.no_grad()
+    @without_gradient
     def _masked(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         """The same from the sweep of all rows."""
         swept = torch.zeros(self.codes.shape[:-1], dtype=torch.bool, device=rows.device).scatter_(-1, rows, True)
@@ -181,7 +182,7 @@ class Evaluation:
         """Whether the sweep of all rows costs no more than that of `rows` of them."""
         return False
 
-    @torch.no_grad()
+    @without_gradient
     def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
         """Potentials `T` of changing one variable of the code: `<T, z'> - <T, z> = f(z') - f(z)`.
 
@@ -197,13 +198,22 @@ class Evaluation:
         return layer.moves.potentials(self.codes, losses - self.loss)
 
     def slope(self) -> Float[Tensor, "samples batch *code"]:
-        """The gradient of the loss in the codes. It has no gradient of its own.
+        """The gradient of the loss in the codes. It has no gradient of its own. Zeros in `torch.inference_mode`.
 
         Raises:
             InputError: the codes were not evaluated with `differentiable=True`.
         """
+        if in_inference_mode():  # no graph is recorded, and whoever calls has no use for gradients
+            return torch.zeros_like(self.codes)
+        if needs_transforms():
+            return torch.func.grad(lambda codes: self.objective(codes).sum())(self.codes.detach())
         if not self.codes.requires_grad:
             raise InputError("slope() of codes evaluated by at(codes); expected at(codes, differentiable=True)")
+        if not self.loss.requires_grad:
+            raise InputError(
+                "the objective has no gradient in the codes, and this estimator differentiates it; expected a loss "
+                "that is computed from the codes by differentiable operations: or take rloo, or direct"
+            )
         with torch.enable_grad():
             total = self.loss.sum()
         (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True)
@@ -215,7 +225,7 @@ class Evaluation:
             return self.objective(changed.flatten(0, 1)).unflatten(0, changed.shape[:2])
         return torch.stack([self.noise.again(self.objective, codes) for codes in changed])
 
-    @torch.no_grad()
+    @without_gradient
     def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         """The sweep of some rows by evaluating every changed code: behind `sweep` and `sweep_rows` by default.
 
@@ -253,12 +263,12 @@ class Evaluation:
     ) -> Tensor:
         """Each code with one row set to a value, `[C, S, B, n, k]`."""
         changed = self.codes.expand(len(rows), *self.codes.shape).clone()
-        one_hot = F.one_hot(values, self.codes.shape[-1]).to(changed.dtype)
+        one_hot = numerics.one_hot(values, self.codes.shape[-1], changed.dtype)
         return changed.scatter_(3, rows[..., None, None].expand(-1, -1, -1, 1, changed.shape[-1]), one_hot.unsqueeze(3))
 
     def shared_values(self, values: Int[Tensor, " values"]) -> Float[Tensor, "values batch"] | None:
         """The loss of each example with its one variable at each of these values, or None: see `Objective.shared`."""
-        codes = F.one_hot(values, self.codes.shape[-1]).to(self.codes.dtype).unsqueeze(1)
+        codes = numerics.one_hot(values, self.codes.shape[-1], self.codes.dtype).unsqueeze(1)
         return self.objective.shared(codes, self.codes.shape[1])
 
     def _shared(self, own: Int[Tensor, "samples batch 1"]) -> Float[Tensor, "samples batch 1 k"] | None:
@@ -290,6 +300,11 @@ def _allowed_changes(values: Tensor, rows: Tensor, own: Tensor, allowed: Tensor)
     if counts is not None:
         order = order[..., : counts.max(initial=0)]
     return torch.where(fine, values, own).gather(-1, order), rows.gather(-1, order)
+
+
+def _floating(loss: Tensor, inputs: Tensor) -> Tensor:
+    """The loss in a floating dtype: counts and booleans have no gradient, and sums of them no mean."""
+    return loss if loss.is_floating_point() else loss.to(torch.promote_types(inputs.dtype, torch.float32))
 
 
 _LOSSES = {
@@ -353,7 +368,7 @@ class FunctionObjective(Objective):
                 f"the objective returned {got} for codes of shape {list(inputs.shape)}; expected one loss for each "
                 f"{each}, [{axes}] = {list(shape)}: {remedy}"
             )
-        return loss if loss.is_floating_point() else loss.to(torch.get_default_dtype())
+        return _floating(loss, inputs)
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         return self._everywhere(codes, batch)
@@ -384,7 +399,7 @@ class FunctionObjective(Objective):
         except Exception:  # a function that wants the whole batch, in whatever way it says so
             return None
         broadcast = losses.shape in ((len(inputs), batch), (len(inputs), 1))
-        return losses.expand(-1, batch) if broadcast and not state.has_moved() else None
+        return _floating(losses, inputs).expand(-1, batch) if broadcast and not state.has_moved() else None
 
 
 class IndexObjective(FunctionObjective):
@@ -501,7 +516,7 @@ class KLObjective(Objective):
 class _KLEvaluation(Evaluation):
     objective: KLObjective
 
-    @torch.no_grad()
+    @without_gradient
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         return self.loss[..., None, None] + self.objective.layer.linear_sweep(self.objective.logits, self.codes)
 
@@ -621,18 +636,18 @@ class _SumEvaluation(Evaluation):
         for part in self.parts:
             part.restrict(allowed)
 
-    @torch.no_grad()
+    @without_gradient
     def sweep(self) -> Tensor:
         return self.combine(*(part.sweep() for part in self.parts))
 
-    @torch.no_grad()
+    @without_gradient
     def sweep_rows(self, rows: Tensor) -> Tensor:
         return self.combine(*(part.sweep_rows(rows) for part in self.parts))
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return all(part.full_sweep_is_free(rows) for part in self.parts)
 
-    @torch.no_grad()
+    @without_gradient
     def potentials(self, layer: LatentLayer) -> Tensor:
         return self.combine(*(part.potentials(layer) for part in self.parts))
 

@@ -53,6 +53,9 @@ class Restricted(LatentLayer):
     def __str__(self) -> str:
         return str(self.layer)
 
+    def defines(self, member: str) -> bool:
+        return self.layer.defines(member)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.layer.shape
@@ -232,6 +235,9 @@ class Product(LatentLayer):
 
     def __str__(self) -> str:
         return f"{self.parts} sites of {self.layer}"
+
+    def defines(self, member: str) -> bool:
+        return self.layer.defines(member)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ class Problem:
         if codes.shape[1] != len(self.logits):
             codes = codes.expand(-1, len(self.logits), *codes.shape[2:])
         if self.folded:
-            codes = codes.unflatten(1, (-1, self.sites))
+            codes = codes.unflatten(1, (len(self.given), self.sites))
         else:
             codes = codes.reshape(*codes.shape[:2], self.sites, *self.code_shape)
         if self.mask is None:
@@ -144,7 +144,7 @@ class Problem:
         """
         if not self.folded:
             return loss
-        loss = loss.unflatten(0, (-1, self.sites or 1))
+        loss = loss.unflatten(0, (len(self.given), self.sites or 1))
         if self.mask is not None:
             loss = torch.where(self.mask, loss, 0)
         loss = loss.sum(-1)
@@ -272,6 +272,9 @@ class Sites(LatentLayer):
 
     def __str__(self) -> str:
         return f"{self.sites} sites of {self.layer}"
+
+    def defines(self, member: str) -> bool:
+        return self.layer.defines(member)
 
     def _problem(self, logits: Tensor) -> Problem:
         return prepare(self, logits)

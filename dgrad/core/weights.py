@@ -44,6 +44,8 @@ def weights(name: str, losses: Tensor, log_probs: Tensor | None = None, **hyperp
     Bias: none, but for `direct-rb`. With many candidates its mean is the gradient of `-log E[exp(-epsilon f)] /
     epsilon`, whose limit as epsilon falls is that of `E[f]`.
 
+    Cost: next to nothing, but for `unordered-set`: `K 2^K` numbers for each group.
+
     Raises:
         InputError: an unknown name or hyper-parameter, too few or too many candidates, or no log-probabilities.
 

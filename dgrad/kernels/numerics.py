@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from dgrad.core.modes import in_transform
 from dgrad.kernels import cpu
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 SLOW_LENGTHS = range(3, 16)
 """Of a last axis over which torch's softmax takes three to five times as long on a CPU as over the first axis."""
+
+
+def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """`function` outside of `torch.autocast`, which would multiply its matrices in half precision."""
+
+    @functools.wraps(function)
+    def run(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments, **keywords)
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **keywords)
+
+    return run
 
 
 def softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
@@ -44,6 +64,18 @@ def log_softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     return x.reshape(-1, x.shape[-1]).T.contiguous().log_softmax(0).T.contiguous().view(x.shape)
 
 
+def one_hot(indices: Int[Tensor, "*lead"], values: int, dtype: torch.dtype) -> Shaped[Tensor, "*lead values"]:
+    """`F.one_hot` in a dtype. On a CPU that looks at the indices, which `torch.func.vmap` cannot.
+
+    >>> import torch
+    >>> one_hot(torch.tensor([1]), 3, torch.float32)
+    tensor([[0., 1., 0.]])
+    """
+    if in_transform():
+        return (indices.unsqueeze(-1) == torch.arange(values, device=indices.device)).to(dtype)
+    return F.one_hot(indices, values).to(dtype)
+
+
 def kl_to_uniform(x: Float[Tensor, "*lead n k"]) -> Float[Tensor, "*lead"]:
     """`KL(softmax(x) || uniform)` summed over the rows, in nats.
 
@@ -67,7 +99,10 @@ def one_hot_argmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     """
     if cpu.serves_rows(x):
         return cpu.one_hot_argmax(x)
-    return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
+    best = x.argmax(-1, keepdim=True)
+    if in_transform():  # vmap has no scatter_ of a number
+        return one_hot(best.squeeze(-1), x.shape[-1], x.dtype)
+    return torch.zeros_like(x).scatter_(-1, best, 1.0)
 
 
 def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -79,15 +79,15 @@ def shapes_and_dtypes(estimator: GradientEstimator, layer: LatentLayer) -> None:
 
 @_check
 def values_without_gradients(estimator: GradientEstimator, layer: LatentLayer) -> None:
-    """Under `torch.no_grad()` the loss and the codes are the same."""
+    """Under `torch.no_grad()` and `torch.inference_mode()` the loss and the codes are the same."""
     logits, loss = small_logits(layer, batch=4), small_objectives(layer)["smooth"]
-    copies = [copy.deepcopy(estimator) for _ in range(2)]
-    with torch.no_grad():
-        quiet = copies[0](layer, logits, loss, generator=Generator().manual_seed(1))
-    loud = copies[1](layer, logits.clone().requires_grad_(), loss, generator=Generator().manual_seed(1))
-    assert torch.equal(quiet.codes, loud.codes), "other codes"
-    torch.testing.assert_close(quiet.loss, loud.loss.detach())
-    assert not quiet.loss.requires_grad, "the loss has a gradient under no_grad"
+    loud = _estimate(estimator, layer, logits.clone().requires_grad_(), loss, seed=1)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            quiet = _estimate(estimator, layer, logits, loss, seed=1)
+        assert torch.equal(quiet.codes.clone(), loud.codes), f"other codes under {mode.__name__}"
+        torch.testing.assert_close(quiet.loss.clone(), loud.loss.detach())
+        assert not quiet.loss.requires_grad, f"the loss has a gradient under {mode.__name__}"
 
 
 @_check
@@ -493,6 +493,17 @@ def state(estimator: GradientEstimator, layer: LatentLayer) -> None:
     }
     for name, replica in copies.items():
         assert torch.equal(_gradient(replica, layer, logits, loss), expected), f"{name} gives another gradient"
+
+
+@_check
+def frozen_in_eval(estimator: GradientEstimator, layer: LatentLayer) -> None:
+    """In `.eval()` no average moves."""
+    logits, loss = small_logits(layer, batch=4).requires_grad_(), small_objectives(layer)["smooth"]
+    estimator = _after_some_steps(estimator, layer, loss).eval()
+    before = {name: buffer.clone() for name, buffer in estimator.named_buffers()}
+    estimator(layer, logits, loss, generator=Generator().manual_seed(0)).loss.sum().backward()
+    for name, buffer in estimator.named_buffers():
+        assert torch.equal(buffer, before[name]), f"its buffer {name} moves; ask self.learning() before an update"
 
 
 @_check

@@ -35,8 +35,8 @@ def objective(
     with random numbers makes one call for each change. A sweep refuses BatchNorm in training mode.
 
     Args:
-        f: the function. It may be called with codes that all examples share, `[K, 1, *code]`, on a CPU. The result is
-            used where it broadcasts to the batch and agrees.
+        f: the function, or an objective, which stays as it is. On a CPU the function may be called with codes that all
+            examples share, `[K, 1, *code]`. The result is used where it broadcasts to the batch and agrees.
         indices: whether `f` gets the integers of codes, int64, in the place of codes.
         layer: whose integers these are, where codes are no one-hot rows.
         decoder: a module. It gets codes with one batch axis, `[S*B, n*k]` where its first layer is an `nn.Linear` of so
@@ -76,6 +76,10 @@ def objective(
         )
     if loss is not None or compiled is not None:
         raise InputError("loss= and compiled= belong to a decoder; expected them with decoder= alone")
+    if isinstance(f, Objective):
+        if indices or couples_examples or bytes_per_call is not None:
+            raise InputError("an objective has options of its own; expected a function of codes with these")
+        return f
     if indices:
         return IndexObjective(f, layer=layer, couples_examples=couples_examples, bytes_per_call=bytes_per_call)
     return FunctionObjective(f, couples_examples=couples_examples, bytes_per_call=bytes_per_call)

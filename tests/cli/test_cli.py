@@ -143,6 +143,15 @@ def test_tables_and_json(command: Dgrad, name: str) -> None:
     assert {row["name"] for row in rows} == set(expected[name])
 
 
+def test_the_list_of_estimators_says_which_draw_and_which_give_codes(command: Dgrad) -> None:
+    rows = {row["name"]: (row["one_pass"], row["pathwise"]) for row in json.loads(command("estimators", "--json")[1])}
+    assert [rows[name] for name in ("rloo", "imle", "leg")] == [(True, False), (False, True), (False, False)]
+    heading, rloo = (
+        next(line for line in command("estimators")[1].splitlines() if word in line) for word in ("name", "rloo")
+    )
+    assert heading.index("one pass") == rloo.index("yes", rloo.index("no"))
+
+
 def test_version_and_help(command: Dgrad) -> None:
     assert command("--version")[1].strip() == f"dgrad {dgrad.__version__}"
     code, out, _ = command("train", "--help")

@@ -67,7 +67,9 @@ def test_the_support_follows_from_the_argmax() -> None:
     support = layer.enumerate(like=torch.zeros((), dtype=torch.float64))
     assert support.tolist() == [[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]
     (support * torch.ones(3, dtype=torch.float64, requires_grad=True)).sum().backward()
-    assert pickle.loads(pickle.dumps(layer)) == layer
+    again = pickle.loads(pickle.dumps(layer))
+    assert again == layer
+    assert "_supports" not in vars(again), "what is kept on a device does not travel"
 
 
 def test_a_support_of_many_coordinates_is_not_searched() -> None:
@@ -153,3 +155,11 @@ def test_toggles_change_one_coordinate_at_a_time() -> None:
     moves, codes = Toggles((1, 2)), torch.tensor([[[[0.0, 1.0]]]])
     assert moves.neighbours(codes).flatten(1).tolist() == [[1, 1], [0, 0]]
     assert moves.potentials(codes, torch.tensor([[[5.0]], [[7.0]]])).flatten().tolist() == [5, -7]
+
+
+def test_a_wrapper_defines_what_the_layer_in_it_defines() -> None:
+    mask, allowed = torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
+    for wrapped in (dgrad.restricted(Bare(), allowed=allowed), dgrad.restricted(Bare(), mask=mask)):
+        assert not wrapped.defines("noise")
+    with pytest.raises(dgrad.InputError, match="needs the noise of a latent"):
+        dgrad.estimator("imle")(Bare(), torch.zeros(1, 2, 3), lambda codes: codes.sum((-2, -1)), mask=mask)

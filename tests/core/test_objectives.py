@@ -319,6 +319,7 @@ def test_a_result_that_is_not_a_loss_of_each_code_says_what_is_expected() -> Non
         ({"decoder": nn.Linear(2, 2), "loss": torch.sum, "indices": True}, "a decoder of indices"),
         ({"f": torch.sum, "loss": torch.sum}, "belong to a decoder"),
         ({"f": torch.sum, "bytes_per_call": 0}, "bytes_per_call must be at least 1; got 0"),
+        ({"f": FunctionObjective(torch.sum), "couples_examples": True}, "an objective has options of its own"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(arguments: dict[str, object], message: str) -> None:
@@ -343,6 +344,26 @@ def test_coupled_examples_are_refused_by_estimators_that_need_independent_ones()
         for name in ("direct-rb", "rloo", "exact"):
             with pytest.raises(dgrad.InputError, match="this objective couples examples; expected independent"):
                 dgrad.estimator(name)(layer, logits, objective)
+
+
+@pytest.mark.parametrize("name", ["gumbel-softmax", "straight-through", "imle"])
+def test_pathwise_estimators_differentiate_through_coupled_examples(name: str) -> None:
+    """The gradient of a mean over the batch reaches the logits of all examples."""
+    layer, logits = dgrad.latent("3x4"), torch.zeros(BATCH, 3, 4, requires_grad=True)
+    weight = torch.randn(BATCH, 3, 4, generator=Generator().manual_seed(6))
+
+    def coupled(codes: Tensor) -> Tensor:
+        total = (codes * weight).sum((1, 2, 3), keepdim=True)
+        return total.square().expand(-1, codes.shape[1], 1, 1)[..., 0, 0]
+
+    estimator = dgrad.estimator(name)
+    objective = dgrad.objective(coupled, couples_examples=True)
+    estimate = estimator(layer, logits, objective, generator=Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(estimate.loss.mean(), logits)
+    codes = estimator.codes(layer, logits, generator=Generator().manual_seed(0))
+    (expected,) = torch.autograd.grad(coupled(codes).mean(), logits)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient.flatten(1).abs().sum(1).all()
 
 
 # Losses that do not depend on the code by a gradient

@@ -459,6 +459,18 @@ def test_digits_are_bundled_and_split_evenly(tmp_path: Path) -> None:
     assert torch.equal(dataset.test.images, again.test.images)
 
 
+def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    dataset, bunch = DATASETS["digits"](tmp_path), load_digits()
+    ours = torch.cat([split.images for split in (dataset.train, dataset.valid, dataset.test)]).flatten(1) * 16
+    theirs = torch.from_numpy(bunch.data).float()
+    assert ours.unique(dim=0).equal(theirs.unique(dim=0))
+    assert dataset.test.labels is not None
+    first = (theirs == dataset.test.images[0].flatten() * 16).all(1)
+    assert int(bunch.target[first.numpy()][0]) == int(dataset.test.labels[0])
+
+
 def test_every_factory_describes_itself() -> None:
     for factory in DATASETS.values():
         assert factory.__doc__ and "\n" not in factory.__doc__

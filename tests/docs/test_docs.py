@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import inspect
+import math
 import re
 import shlex
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import run_dgrad
+from torch import Generator
 
 import dgrad
 from dgrad import hookspecs
@@ -23,7 +25,7 @@ from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import FunctionObjective
 from dgrad.data import Dataset, unit
 from dgrad.registry import build, load_plugin, registry
-from dgrad.testing import check_estimator, check_latent
+from dgrad.testing import check_estimator, check_latent, small_logits
 from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
@@ -183,6 +185,28 @@ def structure(request: pytest.FixtureRequest) -> LatentLayer:
 
 def test_structures_keep_their_contract(structure: LatentLayer) -> None:
     check_latent(structure)
+
+
+def test_structures_take_forbidden_coordinates_and_masks(structure: LatentLayer) -> None:
+    """Forbidden are codes with the first coordinate. Of two sites of the second example one is padding."""
+    logits = small_logits(structure, batch=2)
+    first = torch.zeros(structure.shape, dtype=torch.bool)
+    first.view(-1)[0] = True
+    support = structure.enumerate(like=logits)
+    support = support[(support * first).flatten(1).sum(-1) == 0]
+    log_q = (logits.flatten(1) @ support.flatten(1).T).log_softmax(-1)
+    limited = dgrad.restricted(structure, allowed=~first)
+    torch.testing.assert_close(limited.mean(logits).flatten(1), log_q.exp() @ support.flatten(1))
+    torch.testing.assert_close(limited.kl(logits), (log_q.exp() * (log_q + math.log(len(support)))).sum(-1))
+    assert (limited.sample(logits, 50, generator=Generator().manual_seed(0)) * first == 0).all()
+    sequence = torch.stack([logits, logits.flip(0)], 1).requires_grad_()
+    mask = torch.tensor([[True, True], [True, False]])
+    estimator, padded = dgrad.estimator("rloo"), dgrad.restricted(structure, mask=mask)
+    loss = estimator(structure, sequence, lambda codes: codes.flatten(2).sum(-1).square(), mask=mask).loss
+    (gradient,) = torch.autograd.grad((loss + padded.kl(sequence)).sum(), sequence)
+    assert (gradient[1, 1] == 0).all()
+    assert (gradient[mask] != 0).flatten(1).any(-1).all()
+    torch.testing.assert_close(padded.kl(sequence)[1], structure.kl(sequence[1])[0])
 
 
 @pytest.mark.parametrize("spec", ["subset:0of3", "subset:3of3", "subset:3", "chain:1x2", "chain:2", "tree:2", "tree:x"])

@@ -287,6 +287,7 @@ MUTANTS: list[tuple[Callable[[], GradientEstimator], str]] = [
     (BaselineSeesItsSample, "baseline has not seen its sample"),
     (AverageSeesItsSample, "baseline has not seen its sample"),
     (AverageSeesItsSample, "independent examples"),
+    (AverageSeesItsSample, "frozen in eval"),
     (BatchMeanBaseline, "independent examples"),
     (BatchMeanBaseline, "baseline has not seen its sample"),
     (GlobalGenerator, "repeatable"),

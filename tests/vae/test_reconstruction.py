@@ -193,6 +193,19 @@ def test_batch_norm_in_training_mode_is_refused_in_a_sweep(begins_linear: bool, 
     assert objective.sweep(codes).isfinite().all()
 
 
+def test_batch_norm_without_running_statistics_is_refused_in_eval_mode_too() -> None:
+    _, codes, x = _problem("linear")
+    norm = nn.BatchNorm1d(8, track_running_stats=False)
+    decoder = nn.Sequential(nn.Linear(12, 8), norm, nn.Linear(8, PIXELS)).eval()
+    with pytest.raises(dgrad.InputError, match="BatchNorm in training mode inside a sweep"):
+        dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x)).sweep(codes)
+
+
+def test_an_objective_stays_as_it_is() -> None:
+    objective = dgrad.objective(decoder=nn.Linear(12, PIXELS), loss=dgrad.bernoulli(torch.ones(BATCH, PIXELS)))
+    assert dgrad.objective(objective) is objective
+
+
 def test_weights_that_change_after_a_call_are_seen_by_the_next() -> None:
     """One objective for a fixed batch and many steps: nothing of the weights is kept."""
     decoder, codes, x = _problem("linear")

@@ -54,6 +54,7 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
         if not WEAKEST <= initial_strength <= STRONGEST:
             raise InputError(f"initial_strength must lie in {WEAKEST:g} .. {STRONGEST:g}; got {initial_strength}")
         self.samples = check_count("samples", samples)
+        self.initial_strength = initial_strength
         self.register_buffer("strength", torch.tensor(float(initial_strength)))
 
     @property
@@ -105,7 +106,8 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
         # After its use, so that an example's gradient depends on no other example of this step.
         rows = layer.free(torch.ones_like(potentials)).any(-1)
         share = changed.any(-1).sum() / rows.sum().clamp_min(1)
-        self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
+        if self.learning():
+            self.strength.mul_((self.rate * (self.target - share)).exp()).clamp_(WEAKEST, STRONGEST)
         return direction
 
 

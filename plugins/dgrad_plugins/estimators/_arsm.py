@@ -9,8 +9,9 @@ from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Objective, Tr
 from dgrad.core.estimator_tools import needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
 from dgrad.core.random import gumbel
-from dgrad.kernels.numerics import softmax
+from dgrad.kernels.numerics import full_precision, softmax
 
+_einsum = full_precision(torch.einsum)
 CODES_PER_CALL = 16384
 """How many swapped codes, over the batch, the objective gets at once: a bound on memory."""
 
@@ -80,7 +81,7 @@ class AugmentReinforceSwapMerge(GradientEstimator):
             pi = softmax(-noise)  # [1, B, n, k]
             # g_c = sum_j (F_cj - mean_m F_mj) (1/k - pi_j)
             centred = losses - losses.mean(1, keepdim=True)
-            direction = torch.einsum("bcj,sbnj->sbnc", centred, 1 / k - pi.to(logits.dtype))
+            direction = _einsum("bcj,sbnj->sbnc", centred, 1 / k - pi.to(logits.dtype))
         return Estimate(loss=replace_gradient(loss, logits, direction)[0], codes=_code(layer, logits, noise))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Traits, replace_gradient
 from dgrad.core.estimator_tools import needs_binary_rows
 from dgrad.core.latent_layer import Logits
+from dgrad.kernels.numerics import one_hot
 from dgrad_plugins.estimators._binary import binary_codes, binary_direction, log_odds
 
 
@@ -50,7 +50,7 @@ class BitFlip(GradientEstimator):
         batch, n = logits.shape[:2]
         code = layer.sample(logits, generator=generator)  # [1, B, n, 2]
         row = torch.randint(n, (1, batch), device=logits.device, generator=generator)
-        chosen = F.one_hot(row, n).bool()  # [1, B, n]
+        chosen = one_hot(row, n, torch.bool)  # [1, B, n]
         bits = code[..., 1] > 0.5
         flipped = binary_codes(torch.cat([bits | chosen, bits & ~chosen]), logits.dtype)  # [2, B, n, 2], at 1 and at 0
         return Drawn(flipped, (code, row))
@@ -62,7 +62,7 @@ class BitFlip(GradientEstimator):
         p, q = ((sign * phi).gather(-1, row.T).sigmoid().squeeze(-1) for sign in (1, -1))  # [B]
         with torch.no_grad():
             # n p_i (1 - p_i) [f(bit i = 1) - f(bit i = 0)] e_i
-            gradient = (n * p * q * (loss[0] - loss[1])).unsqueeze(-1) * F.one_hot(row[0], n).bool()  # [B, n]
+            gradient = (n * p * q * (loss[0] - loss[1])).unsqueeze(-1) * one_hot(row[0], n, torch.bool)  # [B, n]
         # The expectation over bit i is taken in the value, too.
         mean = (p * loss[0] + q * loss[1]).unsqueeze(0)  # [1, B]
         return Estimate(loss=replace_gradient(mean, logits, binary_direction(gradient).unsqueeze(0))[0], codes=code)

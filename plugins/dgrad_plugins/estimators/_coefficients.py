@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dgrad.kernels.numerics import full_precision
+
 DECAY = 0.99
 RIDGE = 1e-3
 """Relative to each variate's own mean square; keeps the solution finite where variates are proportional."""
@@ -44,6 +46,7 @@ class Coefficients(nn.Module):
         return [torch.where(learned, fitted[i], start) for i, start in enumerate(self.start)]
 
     @torch.no_grad()
+    @full_precision
     def learn(self, estimate: Tensor, variates: list[Tensor]) -> None:
         """Take a step's estimate and variates `[B, ...]` into the averages."""
         stacked = torch.stack(

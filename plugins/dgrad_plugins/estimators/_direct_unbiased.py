@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import check_count, weighted
+from dgrad.core.estimator_tools import check_count, vjp, weighted
 from dgrad.core.latent_layer import Logits
+from dgrad.kernels.numerics import full_precision
 
 
 class DirectUnbiased(GradientEstimator):
@@ -60,17 +61,16 @@ class DirectUnbiased(GradientEstimator):
         return Drawn(layer.sample(logits, self.samples, generator=generator))  # [S, B, *code]
 
     def estimate_from(self, layer: LatentLayer, logits: Logits, drawn: Drawn, loss: Tensor) -> Estimate:
-        with torch.enable_grad():
-            phi = logits.detach().requires_grad_()
-            p = layer.mean(phi)  # [B, *code]
-        score = drawn.codes - p.detach()  # [S, B, *code]
+        p, carry_back = vjp(layer.mean, logits)  # [B, *code]
+        score = drawn.codes - p  # [S, B, *code]
         residual, surrogate = self._leave_one_out_ridge(score.flatten(2).movedim(0, 1), loss.detach().T)
         # J(p) c: the gradient of E_q[c . z]
-        (of_surrogate,) = torch.autograd.grad(p, phi, surrogate.view_as(p))
+        of_surrogate = carry_back(surrogate.view_as(p))
         # (f - b - c . s) s + J(p) c
         direction = weighted(score, residual.T) + of_surrogate
         return Estimate(loss=replace_gradient(loss, logits, direction).mean(0), codes=drawn.codes)
 
+    @full_precision
     def _leave_one_out_ridge(
         self, features: Float[Tensor, "batch samples features"], loss: Float[Tensor, "batch samples"]
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch features"]]:

@@ -67,7 +67,8 @@ class DoubleControlVariates(GradientEstimator):
             variate = leave_one_out(linear, score) - p * (mean - (p * mean).sum(-1, keepdim=True))
             (alpha,) = self.alpha.current()
             direction = plain + alpha.to(variate.dtype) * variate
-            self.alpha.learn(plain.mean(0), [variate.mean(0)])
+            if self.learning():
+                self.alpha.learn(plain.mean(0), [variate.mean(0)])
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 

@@ -36,7 +36,7 @@ class GappedStraightThrough(GradientEstimator):
     """
 
     temperature: Tensor
-    gap: Tensor
+    gap: Tensor | str
 
     def __init__(
         self, temperature: float | Schedule = 1.0, samples: int = 1, gap: float | str | Schedule = 1.0
@@ -44,8 +44,9 @@ class GappedStraightThrough(GradientEstimator):
         super().__init__()
         self.hyperparameter("temperature", temperature, above=0)
         self.samples = check_count("samples", samples)
-        self.expected_gap = gap == "expected"
-        if not self.expected_gap:
+        if gap == "expected":
+            self.gap = "expected"
+        else:
             try:
                 size = schedule(gap)
             except InputError as error:
@@ -69,7 +70,7 @@ class GappedStraightThrough(GradientEstimator):
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
         with torch.no_grad():
             below = logits - logits.amax(-1, keepdim=True)  # [B, n, k]
-            gap = _expected_gap(logits, codes) if self.expected_gap else self.gap
+            gap = _expected_gap(logits, codes) if isinstance(self.gap, str) else self.gap
             # m1 = (max phi - phi_z) z;  m2_j = relu(phi_j - max phi + gap), j != z
             moved = torch.where(codes.bool(), -below, -(below + gap).relu())  # [S, B, n, k]
         soft = layer.relax(logits + moved, self.temperature)

@@ -47,6 +47,7 @@ class Rebar(GradientEstimator):
         self.hyperparameter("temperature", temperature, above=0)
         self.hyperparameter("eta", eta)
         self.samples = check_count("samples", samples)
+        self.learn = learn
         # The logarithms of the factors on temperature and eta: positive whatever the optimizer does.
         if learn:
             self.log_factors = nn.Parameter(torch.zeros(2))

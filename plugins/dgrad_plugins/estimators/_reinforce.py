@@ -85,6 +85,6 @@ class Reinforce(GradientEstimator):
         if self.baseline == "input-dependent":
             # the baseline's own loss, (f(z) - b)^2
             estimate = add_gradient(estimate, (loss.detach() - baseline).square())
-        if self.baseline != "none":
+        if self.baseline != "none" and self.learning():
             update_average(self.average, self.weight, loss)
         return Estimate(loss=estimate.mean(0), codes=drawn.codes)

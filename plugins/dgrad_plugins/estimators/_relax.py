@@ -93,7 +93,8 @@ class Relax(GradientEstimator):
         average = drawn.kept[-1]  # [1, B]
         # A loss of hundreds of nats is out of a new network's reach: the average, or the loss, carries its level.
         estimate = self._estimate(layer, logits, drawn, loss, lambda relaxed: average)
-        update_average(self.average, self.weight, estimate.loss)
+        if self.learning():
+            update_average(self.average, self.weight, estimate.loss)
         return estimate
 
     def _estimate(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from dgrad import Drawn, Estimate, LatentLayer, add_gradient
+from dgrad import Drawn, Estimate, LatentLayer, add_gradient, replace_gradient
+from dgrad.core.estimator_tools import constant_directions, leaf, slope_of
 from dgrad.core.random import gumbel
 from dgrad.kernels.numerics import log_softmax
 from dgrad_plugins.estimators._conditional import given_code
@@ -45,7 +46,7 @@ def relaxed_control_variate(
     """
     codes, (noise, second) = drawn.codes, drawn.kept[:2]
     learn = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-    phi = logits.detach().requires_grad_()
+    phi = leaf(logits)
     with torch.enable_grad():
         log_p = log_softmax(phi)
         potentials = log_p + noise  # zeta, [S, B, n, k]
@@ -53,13 +54,12 @@ def relaxed_control_variate(
     with torch.enable_grad():
         free, bound = surrogate(torch.cat([potentials, conditional])).chunk(2)  # c(zeta), c(zt): [S, B]
         # Zeros where the surrogate does not depend on the code: then it is a baseline.
-        (slope,) = torch.autograd.grad(
-            (free - bound).mean(0).sum(), phi, create_graph=learn, materialize_grads=True
-        )  # [B, n, k]
+        with constant_directions():
+            slope = slope_of((free - bound).mean(0).sum(), phi, create_graph=learn)  # [B, n, k]
         score = codes - layer.mean(logits.detach())  # [S, B, n, k]
         # (f(z) - c(zt)) (z - p) + d/dphi [c(zeta) - c(zt)]
         gradient = ((loss.detach() - bound)[..., None, None] * score).mean(0) + slope
-    estimate = add_gradient(loss.mean(0), (gradient.detach() * logits).flatten(1).sum(-1))  # [B]
+    estimate = replace_gradient(loss.mean(0, keepdim=True), logits, gradient.unsqueeze(0))[0]  # [B]
     if learn:
         # Differentiated here, for these parameters alone: in the estimate's own graph it would reach the decoder.
         penalty = gradient.square().flatten(1).sum(-1).mean()

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
+from dgrad.kernels.numerics import full_precision
 from dgrad_plugins.estimators._coefficients import Coefficients
 from dgrad_plugins.estimators._double_cv import leave_one_out
 
@@ -70,10 +71,12 @@ class Rodeo(GradientEstimator):
             direction = plain
             for coefficient, variate in zip(coefficients, variates, strict=True):
                 direction = direction + coefficient.to(variate.dtype) * variate
-            self.coefficients.learn(plain.mean(0), [variate.mean(0) for variate in variates])
+            if self.learning():
+                self.coefficients.learn(plain.mean(0), [variate.mean(0) for variate in variates])
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
 
+@full_precision
 def _surrogates(p: Tensor, codes: Tensor, slope: Tensor) -> list[tuple[Tensor, Tensor]]:
     """`(A h_m)(z_m)` `[S, B]` and `(L h_m)(z_m)` `[S, B, n, k]`, for h the others' mean of t and of t^2."""
     others = (1 - torch.eye(len(codes), dtype=codes.dtype, device=codes.device)) / (len(codes) - 1)  # [m, m']

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits
+from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits, add_gradient
 from dgrad.core.estimator_tools import check_count, needs
 from dgrad.core.latent_layer import Logits
 
@@ -58,5 +58,5 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         codes = layer.argmax(potentials.detach())
         soft = layer.relax(potentials, self.temperature)
-        # f(z + soft - stop(soft)): the bracket is exactly zero, so that the code stays exactly hard
-        return codes + (soft - soft.detach()), codes
+        # f(z + soft - stop(soft)), where the code stays exactly hard
+        return add_gradient(codes, soft), codes

@@ -35,6 +35,9 @@ class SweepShare:
             raise InputError(f"sweep_share must be a number above 0, at most 1; got {share!r}")
         self.share = float(share)
 
+    def __str__(self) -> str:
+        return f"{self.share:g}"
+
     def rows(self, n: int) -> int:
         """How many of n rows are swept."""
         return max(1, round(self.share * n))

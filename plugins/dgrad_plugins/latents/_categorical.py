@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical
@@ -14,7 +13,7 @@ from torch.distributions import Distribution, Independent, OneHotCategorical
 from dgrad.core.latent_layer import LogLinear
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
-from dgrad.kernels.numerics import kl_to_uniform, log_softmax, one_hot_argmax, softmax
+from dgrad.kernels.numerics import full_precision, kl_to_uniform, log_softmax, one_hot, one_hot_argmax, softmax
 
 LARGEST_CODE = 2**24
 """The most coordinates that a code may have; their logits alone take 64 MiB for each example."""
@@ -99,6 +98,7 @@ class Categorical(LogLinear):
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
         return softmax(logits)
 
+    @full_precision
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
@@ -132,7 +132,7 @@ class Categorical(LogLinear):
         return codes.argmax(-1)
 
     def codes(self, indices: Int[Tensor, "*integers"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*lead"]:
-        return F.one_hot(indices, self.values).to(dtype)
+        return one_hot(indices, self.values, dtype)
 
     def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
         return Independent(OneHotCategorical(logits=logits), 1)

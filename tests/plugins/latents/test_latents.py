@@ -21,7 +21,7 @@ def layer(request: pytest.FixtureRequest) -> LatentLayer:
     return dgrad.latent(request.param)
 
 
-@parametrize_with_latent_checks([*SPECS[:-1], "pairs:1", "pairs:3"])
+@parametrize_with_latent_checks([*SPECS[:-1], "2+3+2", "pairs:1", "pairs:3"])
 def test_it_conforms(layer: LatentLayer, check: Callable[[LatentLayer], None]) -> None:
     check(layer)
 
