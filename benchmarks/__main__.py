@@ -4,7 +4,8 @@
 
 Every comparison is a ratio within one run, in which the contestants take turns, so that a machine whose speed
 drifts slows all of them alike. Ratios can be compared between machines; milliseconds cannot. Parts that are
-measured later into the same directory join the others in its report.
+measured later into the same directory join the others in its report. The same command goes on with an interrupted
+`library` where it stopped.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import dgrad
-from benchmarks import deep, device, growth, machine, naive, refined, reporting, run, steps, support, sweep
+from benchmarks import deep, device, growth, library, machine, naive, refined, reporting, run, steps, support, sweep
 from benchmarks.settings import Settings, invented_images
 from dgrad.config import COMPILE_MODES, configure
 from dgrad.devices import choose_device
@@ -45,6 +47,7 @@ class Part(Protocol):
 
 PARTS: dict[str, Part] = {
     "steps": steps,
+    "library": library,
     "sweep": sweep,
     "deep": deep,
     "support": support,
@@ -67,8 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
             settings = _settings(given, Path(directory))
             given.out.mkdir(parents=True, exist_ok=True)
             for name in chosen:
-                parts[name] = _measure(name, settings)
+                unfinished = given.out / f"{name}-unfinished.json"
+                parts[name] = _measure(name, replace(settings, unfinished=unfinished))
                 _write(given.out, parts)
+                unfinished.unlink(missing_ok=True)
     except DgradError as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return error.exit_code

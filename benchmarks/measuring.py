@@ -25,13 +25,18 @@ LEAST_ROUNDS = 3
 """Measured for every contestant, however slow it is."""
 
 
-def seconds_of(action: Callable[[], object], device: torch.device) -> float:
-    """How long `action` takes, the device's work included."""
+def seconds_of(action: Callable[[], object], device: torch.device, *, of_processor: bool = False) -> float:
+    """How long `action` takes, the device's work included.
+
+    Args:
+        of_processor: count the time of this process alone, which other work on the machine hardly disturbs.
+    """
+    clock = time.process_time if of_processor else time.perf_counter
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     action()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def take_turns(
@@ -41,11 +46,13 @@ def take_turns(
     *,
     warm_up: int = 3,
     seconds_each: float = math.inf,
+    of_processor: bool = False,
 ) -> dict[str, list[float]]:
     """The times of actions that take turns, without those of the first `warm_up` turns.
 
     Args:
         seconds_each: an action that has used that much, and has been measured three times, takes no more turns.
+        of_processor: as in `seconds_of`.
     """
     times: dict[str, list[float]] = {name: [] for name in actions}
     used = dict.fromkeys(actions, 0.0)
@@ -53,7 +60,7 @@ def take_turns(
         for name, action in actions.items():
             if used[name] > seconds_each and len(times[name]) >= LEAST_ROUNDS:
                 continue
-            seconds = seconds_of(action, device)
+            seconds = seconds_of(action, device, of_processor=of_processor)
             used[name] += seconds
             if turn >= warm_up or used[name] > seconds_each:  # what is as slow as that needs no warming up
                 times[name].append(seconds)

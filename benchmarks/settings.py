@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Generator, Tensor
 
 import dgrad
 from dgrad.config import TrainConfig, configure
+from dgrad.files.atomic import write_text
 from dgrad.kernels.code_sweeps import SPREAD_LIMIT
 from dgrad.vae.likelihoods import likelihood
 from dgrad.vae.model import DiscreteVAE
@@ -34,6 +37,7 @@ class Settings:
         estimators: names; None for what suits each part.
         seconds: of training after which `run` gives an estimator up.
         compile: whether compiled kernels do the sweep.
+        unfinished: the file that keeps the cases of an interrupted part; None where none are kept.
     """
 
     data: dict[str, str] = field(default_factory=dict)
@@ -45,10 +49,21 @@ class Settings:
     estimators: tuple[str, ...] | None = None
     seconds: float = 120.0
     compile: str = "on"
+    unfinished: Path | None = None
 
     def rounds_or(self, usual: int) -> int:
         """As many rounds as were asked for, else the part's usual number."""
         return self.rounds or (3 if self.quick else usual)
+
+    def kept(self, case: str, measured: Callable[[], Any]) -> Any:
+        """The figures of a case: those that an interrupted measurement kept, or else new ones, which are kept too."""
+        if self.unfinished is None:
+            return measured()
+        known = json.loads(self.unfinished.read_text(encoding="utf-8")) if self.unfinished.exists() else {}
+        if case not in known:
+            known[case] = measured()
+            write_text(self.unfinished, json.dumps(known))
+        return known[case]
 
     def training(self, estimator: str, latent: str, **changes: Any) -> TrainConfig:
         """The configuration of a training run that is timed."""

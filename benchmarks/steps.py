@@ -1,61 +1,23 @@
-"""A whole training step of every estimator against Gumbel-softmax's and against a plain autograd step."""
+"""A whole training step of every estimator against Gumbel-softmax's and against plain steps."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 import dgrad
 from benchmarks.measuring import compared, take_turns
+from benchmarks.plain import COMPILED, PLAIN, plain_steps
 from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import Settings
 from dgrad.training.trainer import Trainer
 
 ABOUT = """A whole training step: batch, forward, estimate, backward, optimizer. `plain autograd` is an ordinary
-torch VAE with a relaxed code, on one batch that never changes: a loop with nothing of dgrad. `linear` is one layer
-each way, `mlp` has 300 hidden units."""
+torch VAE with a relaxed code and a fused Adam, on one batch that never changes: a loop with nothing of dgrad, also
+under `torch.compile`. `linear` is one layer each way, `mlp` has 300 hidden units."""
 REFERENCE = "gumbel-softmax"
-PLAIN = "plain autograd"
 WARM_UP = 20
 HIDDEN = {"linear": [], "mlp": [300]}
 """The widths of the plain networks' hidden layers; those of dgrad's models by default."""
-
-
-def plain_step(images: Tensor, n: int, k: int, hidden: list[int]) -> Callable[[], None]:
-    """A step of an ordinary VAE with a relaxed code: the user's own loop, with nothing of dgrad.
-
-    Args:
-        images: `[B, D]`, binary.
-    """
-    encoder = _dense([images.shape[1], *hidden, n * k]).to(images.device)
-    decoder = _dense([n * k, *reversed(hidden), images.shape[1]]).to(images.device)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
-
-    def step() -> None:
-        logits = encoder(images).view(-1, n, k)
-        code = F.gumbel_softmax(logits, tau=0.5)
-        outputs = decoder(code.flatten(1))
-        reconstruction = F.binary_cross_entropy_with_logits(outputs, images, reduction="none").sum(1)
-        log_q = logits.log_softmax(-1)
-        kl = (log_q.exp() * (log_q + math.log(k))).sum((1, 2))
-        optimizer.zero_grad()
-        (reconstruction + kl).mean().backward()
-        optimizer.step()
-
-    return step
-
-
-def _dense(widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -70,7 +32,7 @@ QUICK = ("direct-rb", "rloo")
 
 
 def step_times(settings: Settings, model: str, latent: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Times of a step of each estimator that supports the latent, and of the plain one, all taking turns."""
+    """Times of a step of each estimator that supports the latent, and of the plain ones, all taking turns."""
     layer = dgrad.latent(latent)
     trainers = {
         name: Trainer(settings.training(name, latent, model=model, epochs=1000))
@@ -79,21 +41,20 @@ def step_times(settings: Settings, model: str, latent: str, names: list[str]) ->
     }
     images = next(trainers[REFERENCE].batches).images.flatten(1)
     n, k = layer.shape
-    actions = {PLAIN: plain_step(images, n, k, HIDDEN[model])}
-    actions |= {name: trainer.train_step for name, trainer in trainers.items()}
+    plain = plain_steps(images, n, k, HIDDEN[model], compiled=not settings.quick)
+    actions = plain | {name: trainer.train_step for name, trainer in trainers.items()}
     warm_up = 2 if settings.quick else WARM_UP
-    return compared(take_turns(actions, settings.rounds_or(100), settings.device, warm_up=warm_up), REFERENCE, PLAIN)
+    return compared(take_turns(actions, settings.rounds_or(100), settings.device, warm_up=warm_up), REFERENCE, *plain)
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:
     """One for each model and latent, the fastest first."""
-    columns = ["step", "median, ms", "quartiles, ms", f"/ {REFERENCE}", f"/ {PLAIN}"]
     return [
         Table(
             f"{model}, {latent}",
-            columns,
+            ["step", "median, ms", "quartiles, ms", *(f"/ {reference}" for reference in rows[REFERENCE]["ratios"])],
             [
-                [name, *milliseconds(row), ratio(row, REFERENCE), ratio(row, PLAIN)]
+                [name, *milliseconds(row), *(ratio(row, reference) for reference in row["ratios"])]
                 for name, row in sorted(rows.items(), key=lambda item: item[1]["median"])
             ],
         )
@@ -113,7 +74,7 @@ def plots(figures: dict[str, Any]) -> list[Bars]:
 
 
 def for_choosing(part: dict[str, Any]) -> dict[str, Any]:
-    """`steps.json`, which `python -m benchmarks.choosing` reads: the linear model's steps, without the plain one.
+    """`steps.json`, which `python -m benchmarks.choosing` reads: the linear model's steps, without the plain ones.
 
     Args:
         part: the entry of `steps` in results.json.
@@ -128,7 +89,7 @@ def for_choosing(part: dict[str, Any]) -> dict[str, Any]:
                 "median_ratio": row["ratios"][REFERENCE],
             }
             for name, row in rows.items()
-            if name != PLAIN
+            if name not in (PLAIN, COMPILED)
         }
         for latent, rows in figures["linear"].items()
     }

@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ THREAD_FLAGS: tuple[list[str], ...] = (["-fopenmp"], [])
 """The second for compilers without OpenMP: one thread."""
 SECONDS_TO_COMPILE = 120
 SPREAD_LIMIT = 60.0
-"""Nats within which a product of factors has to stay between two normalisations; float32 reaches 87."""
-MOST_TOGETHER = 8
-"""Factors multiplied between two normalisations; beyond it nothing is gained."""
+"""Nats by which the values of a row may lie apart at one pixel; cpu.cpp has the same."""
+LONGEST_ROW = 16
+"""Over longer ones torch's softmax is as fast."""
 
 
 def available() -> bool:
@@ -46,40 +47,179 @@ def available() -> bool:
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the kernels are for tensors like these, and can be had."""
+    """Whether the kernels are for tensors like these, and can be had. They are for no transformation of torch's."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
     return all((tensor.device.type, tensor.dtype) == ("cpu", torch.float32) for tensor in tensors) and available()
 
 
-@torch.no_grad()
 def bernoulli_loss(
     logits: Float[Tensor, "*lead batch pixels"], images: Float[Tensor, "batch pixels"]
 ) -> Float[Tensor, "*lead batch"]:
-    """`sum_d softplus(a_d) - x_d a_d`, in nats, of the outputs a of any decoder; no gradient.
+    """`sum_d softplus(a_d) - x_d a_d`, in nats, of the outputs a of any decoder.
 
-    For tensors that this module `serves`.
+    For tensors that this module `serves`. The images get no gradient.
     """
-    return _loss_of_outputs("dgrad_loss_of_logits", logits, images)
+    loss: Tensor = _LossOfOutputs.apply(logits, images, "dgrad_loss_of_logits", _bernoulli_slope)
+    return loss
 
 
-@torch.no_grad()
 def squared_error(
     outputs: Float[Tensor, "*lead batch pixels"], images: Float[Tensor, "batch pixels"]
 ) -> Float[Tensor, "*lead batch"]:
-    """`sum_d (x_d - (1 + tanh a_d) / 2)^2` of the outputs a of any decoder; no gradient.
+    """`sum_d (x_d - (1 + tanh a_d) / 2)^2` of the outputs a of any decoder.
 
-    For tensors that this module `serves`.
+    For tensors that this module `serves`. The images get no gradient.
     """
-    return _loss_of_outputs("dgrad_squared_error", outputs, images)
-
-
-def _loss_of_outputs(function: str, outputs: Tensor, images: Tensor) -> Tensor:
-    library = _library()
-    assert library is not None, "use it where serves()"
-    outputs, images = outputs.contiguous(), images.contiguous()
-    loss = outputs.new_empty(outputs.shape[:-1])
-    sizes = (loss.numel(), *images.shape, torch.get_num_threads())
-    getattr(library, function)(*map(_at, (outputs, images, loss)), *map(_size, sizes))
+    loss: Tensor = _LossOfOutputs.apply(outputs, images, "dgrad_squared_error", _squared_error_slope)
     return loss
+
+
+def _bernoulli_slope(logits: Tensor, images: Tensor) -> Tensor:
+    return logits.sigmoid() - images
+
+
+def _squared_error_slope(outputs: Tensor, images: Tensor) -> Tensor:
+    mean = (2 * outputs).sigmoid()
+    return 4 * (mean - images) * mean * (1 - mean)
+
+
+class _LossOfOutputs(torch.autograd.Function):
+    """A loss of outputs and its slope, both in one pass over the outputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, outputs: Tensor, images: Tensor, function: str, slope_of: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        library = _library()
+        assert library is not None, "use it where serves()"
+        plain, plain_images = outputs.contiguous(), images.contiguous()
+        loss = outputs.new_empty(outputs.shape[:-1])
+        slope = torch.empty_like(plain) if ctx.needs_input_grad[0] else None
+        sizes = (loss.numel(), *images.shape, torch.get_num_threads())
+        getattr(library, function)(*map(_at, (plain, plain_images, loss, slope)), *map(_size, sizes))
+        ctx.slope_of = slope_of
+        ctx.save_for_backward(outputs, images, slope)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        outputs, images, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            slope = ctx.slope_of(outputs, images)
+        return slope * gradient.unsqueeze(-1), None, None, None
+
+
+_rows_compiled = False
+
+
+def flush_denormals(flush: bool) -> None:
+    """Let all of torch's threads take denormal numbers for zeros, or not; where `available()`."""
+    library = _library()
+    assert library is not None, "use it where available()"
+    library.dgrad_flush_denormals(ctypes.c_bool(flush), _size(torch.get_num_threads()))
+
+
+@contextmanager
+def compiled_rows(wanted: bool = True) -> Iterator[None]:
+    """Within it, softmaxes and argmaxes over few values are compiled ones, for tensors that this module `serves`.
+
+    They differ from torch's in rounding. With `wanted` false they are torch's.
+    """
+    global _rows_compiled
+    before, _rows_compiled = _rows_compiled, wanted
+    try:
+        yield
+    finally:
+        _rows_compiled = before
+
+
+def serves_rows(x: Float[Tensor, "*lead k"]) -> bool:
+    """Whether rows over the last axis are few values long and compiled functions of rows are wanted for them."""
+    return _rows_compiled and x.shape[-1] <= LONGEST_ROW and serves(x)
+
+
+def softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
+    """The softmax over the last axis, where this module `serves_rows`."""
+    result: Tensor = _Softmax.apply(x)
+    return result
+
+
+def log_softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
+    """The log-softmax over the last axis, where this module `serves_rows`."""
+    result: Tensor = _LogSoftmax.apply(x)
+    return result
+
+
+def one_hot_argmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
+    """The argmax over the last axis as one-hot rows without a gradient, where this module `serves_rows`."""
+    return _of_rows("dgrad_argmax", x)
+
+
+def kl_to_uniform(x: Float[Tensor, "*lead n k"]) -> Float[Tensor, "*lead"]:
+    """`KL(softmax(x) || uniform)` summed over the rows, in nats, where this module `serves_rows`."""
+    result: Tensor = _KLToUniform.apply(x)
+    return result.sum(-1)
+
+
+class _KLToUniform(torch.autograd.Function):
+    """For each row the KL and its slope, both in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        result = x.new_empty(x.shape[:-1])
+        slope = _of_rows("dgrad_kl_to_uniform", x, result)
+        ctx.save_for_backward(x, slope)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            log_p = x.log_softmax(-1)
+            slope = log_p.exp() * (log_p - (log_p.exp() * log_p).sum(-1, keepdim=True))
+        return slope * gradient.unsqueeze(-1)
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        result = _of_rows("dgrad_softmax", x)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (result,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            return result * (gradient - (result * gradient).sum(-1, keepdim=True))
+        return _of_rows("dgrad_softmax_gradient", result, gradient)
+
+
+class _LogSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        result = _of_rows("dgrad_log_softmax", x)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (result,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradient - result.exp() * gradient.sum(-1, keepdim=True)
+        return _of_rows("dgrad_log_softmax_gradient", result, gradient)
+
+
+def _of_rows(function: str, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """What a function of the library makes of the rows of x, and of those of y beside them."""
+    library = _library()
+    assert library is not None, "use it where serves_rows()"
+    x, y = x.contiguous(), None if y is None else y.contiguous()
+    result = torch.empty_like(x)
+    k = x.shape[-1]
+    getattr(library, function)(*map(_at, (x, y, result)), *map(_size, (x.numel() // k, k, torch.get_num_threads())))
+    return result
 
 
 class BernoulliLinear:
@@ -103,9 +243,19 @@ class BernoulliLinear:
         self.pixels = weight.shape[0]
         self.width = library.dgrad_width(_size(self.pixels))
         self.plain_weight = weight.detach().contiguous()
-        self.rows = self.plain_weight.new_empty(self.n * self.k, self.width)
+
+    @functools.cached_property
+    def packed(self) -> tuple[Tensor, Tensor, float]:
+        """The rows of the transposed weight, `[n*k, width]`, and how far their values lie apart.
+
+        Made when hard codes first come: relaxed codes need none of it. The second is for some pixels at a time, the
+        third the largest of all.
+        """
+        rows = self.plain_weight.new_empty(self.n * self.k, self.width)
+        apart = self.plain_weight.new_empty(self.n, self.width)
         sizes = (self.n, self.k, self.pixels, torch.get_num_threads())
-        self.spread: float = library.dgrad_rows(_at(self.plain_weight), _at(self.rows), *map(_size, sizes))
+        spread: float = self.library.dgrad_rows(*map(_at, (self.plain_weight, rows, apart)), *map(_size, sizes))
+        return rows, apart, spread
 
     def at(self, codes: Float[Tensor, "samples batch n k"]) -> LinearCodes | None:
         """Codes with their loss, or None for codes that are not one-hot.
@@ -172,18 +322,18 @@ class LinearCodes:
     def __init__(self, kernel: BernoulliLinear, own: Tensor) -> None:
         self.kernel = kernel
         self.own = own
-        self.of_minus, self.of_plus = kernel.rows.new_empty(2, len(own), kernel.width)
+        self.of_minus, self.of_plus = kernel.images.new_empty(2, len(own), kernel.width)
 
     def sweep(self) -> Float[Tensor, "samples batch n k"] | None:
         """The sweep, or None where the weights are too large."""
         kernel = self.kernel
-        if not kernel.spread <= SPREAD_LIMIT:  # not a number either
+        rows, apart, spread = kernel.packed
+        if not spread <= SPREAD_LIMIT:  # not a number either
             return None
-        together = min(MOST_TOGETHER, int(SPREAD_LIMIT / max(kernel.spread, 1.0)))
         loss = self.loss.detach().contiguous()
         table = loss.new_empty(*loss.shape, kernel.n, kernel.k)
-        tensors = (self.own, kernel.rows, kernel.linear(), self.of_minus, self.of_plus, loss, table)
-        kernel.library.dgrad_sweep(*map(_at, tensors), _size(together), *kernel.sizes(self.own))
+        tensors = (self.own, rows, apart, kernel.linear(), self.of_minus, self.of_plus, loss, table)
+        kernel.library.dgrad_sweep(*map(_at, tensors), *kernel.sizes(self.own))
         return table
 
 
@@ -192,7 +342,7 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, bias: Tensor, at: LinearCodes, lead: torch.Size) -> Tensor:
         kernel, loss = at.kernel, weight.new_empty(lead)
         plain_bias = bias.detach().contiguous()
-        tensors = (at.own, kernel.rows, plain_bias, kernel.images, at.of_minus, at.of_plus, loss)
+        tensors = (at.own, kernel.packed[0], plain_bias, kernel.images, at.of_minus, at.of_plus, loss)
         kernel.library.dgrad_loss(*map(_at, tensors), *kernel.sizes(at.own))
         ctx.kernel, ctx.own, ctx.of_plus = kernel, at.own, at.of_plus  # not `at`, which holds the loss: a circle
         return loss
@@ -209,8 +359,8 @@ class _Loss(torch.autograd.Function):
         return of_weight, of_bias, None, None
 
 
-def _at(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _at(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _size(size: int) -> ctypes.c_int64:

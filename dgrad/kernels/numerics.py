@@ -1,8 +1,9 @@
-"""Softmax and softplus in forms that are fast on a CPU."""
+"""Softmax, argmax and softplus in forms that are fast on a CPU."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from dgrad.core.modes import in_transform
+from dgrad.kernels import cpu
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -41,6 +43,8 @@ def softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     >>> softmax(torch.zeros(1, 4))
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
+    if cpu.serves_rows(x):
+        return cpu.softmax(x)
     if x.device.type != "cpu" or x.shape[-1] not in SLOW_LENGTHS:
         return x.softmax(-1)
     return x.reshape(-1, x.shape[-1]).T.contiguous().softmax(0).T.contiguous().view(x.shape)
@@ -53,6 +57,8 @@ def log_softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     >>> log_softmax(torch.zeros(1, 4)).exp()
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
+    if cpu.serves_rows(x):
+        return cpu.log_softmax(x)
     if x.device.type != "cpu" or x.shape[-1] not in SLOW_LENGTHS:
         return x.log_softmax(-1)
     return x.reshape(-1, x.shape[-1]).T.contiguous().log_softmax(0).T.contiguous().view(x.shape)
@@ -68,6 +74,35 @@ def one_hot(indices: Int[Tensor, "*lead"], values: int, dtype: torch.dtype) -> S
     if in_transform():
         return (indices.unsqueeze(-1) == torch.arange(values, device=indices.device)).to(dtype)
     return F.one_hot(indices, values).to(dtype)
+
+
+def kl_to_uniform(x: Float[Tensor, "*lead n k"]) -> Float[Tensor, "*lead"]:
+    """`KL(softmax(x) || uniform)` summed over the rows, in nats.
+
+    >>> import torch
+    >>> kl_to_uniform(torch.zeros(1, 3, 4))
+    tensor([0.])
+    """
+    if cpu.serves_rows(x):
+        return cpu.kl_to_uniform(x)
+    log_p = log_softmax(x).clamp_min(torch.finfo(x.dtype).min)  # finite where a logit of -inf forbids a value
+    # sum_ij p_ij (log p_ij + log k), which is 0 at 0 where the difference of two entropies is a rounding error
+    return (log_p.exp() * (log_p + math.log(x.shape[-1]))).sum((-2, -1))
+
+
+def one_hot_argmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
+    """The argmax over the last axis as one-hot rows, the first of equals.
+
+    >>> import torch
+    >>> one_hot_argmax(torch.tensor([1.0, 3.0, 3.0]))
+    tensor([0., 1., 0.])
+    """
+    if cpu.serves_rows(x):
+        return cpu.one_hot_argmax(x)
+    best = x.argmax(-1, keepdim=True)
+    if in_transform():  # vmap has no scatter_ of a number
+        return one_hot(best.squeeze(-1), x.shape[-1], x.dtype)
+    return torch.zeros_like(x).scatter_(-1, best, 1.0)
 
 
 def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

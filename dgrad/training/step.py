@@ -13,6 +13,8 @@ from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.schedules import Constant, schedule
 from dgrad.data import Batch, Batches, SemiSupervisedBatches
 from dgrad.errors import CompilerWarning
+from dgrad.kernels import cpu
+from dgrad.kernels.denormals import flush_denormals
 from dgrad.training.cuda_graph import CudaGraphError, CudaGraphSteps, DeviceStep
 from dgrad.training.loss import DataParallelLoss, TrainingLoss
 from dgrad.training.processes import ProcessGroup
@@ -31,6 +33,7 @@ class TrainingStep:
     Attributes:
         number: how many steps are made.
         total: how many steps the run has.
+        compiled: whether compiled kernels may be used.
         noise: the generator of the training noise: input dropout and the estimator.
         loss_sum: the sum of the losses since it was last read, on the device.
         losses_summed: how many losses are in it.
@@ -52,15 +55,15 @@ class TrainingStep:
         self.noise = Generator(device).manual_seed(group.noise_seed(config.seed))
         model.set_generator(self.noise)
         self.total = config.steps if config.steps is not None else config.epochs * batches.steps_per_epoch
-        compiled = config.compile == "on" or (config.compile == "auto" and self.total >= STEPS_WORTH_COMPILING)
-        model.compiled_kernels = compiled
+        self.compiled = config.compile == "on" or (config.compile == "auto" and self.total >= STEPS_WORTH_COMPILING)
+        model.compiled_kernels = self.compiled
         model.sweep_dtype = getattr(torch, config.sweep_precision)
         self.lr = schedule(config.lr).over(self.total)
         labels = batches.labelled.labels if isinstance(batches, SemiSupervisedBatches) else None
         self.loss = TrainingLoss(model, estimator, config, self.noise, labels).to(device)
         self.loss.set_run_length(self.total)
         alone = group.size == 1
-        self.uses_cuda_graph = alone and device.type == "cuda" and compiled and self.loss.cuda_graph_safe
+        self.uses_cuda_graph = alone and device.type == "cuda" and self.compiled and self.loss.cuda_graph_safe
         self.optimizer = self._make_optimizer(config.weight_decay)
         self.data_parallel_loss = None if alone else DataParallelLoss(self.loss, group)
         self.number = 0
@@ -85,10 +88,12 @@ class TrainingStep:
 
     def update(self, batch: Batch) -> None:
         """Change the parameters by the gradient of a batch."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = (self.data_parallel_loss or self.loss)(batch)
-        loss.backward()
-        self.optimizer.step()
+        device = self.batches.order.device
+        with flush_denormals(device, compiled=self.compiled), cpu.compiled_rows(self.compiled):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = (self.data_parallel_loss or self.loss)(batch)
+            loss.backward()
+            self.optimizer.step()
         if self.data_parallel_loss is not None:
             self.data_parallel_loss.share_averages()
         self.loss_sum += loss.detach()

@@ -27,7 +27,7 @@ from dgrad.vae.likelihoods import Bernoulli, DataLoss, Likelihood, SquaredError
 from dgrad.vae.networks import Decoder
 
 COMPILED_LOSSES = {Bernoulli: cpu.bernoulli_loss, SquaredError: cpu.squared_error}
-"""Losses of a decoder's outputs that need no gradient, in C++, for tensors that `cpu.serves`."""
+"""Losses of a decoder's outputs, in C++, for tensors that `cpu.serves`."""
 
 OutputLoss = Callable[[Tensor], Tensor]
 """A loss of a decoder's outputs: `[S, B, *outputs] -> [S, B]`, for any number of samples S."""
@@ -134,11 +134,11 @@ class DecoderObjective(Objective):
 
     def changed_loss(self, hidden: Float[Tensor, "samples batch width"]) -> Float[Tensor, "samples batch"]:
         """The loss from the first layer's outputs on, without a gradient and in the precision of a sweep."""
-        return self._loss_of_outputs(self._without_gradient(self.rest, hidden))
+        return self._checked_loss(self._without_gradient(self.rest, hidden))
 
     def loss_of_changed(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch"]:
         """The loss of codes by any decoder, without a gradient and in the precision of a sweep."""
-        return self._loss_of_outputs(self._without_gradient(self._decode, self.inputs(codes)))
+        return self._checked_loss(self._without_gradient(self._decode, self.inputs(codes)))
 
     def losses_of_values(self, values: Int[Tensor, "codes n"], like: Tensor) -> Float[Tensor, "codes batch"]:
         """The loss of every example at codes given by the values of their rows, without a gradient.
@@ -154,7 +154,7 @@ class DecoderObjective(Objective):
             columns = self.first.weight.T[values + k * torch.arange(n, device=values.device)].sum(1)  # [R, width]
             hidden = columns if self.first.bias is None else columns + self.first.bias
             outputs = self._without_gradient(self.rest, hidden.unsqueeze(1))
-        return self._loss_of_outputs(outputs, batch)
+        return self._checked_loss(outputs, batch)
 
     def _kernel(self, codes: Tensor) -> cpu.LinearCodes | None:
         """Hard codes in the compiled kernel of a linear decoder, or None for other codes, decoders and machines."""
@@ -185,12 +185,12 @@ class DecoderObjective(Objective):
         hidden = _in_one_batch(self.first, inputs.flatten(2))
         return self._checked_loss(_in_one_batch(self.rest, hidden), batch), hidden.detach()
 
-    def _checked_loss(self, outputs: Tensor, batch: int | None) -> Tensor:
+    def _checked_loss(self, outputs: Tensor, batch: int | None = None) -> Tensor:
         if not self.numbers_per_code:
             widths = sum(module.out_features for module in self.decoder.modules() if isinstance(module, nn.Linear))
             self.numbers_per_code = max(widths, math.prod(outputs.shape[2:]))
         if isinstance(self.output_loss, DataLoss):
-            return self.output_loss(outputs)
+            return self._data_loss(self.output_loss, outputs)
         outputs = outputs if batch is None else outputs.expand(-1, batch, *outputs.shape[2:])
         loss = self.output_loss(outputs)
         if loss.shape != outputs.shape[:2]:
@@ -201,14 +201,14 @@ class DecoderObjective(Objective):
             )
         return loss
 
-    def _loss_of_outputs(self, outputs: Tensor, batch: int | None = None) -> Tensor:
-        """The loss in a sweep, by a compiled kernel where there is one."""
-        loss = self.output_loss
-        if isinstance(loss, DataLoss) and outputs.shape[1] == len(loss.data):
-            compiled = COMPILED_LOSSES.get(type(loss.likelihood))
-            if compiled is not None and self._compiles(outputs, loss.data):
-                return compiled(outputs.flatten(2), loss.data)
-        return self._checked_loss(outputs, batch)
+    def _data_loss(self, loss: DataLoss, outputs: Tensor) -> Tensor:
+        """A known loss, by a compiled kernel where there is one."""
+        compiled = COMPILED_LOSSES.get(type(loss.likelihood))
+        flat = outputs.flatten(2)
+        fits = flat.shape[1:] == loss.data.shape and not loss.data.requires_grad
+        if compiled is not None and fits and self._compiles(flat, loss.data):
+            return compiled(flat, loss.data)
+        return loss(outputs)
 
     def _decode(self, inputs: Tensor) -> Tensor:
         """The whole decoder's outputs for inputs `[S*B, *code]`."""

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ import dgrad
 from benchmarks import choosing, device, growth, measuring, one_variable, run, settings, sweep
 from benchmarks.__main__ import PARTS, main
 from benchmarks.growth import Point
+from benchmarks.plain import COMPILED, PLAIN, plain_steps
 from benchmarks.settings import Settings
 from dgrad.config import configure
 from dgrad.kernels import code_sweeps as sweeps
@@ -48,7 +50,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The report of a quick run on invented images; growth has a test of its own."""
     out = tmp_path_factory.mktemp("benchmarks")
     arguments = ("--quick", "--latents", "3x4,2x2", "--device", "cpu", "--compile", "off")
-    assert _main("steps", "sweep", "deep", "support", "refined", "naive", *arguments, "--out", out) == 0
+    assert _main("steps", "library", "sweep", "deep", "support", "refined", "naive", *arguments, "--out", out) == 0
+    assert not list(out.glob("*unfinished*"))
     yield out
 
 
@@ -57,6 +60,7 @@ def test_the_report_has_every_part_and_every_plot(quick: Path) -> None:
     text = (quick / "report.md").read_text(encoding="utf-8")
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [
         "steps",
+        "library",
         "sweep",
         "deep",
         "support",
@@ -94,8 +98,9 @@ def _contests(figures: Any) -> Iterator[dict[str, dict[str, Any]]]:
 @pytest.mark.slow
 def test_ratios_are_quotients_of_the_medians_beside_them(quick: Path) -> None:
     contests = [rows for part in _results(quick).values() for rows in _contests(part["figures"])]
-    # steps of two models, sweeps, deep of two likelihoods, refined, naive, of two latents each; one case of support
-    assert len(contests) == 2 * 2 + 2 + 2 * 2 + 2 + 2 + 1
+    # steps of two models, sweeps, deep of two likelihoods, refined, naive, of two latents each; one case of support;
+    # of the library README's lines for two latents and three cases more
+    assert len(contests) == 2 * 2 + 2 + 2 * 2 + 2 + 2 + 1 + 5
     for rows in contests:
         for row in rows.values():
             assert row["least"] <= row["lower_quartile"] <= row["median"] <= row["upper_quartile"]
@@ -183,6 +188,43 @@ def test_a_results_file_of_something_else_is_left_alone(
 
 
 # Measuring
+
+
+def test_an_interrupted_part_goes_on_with_the_cases_that_are_missing(tmp_path: Path) -> None:
+    measured: list[str] = []
+
+    def case(name: str) -> dict[str, float]:
+        measured.append(name)
+        if measured.count("second") == 1:
+            raise KeyboardInterrupt("stopped")
+        return {name: 1.0}
+
+    unfinished = Settings(unfinished=tmp_path / "cases.json")
+    assert unfinished.kept("first", lambda: case("first")) == {"first": 1.0}
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
+        unfinished.kept("second", lambda: case("second"))
+    assert unfinished.kept("first", lambda: case("first")) == {"first": 1.0}
+    assert unfinished.kept("second", lambda: case("second")) == {"second": 1.0}
+    assert measured == ["first", "second", "second"]
+    assert Settings().kept("first", lambda: case("first")) == {"first": 1.0}
+
+
+def test_the_time_of_the_processor_leaves_out_waiting() -> None:
+    waiting, working = (
+        measuring.seconds_of(lambda: time.sleep(0.05), CPU, of_processor=of_processor) for of_processor in (True, False)
+    )
+    assert waiting < 0.04 < working
+
+
+@pytest.mark.slow
+def test_the_plain_step_under_torch_compile_is_the_same_step() -> None:
+    images = (torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    if not cpu.available():
+        pytest.skip("there is no C++ compiler here")
+    plain, compiled = plain_steps(images, 2, 3, [], compiled=True).items()
+    assert (plain[0], compiled[0]) == (PLAIN, COMPILED)
+    plain[1]()
+    compiled[1]()
 
 
 def test_contestants_take_turns() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from dgrad.config import TrainConfig
 from dgrad.errors import CompilerWarning
 from dgrad.kernels import cpu
 from dgrad.kernels.code_sweeps import bernoulli_linear_sweep
-from dgrad.kernels.numerics import log_softmax, softmax, softplus
+from dgrad.kernels.numerics import kl_to_uniform, log_softmax, one_hot_argmax, softmax, softplus
 from dgrad.training.step import STEPS_WORTH_COMPILING
 from dgrad.training.trainer import Trainer
 from dgrad.vae.likelihoods import likelihood
@@ -319,6 +320,111 @@ def test_softmaxes_are_those_of_torch(k: int, ours: object, torchs: object) -> N
     torch.testing.assert_close(mine, theirs)
     for one, other in zip(*(torch.autograd.grad((y * weights).sum(), x) for y in (mine, theirs)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def kl_by_torch(x: Tensor) -> Tensor:
+    log_p = x.log_softmax(-1)
+    return (log_p.exp() * (log_p + math.log(x.shape[-1]))).sum((-2, -1))
+
+
+OF_ROWS: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
+    (softmax, lambda x: x.softmax(-1)),
+    (log_softmax, lambda x: x.log_softmax(-1)),
+    (kl_to_uniform, kl_by_torch),
+]
+"""Functions of rows that have a compiled form, and the same by torch."""
+
+
+@pytest.mark.parametrize("k", [2, 5, 16])
+@pytest.mark.parametrize(("ours", "torchs"), OF_ROWS, ids=["softmax", "log_softmax", "kl"])
+def test_compiled_functions_of_rows_are_torchs_in_float64(
+    compiler: None, k: int, ours: Callable[[Tensor], Tensor], torchs: Callable[[Tensor], Tensor]
+) -> None:
+    generator = torch.Generator().manual_seed(k)
+    x = 3 * torch.randn(3, k, 7, generator=generator).mT  # 21 rows, which fill no whole number of vectors
+    x[0, 0, 0], x[1, 0, 1], x[2, 0, 0] = 200.0, -200.0, -1e30
+    x.requires_grad_()
+    with cpu.compiled_rows():
+        assert cpu.serves_rows(x)
+        mine = ours(x)
+    theirs = torchs(x.double())
+    torch.testing.assert_close(mine.double(), theirs, rtol=1e-6, atol=2e-6)
+    weights = torch.randn(theirs.shape, generator=generator, dtype=torch.float64)
+    got, expected = (torch.autograd.grad((y * weights).sum(), x, create_graph=True)[0] for y in (mine, theirs))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)  # as for a second derivative
+    (plain,) = torch.autograd.grad((mine * weights).sum(), x, retain_graph=True)
+    torch.testing.assert_close(plain, expected, rtol=1e-5, atol=1e-5)
+    second, true = (torch.autograd.grad(slope.sin().sum(), x)[0] for slope in (got, expected))
+    torch.testing.assert_close(second, true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [3, 16])
+def test_the_compiled_argmax_is_torchs(compiler: None, k: int) -> None:
+    x = torch.randint(3, (40, k), generator=torch.Generator().manual_seed(k)).float()  # with many equals
+    x[3], x[4, 1] = -torch.inf, torch.nan
+    x[5, 0] = torch.nan
+    with cpu.compiled_rows():
+        mine = one_hot_argmax(x)
+    assert torch.equal(mine, one_hot_argmax(x))
+    assert torch.equal(mine.argmax(-1), x.argmax(-1))
+
+
+def test_forbidden_values_have_no_probability_and_no_kl(compiler: None) -> None:
+    x = torch.tensor([[[1.0, -torch.inf, 0.5], [-torch.inf, 0.0, -torch.inf]]], requires_grad=True)
+    with cpu.compiled_rows():
+        assert (softmax(x)[x == -torch.inf] == 0).all()
+        (slope,) = torch.autograd.grad(kl_to_uniform(x).sum(), x)
+    kept = torch.tensor([[[1.0, 0.5]]])
+    expected = kl_by_torch(kept) + math.log(3 / 2) + math.log(3)
+    torch.testing.assert_close(kl_to_uniform(x), expected)
+    with cpu.compiled_rows():
+        torch.testing.assert_close(kl_to_uniform(x), expected)
+    assert (slope[x == -torch.inf] == 0).all()
+
+
+def test_rows_are_compiled_where_that_was_asked_for_alone(compiler: None) -> None:
+    x = torch.zeros(2, 3)
+    assert not cpu.serves_rows(x)
+    with cpu.compiled_rows():
+        assert cpu.serves_rows(x)
+        assert not cpu.serves_rows(x.double())
+        assert not cpu.serves_rows(torch.zeros(2, cpu.LONGEST_ROW + 1))
+        seen: list[bool] = []
+        torch.func.vmap(lambda row: seen.append(cpu.serves_rows(row)) or row)(x)  # type: ignore[func-returns-value]
+        assert seen == [False]
+        with cpu.compiled_rows(False):
+            assert not cpu.serves_rows(x)
+    assert not cpu.serves_rows(x)
+
+
+@pytest.mark.parametrize(
+    ("ours", "name"), [(cpu.bernoulli_loss, "bernoulli"), (cpu.squared_error, "squared-error")], ids=str
+)
+def test_the_compiled_losses_have_torchs_derivatives(
+    compiler: None, ours: Callable[[Tensor, Tensor], Tensor], name: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(2, 37, 3, generator=generator, requires_grad=True).mT  # not contiguous
+    images = torch.rand(3, 37, generator=generator)
+    weights = torch.randn(2, 3, generator=generator)
+    mine, theirs = ours(outputs, images), likelihood(name).loss(outputs.double(), images.double())
+    torch.testing.assert_close(mine.double(), theirs, rtol=1e-6, atol=1e-5)
+    (plain,) = torch.autograd.grad((mine * weights).sum(), outputs, retain_graph=True)
+    got, expected = (
+        torch.autograd.grad((loss * weights).sum(), outputs, create_graph=True)[0] for loss in (mine, theirs)
+    )
+    for slope in (plain, got):
+        torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-6)
+    second, true = (torch.autograd.grad(slope.square().sum(), outputs)[0] for slope in (got, expected))
+    torch.testing.assert_close(second, true, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_packed_when_hard_codes_come(compiler: None) -> None:
+    kernel = cpu.BernoulliLinear(torch.zeros(5, 6), torch.zeros(5), torch.zeros(2, 5), (2, 3))
+    assert kernel.at(torch.full((1, 2, 2, 3), 1 / 3)) is None
+    assert "packed" not in vars(kernel)
+    assert kernel.at(F.one_hot(torch.zeros(1, 2, 2, dtype=torch.int64), 3).float()) is not None
+    assert "packed" in vars(kernel)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

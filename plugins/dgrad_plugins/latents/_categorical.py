@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -12,10 +11,9 @@ from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
 from dgrad.core.latent_layer import LogLinear
-from dgrad.core.modes import in_transform
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
-from dgrad.kernels.numerics import full_precision, log_softmax, one_hot, softmax
+from dgrad.kernels.numerics import full_precision, kl_to_uniform, log_softmax, one_hot, one_hot_argmax, softmax
 
 LARGEST_CODE = 2**24
 """The most coordinates that a code may have; their logits alone take 64 MiB for each example."""
@@ -83,10 +81,7 @@ class Categorical(LogLinear):
         return gumbel(logits, samples, generator=generator)
 
     def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        best = potentials.argmax(-1, keepdim=True)
-        if in_transform():  # vmap has no scatter_ of a number
-            return one_hot(best.squeeze(-1), self.values, potentials.dtype)
-        return torch.zeros_like(potentials).scatter_(-1, best, 1.0)
+        return one_hot_argmax(potentials)
 
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
         return softmax(potentials / temperature)
@@ -117,9 +112,7 @@ class Categorical(LogLinear):
         return -(log_p.exp() * log_p).sum((-2, -1))
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        log_p = _log_q(logits)
-        # sum_ij p_ij (log p_ij + log k), which is 0 at 0 where the difference of two entropies is a rounding error
-        return (log_p.exp() * (log_p + math.log(self.values))).sum((-2, -1))
+        return kl_to_uniform(logits)
 
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
