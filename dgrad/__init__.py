@@ -92,6 +92,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("dgrad.testing")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'dgrad' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"dgrad.{_HOME_OF[name]}"), name)

@@ -51,7 +51,13 @@ def test_every_expected_error_names_its_message() -> None:
 
 # Pages
 
-REWRITTEN = ["docs/architecture.md", "docs/attributes.md", "docs/serving.md", "docs/settings.md"]
+REWRITTEN = [
+    "docs/architecture.md",
+    "docs/attributes.md",
+    "docs/guides/engineering-edges.md",
+    "docs/serving.md",
+    "docs/settings.md",
+]
 """The pages that are held to the limits below. Whoever rewrites a page adds it."""
 WORDS_A_SENTENCE, LONGEST_SENTENCE, WORDS_A_PARAGRAPH, COLUMNS = 17, 35, 60, 100
 

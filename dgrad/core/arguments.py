@@ -17,7 +17,7 @@ from dgrad.errors import InputError
 CALL = "estimator(layer, logits, objective)"
 
 
-def check_arguments(layer: Any, logits: Any, objective: Any, generator: Any) -> None:
+def check_arguments(layer: Any, logits: Any, generator: Any, *objective: Any) -> None:
     """Make sure that each argument of an estimator's call is of its kind. No value of a tensor is looked at.
 
     Raises:
@@ -27,9 +27,9 @@ def check_arguments(layer: Any, logits: Any, objective: Any, generator: Any) -> 
         raise InputError(_wrong_layer(layer, logits))
     if not isinstance(logits, Tensor):
         raise InputError(_wrong_logits(logits))
-    if not callable(objective):
+    if objective and not callable(objective[0]):
         raise InputError(
-            f"the objective is {_kind(objective)}; expected a function of the codes: "
+            f"the objective is {_kind(objective[0])}; expected a function of the codes: "
             f"{CALL} with objective=lambda codes: loss(decoder(codes)), which returns [samples, batch]"
         )
     if generator is not None and not isinstance(generator, Generator):

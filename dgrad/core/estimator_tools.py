@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_inference_mode, in_transform, needs_transforms
@@ -185,12 +184,14 @@ class _CarryBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codes: Tensor, logits: Tensor, direction: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.direction = direction
+        ctx.save_for_backward(logits)
         return codes.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
-        return None, ctx.direction(gradient).sum(0), None
+        with torch.no_grad():
+            result = ctx.direction(gradient).sum(0)
+        return None, _once(result, *ctx.saved_tensors), None
 
 
 def weighted(

@@ -217,6 +217,7 @@ class GradientEstimator(nn.Module, ABC):
                 f"{type(self).__name__} cannot draw codes now and learn later: it asks for the loss of other codes, or "
                 f"for a derivative; expected one of {ONE_PASS}, or another estimator whose traits say one_pass"
             )
+        self._check_call(layer, logits, generator)
         problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
         drawn = self.draw_codes(problem.layer, problem.logits, generator=generator)
         codes = problem.codes(drawn.codes).to(logits.dtype, copy=True)  # the caller may change them
@@ -258,6 +259,7 @@ class GradientEstimator(nn.Module, ABC):
                 f"{type(self).__name__} has no code with a gradient: it learns from losses; expected one of "
                 f"{PATHWISE}, or another estimator whose traits say pathwise"
             )
+        self._check_call(layer, logits, generator)
         problem = self._prepare(layer, logits, mask=mask, allowed=allowed)
         wide = problem.logits.view_as(problem.logits)  # a tensor of its own, for a hook of its own
         codes, hard = self.differentiable_codes(problem.layer, wide, generator=generator)
@@ -308,15 +310,14 @@ class GradientEstimator(nn.Module, ABC):
             InputError: the logits do not fit the layer, the estimator does not support it, or the objective is not one
                 that the estimator can use.
         """
-        check_arguments(layer, logits, objective, generator)
+        self._check_call(layer, logits, generator, objective)
         problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
         of_problem = objective_of(problem, objective)
         usable = self._usable(of_problem)
-        self._notice_call(generator)
-        if len(problem.logits) == 0:
-            estimate = _of_no_example(problem.layer, problem.logits, usable)
-        else:
+        if len(problem.logits):
             estimate = self.estimate(problem.layer, problem.logits, usable, generator=generator)
+        else:
+            estimate = _of_no_example(problem, usable)
         _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
         if problem.plain:
             return estimate
@@ -371,12 +372,14 @@ class GradientEstimator(nn.Module, ABC):
         """
         return self.training and not in_inference_mode()
 
-    def _notice_call(self, generator: Generator | None) -> None:
-        """See that the call can be repeated or transformed where it is, and that somebody moves the schedules.
+    def _check_call(self, layer: Any, logits: Any, generator: Any, *objective: Any) -> None:
+        """See that the call can be made where it is, and that somebody moves the schedules.
 
         Raises:
-            InputError: a checkpoint repeats a call that cannot be repeated, or a transform has averages to update.
+            InputError: an argument is of another kind, a checkpoint repeats a call that cannot be repeated, or a
+                transform has averages to update.
         """
+        check_arguments(layer, logits, generator, *objective)
         if torch.compiler.is_compiling():
             if generator is not None:
                 raise InputError(
@@ -473,6 +476,17 @@ class GradientEstimator(nn.Module, ABC):
                 if new is not None and new.dtype != old.dtype:
                     module._buffers[name] = old.to(new.device)
         return self
+
+
+def _is_constant(value: Schedule) -> bool:
+    return isinstance(value, Constant)
+
+
+def _of_no_example(problem: Problem, objective: Objective) -> Estimate:
+    """The estimate of an empty batch: nothing is drawn, and averages have nothing to take in."""
+    codes = problem.layer.argmax(problem.logits.detach()).unsqueeze(0)  # [1, 0, *code]
+    # Connected to the logits and to what the objective trains, so that a backward pass gives empty gradients.
+    return Estimate(loss=objective(codes).mean(0) + problem.logits.flatten(1).sum(-1), codes=codes)
 
 
 @dataclass(frozen=True)
@@ -632,17 +646,6 @@ def _undefined(estimator: GradientEstimator, methods: str) -> InputError:
     """The error of a plugin's estimator that lacks what its traits promise."""
     name = type(estimator).__name__
     return InputError(f"{name} does not define {methods}; expected estimate, or what its traits say: see {name}.traits")
-
-
-def _is_constant(value: Schedule) -> bool:
-    return isinstance(value, Constant)
-
-
-def _of_no_example(layer: LatentLayer, logits: Tensor, objective: Objective) -> Estimate:
-    """The estimate of an empty batch: nothing is drawn, and averages have nothing to take in."""
-    codes = layer.argmax(logits.detach()).unsqueeze(0)  # [1, 0, *code]
-    # Connected to the logits and to what the objective trains, so that a backward pass gives empty gradients.
-    return Estimate(loss=objective(codes).mean(0) + logits.flatten(1).sum(-1), codes=codes)
 
 
 def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
@@ -109,6 +110,10 @@ class Objective(ABC):
         """
         return None
 
+    def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
+        """Whether codes of sequences may come with all rows in one axis, `[S, B, T*n, k]`, for a faster sweep."""
+        return False
+
     def changes_per_call(self, codes: Tensor, count: int) -> int:
         """How many changes a sweep hands to one call, where each is made to `count` codes like these."""
         if self.codes_per_call is not None:
@@ -138,6 +143,8 @@ class Evaluation:
 
     allowed: Tensor | None = None
     """Bool, broadcasts against one-hot codes: the values that a sweep evaluates. None for all."""
+    vectorises = True
+    """Whether `torch.func.vmap` is still worth a try."""
 
     def __init__(
         self,
@@ -223,7 +230,32 @@ class Evaluation:
         """The losses of changed codes `[C, S, B, *code]`, with the random numbers of the codes themselves."""
         if self.noise is None:
             return self.objective(changed.flatten(0, 1)).unflatten(0, changed.shape[:2])
-        return torch.stack([self.noise.again(self.objective, codes) for codes in changed])
+        return self.with_same_noise(self.objective, changed, self.codes)
+
+    def with_same_noise(
+        self, function: Callable[[Tensor], Tensor], changed: Tensor, own: Tensor
+    ) -> Float[Tensor, "changes samples batch"]:
+        """What a function gives for each of the changed inputs, with the random numbers of the codes themselves.
+
+        One call with `torch.func.vmap` where that gives the codes' own loss again, else a call for each change.
+
+        Args:
+            changed: the function's inputs, `[C, S, B, *inputs]`.
+            own: its inputs for the codes themselves, `[S, B, *inputs]`.
+        """
+        assert self.noise is not None
+        if self.vectorises and changed.device.type == "cpu":
+            one_mask = torch.func.vmap(function, randomness="same")
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")  # vmap warns where it would be slow
+                    losses = self.noise.again(one_mask, torch.cat([own.unsqueeze(0), changed]))
+                if agree(losses[0], self.loss):
+                    return losses[1:]
+            except Exception:  # whatever vmap cannot do
+                pass
+            self.vectorises = False
+        return torch.stack([self.noise.again(function, inputs) for inputs in changed])
 
     @without_gradient
     def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
@@ -393,13 +425,13 @@ class FunctionObjective(Objective):
             return None
         state = RandomState(inputs.device)
         try:
-            losses = self.function(inputs.unsqueeze(1))
+            losses = _floating(self.function(inputs.unsqueeze(1)), inputs)
         except BatchNormError:
             raise
         except Exception:  # a function that wants the whole batch, in whatever way it says so
             return None
         broadcast = losses.shape in ((len(inputs), batch), (len(inputs), 1))
-        return _floating(losses, inputs).expand(-1, batch) if broadcast and not state.has_moved() else None
+        return losses.expand(-1, batch) if broadcast and not state.has_moved() else None
 
 
 class IndexObjective(FunctionObjective):
@@ -471,7 +503,7 @@ class _IndexEvaluation(Evaluation):
     def losses_of(self, changed: Tensor) -> Float[Tensor, "changes samples batch"]:
         if self.noise is None:
             return self.objective.loss_of(changed.flatten(0, 1)).unflatten(0, changed.shape[:2])
-        return torch.stack([self.noise.again(self.objective.loss_of, indices) for indices in changed])
+        return self.with_same_noise(self.objective.loss_of, changed, self.codes.argmax(-1))
 
     def shared_values(self, values: Int[Tensor, " values"]) -> Float[Tensor, "values batch"]:
         return self.objective.shared_indices(values.unsqueeze(-1), self.codes.shape[1])
@@ -508,9 +540,12 @@ class KLObjective(Objective):
         return self(codes.unsqueeze(1))
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
-        if self.problem.sites is not None:
+        if codes.shape[2:] != self.layer.shape:  # of sequences
             return super().evaluate(codes)
         return _KLEvaluation(self, codes, self(codes))
+
+    def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
+        return self.layer.one_hot_rows and not self.problem.folded
 
 
 class _KLEvaluation(Evaluation):
@@ -611,6 +646,9 @@ class Sum(Objective):
     def __call__(self, codes: Tensor) -> Tensor:
         return self.combine(*(part(codes) for part in self.parts))
 
+    def takes_rows(self, codes: Tensor) -> bool:
+        return all(part.takes_rows(codes) for part in self.parts)
+
     def everywhere(self, codes: Tensor, batch: int) -> Tensor:
         return self.combine(*(part.everywhere(codes, batch) for part in self.parts))
 
@@ -662,6 +700,9 @@ class _InDtype(Objective):
 
     def __call__(self, codes: Tensor) -> Tensor:
         return self.inner(codes.to(self.dtype)).to(codes.dtype)
+
+    def takes_rows(self, codes: Tensor) -> bool:
+        return self.inner.takes_rows(codes.to(self.dtype))
 
     def everywhere(self, codes: Tensor, batch: int) -> Tensor:
         return self.inner.everywhere(codes.to(self.dtype), batch).to(codes.dtype)

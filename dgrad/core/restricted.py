@@ -43,12 +43,16 @@ class Restricted(LatentLayer):
         layer: the layer without restrictions.
         allowed: bool, `[B, *layer.shape]`, or `[1, *layer.shape]` for all examples.
         prior: the values over which the prior is uniform, in the same form; None for all of the layer's.
+        finite: whether logits come with forbidden coordinates lowered already.
     """
 
-    def __init__(self, layer: LatentLayer, allowed: Tensor, prior: Tensor | None = None) -> None:
+    def __init__(
+        self, layer: LatentLayer, allowed: Tensor, prior: Tensor | None = None, *, finite: bool = False
+    ) -> None:
         self.layer = layer
         self.allowed = allowed
         self.prior = prior
+        self.finite = finite
 
     def __str__(self) -> str:
         return str(self.layer)
@@ -118,6 +122,9 @@ class Restricted(LatentLayer):
         allowed = self.allowed_on(device)
         return allowed & (allowed.sum(-1, keepdim=True) > 1) if self.one_hot_rows else allowed
 
+    def _low(self, logits: Tensor) -> Tensor:
+        return logits if self.finite else self.lowered(logits)
+
     def noise(
         self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
     ) -> Float[Tensor, "samples batch *code"]:
@@ -129,35 +136,35 @@ class Restricted(LatentLayer):
         return self.layer.argmax(self.lowered(potentials))
 
     def relax(self, potentials: Float[Tensor, "*lead"], temperature: float | Tensor) -> Float[Tensor, "*lead"]:
-        return self.layer.relax(self.lowered(potentials), temperature)
+        return self.layer.relax(self._low(potentials), temperature)
 
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-        return self.layer.mean(self.lowered(logits))
+        return self.layer.mean(self._low(logits))
 
     def sample(
         self, logits: Float[Tensor, "batch *code"], samples: int = 1, *, generator: Generator | None = None
     ) -> Float[Tensor, "samples batch *code"]:
-        return self.layer.sample(self.lowered(logits), samples, generator=generator)
+        return self.layer.sample(self._low(logits), samples, generator=generator)
 
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]
     ) -> Float[Tensor, "samples batch *code"]:
-        return self.layer.linear_sweep(torch.where(self.allowed_on(weights.device), weights, 0), codes)
+        return self.layer.linear_sweep(weights, codes)
 
     # Probabilities
 
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        return self.layer.log_prob(self.lowered(logits), codes)
+        return self.layer.log_prob(self._low(logits), codes)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
-        return self.layer.entropy(self.lowered(logits))
+        return self.layer.entropy(self._low(logits))
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         if not self.one_hot_rows:
             return -self.log_prior - self.entropy(logits)
-        log_p = self.lowered(logits).log_softmax(-1)
+        log_p = self._low(logits).log_softmax(-1)
         # sum_ij p_ij (log p_ij + log of how many values the prior has), exactly 0 for a row with one value
         return (log_p.exp() * (log_p + self._log_counts(logits).unsqueeze(-1))).sum((-2, -1))
 
@@ -178,7 +185,7 @@ class Restricted(LatentLayer):
         return self.layer.log_prob(zeros, self.layer.argmax(zeros).unsqueeze(0)).squeeze(0)
 
     def distribution(self, logits: Float[Tensor, "batch *code"]) -> Distribution:
-        return self.layer.distribution(self.lowered(logits))
+        return self.layer.distribution(self._low(logits))
 
     # Codes
 
@@ -199,7 +206,7 @@ class Restricted(LatentLayer):
         self, logits: Float[Tensor, "batch *code"]
     ) -> tuple[Float[Tensor, "codes #batch *code"], Float[Tensor, "codes batch"]]:
         if not self.one_hot_rows:
-            return self.layer.support(self.lowered(logits))
+            return self.layer.support(self._low(logits))
         codes, once = self._listed(logits)
         return codes, torch.where(once, self.log_prob(logits, codes), -torch.inf)
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import without_gradient
 from dgrad.core.objectives import CodeLoss, Evaluation, FunctionObjective, Objective, Sum, as_objective, in_dtype
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import Restricted
@@ -62,10 +63,19 @@ class ProblemObjective(Objective):
         shared = self.problem.sites is None and (self.allowed is None or len(self.allowed) == 1)
         return self.inner.everywhere(codes, batch) if shared else super().everywhere(codes, batch)
 
+    def _sweeps_rows(self, codes: Tensor) -> bool:
+        """Whether the inner objective sweeps the rows of these codes in its own way."""
+        if not self.problem.layer.one_hot_rows:
+            return False
+        if self.problem.sites is None:
+            return True
+        return self.problem.credit == "example" and self.inner.takes_rows(self.problem.codes(codes))
+
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
         evaluation: Evaluation
-        if self.problem.sites is None and self.problem.layer.one_hot_rows:
-            evaluation = _OfAllowed(self, codes, self.inner.evaluate(self.problem.codes(codes)))
+        if self._sweeps_rows(codes):
+            rows = self.problem.folded_codes(self.problem.codes(codes))
+            evaluation = _OfAllowed(self, codes, self.inner.evaluate(rows))
         else:
             state = RandomState(codes.device)
             loss = self(codes)
@@ -89,14 +99,15 @@ class _OfAllowed(Evaluation):
         self.inner.restrict(allowed)
 
     def _unchanged_where_forbidden(self, table: Tensor) -> Tensor:
-        assert self.allowed is not None
+        if self.allowed is None:
+            return table
         return torch.where(self.allowed, table, self.loss.detach()[..., None, None])
 
-    @torch.no_grad()
+    @without_gradient
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         return self._unchanged_where_forbidden(self.inner.sweep())
 
-    @torch.no_grad()
+    @without_gradient
     def sweep_rows(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         return self._unchanged_where_forbidden(self.inner.sweep_rows(rows))
 
@@ -107,7 +118,7 @@ class _OfAllowed(Evaluation):
 class _OfMoves(Evaluation):
     """Every change is evaluated; a neighbour that is forbidden has the loss of the code."""
 
-    @torch.no_grad()
+    @without_gradient
     def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
         if layer.one_hot_rows or layer.moves is None or self.allowed is None:
             return super().potentials(layer)

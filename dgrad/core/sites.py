@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from dgrad.core.estimator_tools import check_choice
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.restricted import Product, Restricted, visible
+from dgrad.core.restricted import GAP, Product, Restricted, visible
 from dgrad.errors import InputError
 
 CREDITS = ("example", "site", "future")
@@ -69,6 +69,7 @@ class Problem:
         mask: bool `[B, T]`; None without padding.
         credit: `example`, `site` or `future`.
         folded: whether each site is an example of its own, B' = B T.
+        only_padding: whether nothing but padding is forbidden.
     """
 
     layer: LatentLayer
@@ -79,6 +80,7 @@ class Problem:
     mask: Bool[Tensor, "b t"] | None = None
     credit: str = "example"
     folded: bool = False
+    only_padding: bool = False
 
     @property
     def plain(self) -> bool:
@@ -92,7 +94,7 @@ class Problem:
         """
         if self.plain:
             return codes
-        if isinstance(self.layer, Restricted):
+        if isinstance(self.layer, Restricted) and not self.only_padding:
             axes = tuple(range(2, codes.ndim))
             forbidden = ((codes.detach() > 0.5) & ~self.layer.allowed_on(codes.device)).any(axes, keepdim=True)
             best = self.layer.argmax(self.logits.detach()).to(codes.dtype)
@@ -219,12 +221,13 @@ def prepare(
         if reachable is None:
             return Problem(layer, logits, given, layer.shape)
         reachable = _never_empty(layer, reachable)
-        limited = Restricted(layer, reachable, prior)
+        limited = Restricted(layer, reachable, prior, finite=True)
         return Problem(limited, _finite(limited, logits), given, layer.shape)
 
     sites, code_shape = logits.shape[1], layer.shape
     folded = credit == "site" or (credit == "future" and local_losses)
     whole = layer if folded else Product(layer, sites, None if layer.one_hot_rows else mask)
+    only_padding = reachable is None
     if mask is not None and layer.one_hot_rows:
         # A padded site has one allowed value, the first.
         padding = ~mask[..., None, None]
@@ -249,9 +252,9 @@ def prepare(
         plain = torch.where(of_site[(..., *[None] * axes)], plain, 0)
     reachable = fold(reachable)
     if reachable is not None:
-        whole = Restricted(whole, reachable, fold(prior))
-        plain = _finite(whole, plain)
-    return Problem(whole, plain, given, code_shape, sites, mask, credit, folded)
+        whole = Restricted(whole, reachable, fold(prior), finite=True)
+        plain = _finite(whole, plain, only_padding=only_padding)
+    return Problem(whole, plain, given, code_shape, sites, mask, credit, folded, only_padding)
 
 
 def plain_shape(layer: LatentLayer) -> tuple[int, ...]:
@@ -432,13 +435,16 @@ def _never_empty(layer: LatentLayer, reachable: Tensor) -> Tensor:
     return reachable
 
 
-def _finite(layer: Restricted, logits: Tensor) -> Tensor:
+def _finite(layer: Restricted, logits: Tensor, *, only_padding: bool = False) -> Tensor:
     """Finite logits. They have a gradient where the code is free, exactly 0 elsewhere, whatever an estimator does."""
     allowed, free = layer.allowed_on(logits.device), layer.free_on(logits.device)
-    constant = layer.lowered(logits.detach())
-    if layer.one_hot_rows:  # a row with a single value may be padding, whose logits may be anything
-        constant = torch.where(free.any(-1, keepdim=True), constant, torch.where(allowed, 0.0, -1e4))
-    return torch.where(free, logits, constant)
+    if not layer.one_hot_rows:
+        return torch.where(free, logits, layer.lowered(logits.detach()))
+    # a row with a single value may be padding, whose logits may be anything
+    decided = torch.where(allowed, 0.0, -GAP).to(logits.dtype)
+    if not only_padding:
+        decided = torch.where(free.any(-1, keepdim=True), layer.lowered(logits.detach()), decided)
+    return torch.where(free, logits, decided)
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:

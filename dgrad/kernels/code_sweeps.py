@@ -63,7 +63,8 @@ def difference_sweep(
     indices = (row_start + others).flatten(-2)  # [S, B, C], C = m(k-1) changes
     new = indices.movedim(-1, 0)  # [C, S, B]
     old = (row_start + own).expand_as(others).flatten(-2).movedim(-1, 0)  # [C, S, B]
-    columns = weight.mT.reshape(-1, weight.shape[-2])  # [n*k, width], or those of all examples one after the other
+    # [n*k, width], or those of all examples one after the other, in rows that a lookup reads fast
+    columns = weight.mT.contiguous().reshape(-1, weight.shape[-2])
     if weight.ndim == 3:
         own_columns = n * k * torch.arange(batch, device=own.device)  # [B]
         new, old = new + own_columns, old + own_columns
@@ -75,7 +76,8 @@ def difference_sweep(
     losses = loss.new_empty(len(new), samples, batch)
     for part, after, before in zip(losses.split(per_call), new.split(per_call), old.split(per_call), strict=True):
         # f(a + W[:, new] - W[:, old])
-        part.copy_(rest_loss((hidden - columns[before] + columns[after]).flatten(0, 1)).unflatten(0, (-1, samples)))
+        changed = hidden - F.embedding(before, columns) + F.embedding(after, columns)
+        part.copy_(rest_loss(changed.flatten(0, 1)).unflatten(0, (-1, samples)))
     table = loss.unsqueeze(-1).expand(-1, -1, n * k).scatter(-1, indices, losses.movedim(0, -1))  # [S, B, n*k]
     return table.view_as(codes)
 

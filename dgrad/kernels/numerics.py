@@ -28,7 +28,7 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
     @functools.wraps(function)
     def run(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
-        if not torch.is_autocast_enabled(device):
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return function(*arguments, **keywords)
         with torch.autocast(device, enabled=False):
             return function(*arguments, **keywords)
@@ -114,7 +114,9 @@ def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     >>> softplus(torch.tensor([-200.0, 0.0, 200.0]))
     tensor([  0.0000,   0.6931, 200.0000])
     """
-    result: Tensor = _Softplus.apply(x) if x.device.type == "cpu" else F.softplus(x)
+    if x.device.type != "cpu" or torch._C._are_functorch_transforms_active():  # torch.func takes no own gradients
+        return F.softplus(x)
+    result: Tensor = _Softplus.apply(x)
     return result
 
 

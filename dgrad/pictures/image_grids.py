@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from dgrad.core.restricted import Restricted
 from dgrad.data import Split, unit
 from dgrad.errors import InputError
 from dgrad.files.atomic import atomic_file
@@ -82,9 +83,10 @@ def class_grid(model: DiscreteVAE, rows: int, *, generator: Generator, variables
         InputError: the code is no stack of independent variables.
     """
     layer = model.layer
-    if not layer.one_hot_rows:
+    if not layer.one_hot_rows or isinstance(layer, Restricted):
         raise InputError(
-            f"--grid needs a code of independent categorical variables, such as 1x10; got {layer}: leave --grid out"
+            "--grid needs a code of independent categorical variables of one size, such as 1x10; "
+            f"got {layer}: leave --grid out"
         )
     n, k = layer.shape
     rows = rows if n > 1 or model.gaussian else 1

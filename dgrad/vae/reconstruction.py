@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.modes import in_transform, without_gradient
 from dgrad.core.objective_guards import refuse_batch_norm, warn_if_expensive
 from dgrad.core.objectives import Evaluation, FunctionObjective, Objective
 from dgrad.core.random import RandomState
@@ -122,6 +123,9 @@ class DecoderObjective(Objective):
         """Whether the first layer is linear in all of these inputs."""
         return self.first is not None and self.first.in_features == math.prod(inputs.shape[2:])
 
+    def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
+        return self.sees_code_alone and self.begins_linear(codes)
+
     @property
     def linear_bernoulli(self) -> bool:
         """Whether the decoder is one linear layer, which sees nothing but the code, and its loss `dgrad.bernoulli`."""
@@ -168,7 +172,7 @@ class DecoderObjective(Objective):
         return cpu.BernoulliLinear(weight, bias, data, (n, k)).at(codes)
 
     def _compiles(self, *tensors: Tensor) -> bool:
-        if self.compiled is False:
+        if torch.compiler.is_compiling() or in_transform() or self.compiled is False:
             return False
         return (self.compiled or _there_is_a_compiler()) and cpu.serves(*tensors)
 
@@ -249,15 +253,15 @@ class DecoderEvaluation(Evaluation):
 
     @property
     def linear_bernoulli(self) -> bool:
-        """Whether the sweep is that of one linear layer with Bernoulli outputs."""
-        return self.objective.linear_bernoulli and self.objective.begins_linear(self.codes)
+        """Whether the sweep is that of one linear layer with Bernoulli outputs, which `torch.func` cannot transform."""
+        return not in_transform() and self.objective.linear_bernoulli and self.objective.begins_linear(self.codes)
 
     @property
     def support_serves(self) -> bool:
         """Whether the decoder may be evaluated once for all examples."""
-        return self.noise is None and self.objective.sees_code_alone
+        return self.noise is None and self.allowed is None and self.objective.sees_code_alone
 
-    @torch.no_grad()
+    @without_gradient
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         of, codes = self.objective, self.codes
         table = None if self.kernel is None else self.kernel.sweep()
@@ -279,7 +283,7 @@ class DecoderEvaluation(Evaluation):
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.linear_bernoulli or (self.support_serves and support_is_smaller(self.codes, rows))
 
-    @torch.no_grad()
+    @without_gradient
     def changed(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
         of, codes, noise = self.objective, self.codes, self.noise
         refuse_batch_norm(of.decoder)
@@ -291,7 +295,7 @@ class DecoderEvaluation(Evaluation):
             plain.allowed = self.allowed
             return plain.changed(rows)
         warn_if_expensive(rows.shape[-1] * (codes.shape[-1] - 1), *of.cost_advice)
-        rest_loss = of.changed_loss if noise is None else functools.partial(noise.again, of.changed_loss)
+        rest_loss = of.changed_loss if noise is None else self._changed_loss_with_same_noise
         return difference_sweep(
             codes,
             rows,
@@ -300,8 +304,14 @@ class DecoderEvaluation(Evaluation):
             rest_loss,
             self.loss.detach(),
             numbers_per_code=of.numbers_per_code,
-            bytes_per_call=of.sweep_bytes if noise is None else 1,  # one change a call, with the masks of the code
+            bytes_per_call=of.sweep_bytes,
         )
+
+    def _changed_loss_with_same_noise(self, hidden: Tensor) -> Tensor:
+        """The loss from the outputs of the first layer on, `[C*S, B, width]`."""
+        assert self.hidden is not None
+        changed = hidden.unflatten(0, (-1, len(self.hidden)))
+        return self.with_same_noise(self.objective.changed_loss, changed, self.hidden).flatten(0, 1)
 
     def first_outputs(self) -> Float[Tensor, "samples batch width"] | None:
         """The outputs of the first layer, or None where the decoder does not begin with a linear one."""

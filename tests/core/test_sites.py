@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 import dgrad
-from dgrad_plugins.latents import MixedCategorical
+from dgrad.testing._checks import _NoWaiting, _OneHotAsOnGPU
+from dgrad_plugins.latents import UnequalCategorical
 from tests.helpers import with_layer
 
 DRAWS = 1500
@@ -58,7 +59,7 @@ class Problem:
         if masked:
             self.logits[~MASK] = torch.nan  # padding may be anything
             self.reachable &= MASK[..., None, None]
-        if isinstance(self.layer, MixedCategorical):
+        if isinstance(self.layer, UnequalCategorical):
             self.reachable &= self.layer.allowed
         rows = self.reachable[0].numel() // k
         self.site_weight = torch.randn(rows, k, dtype=torch.float64, generator=generator)
@@ -236,7 +237,7 @@ def test_with_allowed_the_prior_is_uniform_over_what_is_allowed(problem: Problem
     """A bare -inf leaves the prior as it is."""
     layer = dgrad.restricted(problem.layer, mask=problem.mask, allowed=problem.allowed)
     sizes = problem.reachable.clone()
-    sizes[2].view(-1, sizes.shape[-1])[0, -1] |= not isinstance(problem.layer, MixedCategorical)  # the bare -inf
+    sizes[2].view(-1, sizes.shape[-1])[0, -1] |= not isinstance(problem.layer, UnequalCategorical)  # the bare -inf
     log_count = sizes.sum(-1).clamp_min(1).flatten(1).log().sum(-1)
     leaf = problem.logits.clone().requires_grad_()
     kl = layer.kl(leaf)
@@ -319,6 +320,36 @@ def test_a_sweep_evaluates_what_is_allowed(credit: str, expected: int, problems:
     mask = torch.arange(T) < lengths.unsqueeze(-1)
     dgrad.estimator("leg")(problem.layer, problem.logits, loss, mask=mask, allowed=problem.allowed, credit=credit)
     assert evaluated == expected - (credit == "example")  # a value of the first example is forbidden
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_decoder_that_begins_linear_sweeps_sequences_by_its_columns(
+    depth: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same gradient as by calls, padding included; no changed code is made."""
+    layer, generator = dgrad.latent("1x4"), Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = nn.Sequential(nn.Linear(T * 4, 6), *[nn.ReLU(), nn.Linear(6, 6)][: 2 * (depth - 1)])
+    data = (torch.rand(3, 6, generator=generator) < 0.5).float()
+    logits = torch.randn(3, T, 1, 4, generator=generator).requires_grad_()
+    mask = MASK if masked else None
+    kl = dgrad.KLObjective(layer, logits, mask=mask)
+
+    def by_calls(codes: Tensor) -> Tensor:
+        return dgrad.bernoulli(data)(decoder(codes.flatten(2)))
+
+    gradients = []
+    fast = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(data))
+    monkeypatch.setattr(fast, "changes_per_call", None)  # what a sweep by calls would ask
+    for objective in (fast, dgrad.objective(by_calls)):
+        estimate = dgrad.estimator("leg")(
+            layer, logits, objective + kl, mask=mask, generator=Generator().manual_seed(0)
+        )
+        gradients.append(torch.autograd.grad(estimate.loss.sum(), logits)[0])
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].any()
 
 
 # Layers that are no rows
@@ -425,21 +456,86 @@ def test_sizes_that_are_alike_are_rows() -> None:
     assert str(dgrad.latent("2+3+5")) == "2+3+5"
 
 
-# Gradients elsewhere
+# Edges
 
 
-def test_without_a_look_at_the_logits_the_gradient_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on other devices: probabilities are right; a sweep evaluates forbidden values and discards them."""
-    layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3)
+@pytest.mark.parametrize(
+    ("mask", "dtype"),
+    [
+        ([[True, False], [False, False]], torch.float32),
+        ([[False, False]], torch.float32),
+        ([], torch.float32),
+        ([[True], [True]], torch.float32),
+        ([[True, False], [True, True]], torch.bfloat16),
+        ([[True, False], [True, True]], torch.float16),
+    ],
+    ids=["an empty sequence", "nothing but padding", "no example", "one site", "bfloat16", "float16"],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_edges(name: str, mask: list[list[bool]], dtype: torch.dtype) -> None:
+    """Finite values, gradients and buffers, codes in the dtype of the logits."""
+    layer = dgrad.latent("1x2" if name in BINARY else "1x3")
+    of_sites = torch.tensor(mask).bool().view(len(mask), len(mask[0]) if mask else 2)
+    estimator = with_layer(name, dgrad.restricted(layer, mask=of_sites))
+    logits = torch.randn(*of_sites.shape, *layer.shape, generator=Generator().manual_seed(0)).to(dtype).requires_grad_()
+
+    def loss(codes: Tensor) -> Tensor:
+        assert codes.dtype == dtype
+        return codes[..., 0].flatten(2).sum(-1).square()
+
+    estimate = estimator(layer, logits, loss, mask=of_sites, generator=Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(estimate.loss.sum(), logits)
+    assert gradient.dtype == dtype
+    assert not gradient[~of_sites].any()
+    for tensor in (estimate.loss, gradient, *estimator.buffers()):
+        assert tensor.isfinite().all()
+
+
+# Other devices, where nobody may look
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("objectives", "restricted", "sites"):
+        monkeypatch.setattr(f"dgrad.core.{module}.visible", lambda tensor: None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("unseen")
+def test_nothing_waits_for_another_device(name: str) -> None:
+    layer, mask = dgrad.latent("1x2" if name in BINARY else "1x3"), torch.tensor([[True, True], [True, False]])
+    k = layer.shape[-1]
+    allowed = torch.ones(2, 2, 1, k, dtype=torch.bool)
+    allowed[0, 1, 0, 0] = False
+    logits = torch.randn(2, 2, 1, k, generator=Generator().manual_seed(0)).requires_grad_()
+    estimator = with_layer(name, dgrad.restricted(layer, mask=mask))
+    weight = torch.arange(2.0 * k).view(2, 1, k)
+
+    def loss(codes: Tensor) -> Tensor:
+        return (codes * weight).flatten(2).sum(-1).square()
+
+    with _OneHotAsOnGPU(), _NoWaiting():
+        estimate = estimator(layer, logits, loss, mask=mask, allowed=allowed, generator=Generator().manual_seed(0))
+        estimate.loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert not logits.grad[~(allowed & mask[..., None, None])].any()
+    assert not estimate.codes[:, 0, 1, 0, 0].any()
+
+
+@pytest.mark.parametrize("name", ["exact", "leg"])
+def test_without_a_look_at_the_logits_the_gradient_is_the_same(name: str, request: pytest.FixtureRequest) -> None:
+    """Of a bare -inf too: a sweep evaluates forbidden values and discards them."""
+    layer, logits = dgrad.latent("2x3"), torch.randn(4, 2, 3, generator=Generator().manual_seed(0))
     logits[:, 0, 1] = -torch.inf
 
     def gradient() -> Tensor:
         leaf = logits.clone().requires_grad_()
-        loss = dgrad.estimator("leg")(
+        loss = dgrad.estimator(name)(
             layer, leaf, lambda codes: (codes[..., 0] * codes[..., 1]).sum(-1), generator=Generator().manual_seed(0)
         ).loss
         return torch.autograd.grad(loss.sum(), leaf)[0]
 
     looked = gradient()
-    monkeypatch.setattr("dgrad.core.sites.visible", lambda tensor: None)
+    request.getfixturevalue("unseen")
     torch.testing.assert_close(gradient(), looked)

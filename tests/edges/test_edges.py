@@ -6,7 +6,11 @@ A cell is `yes`, or the letter of an error that the page lists with its message.
 from __future__ import annotations
 
 import copy
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,7 +295,9 @@ EDGES: dict[str, Callable[[str], None]] = {
     "`.half()`": other_dtypes,
     "`autocast`": autocast,
 }
-SLOW = ("`compile`", "`compile`, `generator=`")
+COMPILED = ("`compile`", "`compile`, `generator=`")
+"""Run in a program of their own, all in one: `torch.compile` cannot trace the tests' checks of shapes."""
+REFUSALS = (dgrad.InputError, torch._dynamo.exc.Unsupported)
 
 
 def _table() -> dict[str, dict[str, str]]:
@@ -324,9 +330,10 @@ def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "edge"),
     [
-        pytest.param(name, edge, id=f"{name}-{EDGES[edge].__name__}", marks=[pytest.mark.slow] * (edge in SLOW))
+        pytest.param(name, edge, id=f"{name}-{EDGES[edge].__name__}")
         for name in ESTIMATORS
         for edge in EDGES
+        if edge not in COMPILED
     ],
 )
 def test_every_cell_is_true(name: str, edge: str) -> None:
@@ -334,9 +341,28 @@ def test_every_cell_is_true(name: str, edge: str) -> None:
     if cell == "yes":
         EDGES[edge](name)
         return
-    refused: tuple[type[Exception], ...] = (dgrad.InputError, torch._dynamo.exc.Unsupported)
-    with pytest.raises(refused, match=re.escape(MESSAGES[cell])):
+    with pytest.raises(REFUSALS, match=re.escape(MESSAGES[cell])):
         EDGES[edge](name)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_every_compiled_cell_is_true() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    program = [sys.executable, "-W", "ignore", __file__]
+    printed = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout
+    got = {(name, edge): outcome for name, edge, outcome in json.loads(printed.splitlines()[-1])}
+    assert got.keys() == {(name, edge) for name in ESTIMATORS for edge in COMPILED}
+    for (name, edge), outcome in got.items():
+        assert MESSAGES.get(TABLE[name][edge], "yes") in outcome, f"{name}, {edge}: {outcome}"
+
+
+def _outcome(name: str, edge: str) -> str:
+    try:
+        EDGES[edge](name)
+    except REFUSALS as error:
+        return str(error)
+    return "yes"
 
 
 # What the table has no room for
@@ -362,6 +388,17 @@ def test_a_checkpoint_refuses_a_generator_that_has_moved_on() -> None:
         loss.backward()
 
 
+def test_a_draw_of_no_example_leaves_averages_alone() -> None:
+    estimator = dgrad.estimator("reinforce")
+    draw = estimator.draw(LAYER, LOGITS[:0])
+    assert draw.estimate(_loss(draw.codes)).loss.shape == (0,)
+    assert estimator.average == 0
+
+
 def test_learned_networks_are_rounded_as_any_network_is() -> None:
     network: Any = with_layer("relax", LAYER).half().network
     assert network.hidden.weight.dtype == torch.float16
+
+
+if __name__ == "__main__":
+    print(json.dumps([(name, edge, _outcome(name, edge)) for name in ESTIMATORS for edge in COMPILED]))

@@ -388,6 +388,20 @@ def test_draws_follow_the_logits_and_can_be_had_again(mixed: tuple[DiscreteVAE, 
     assert (np.abs(shares - q) < 5 * np.sqrt(q * (1 - q) / 4000)).all()
 
 
+@pytest.mark.slow
+def test_variables_of_unequal_sizes_keep_to_their_values(home: Path) -> None:
+    run = train(home / "runs" / "unequal", latent="2+3+5")
+    export_run(run.path, home / "unequal", sampling=True)
+    codec, sizes = Codec(home / "unequal"), np.array([2, 3, 5])
+    images = np.random.default_rng(0).random((400, 1, 8, 8), np.float32).round()
+    for codes in (codec.encode(images), codec.draw(images, seed=0), codec.sample_codes(400, seed=0)):
+        assert codes.shape == (400, 3)
+        assert (codes.max(0) < sizes).all()
+    assert (codec.sample_codes(400, seed=0).max(0) == sizes - 1).all()
+    with pytest.raises(InputError, match=r"a value that its variable lacks; expected values below \[2, 3, 5\]"):
+        codec.decode(np.array([[2, 0, 0]]))
+
+
 def test_what_a_model_without_style_and_draws_says(codec: Codec) -> None:
     assert "without --sampling" in error_of(lambda: codec.draw(grey(1)))
     assert "no Gaussian variables" in error_of(lambda: codec.style(grey(1)))

@@ -398,7 +398,9 @@ def test_rows_are_compiled_where_that_was_asked_for_alone(compiler: None) -> Non
 
 
 @pytest.mark.parametrize(
-    ("ours", "name"), [(cpu.bernoulli_loss, "bernoulli"), (cpu.squared_error, "squared-error")], ids=str
+    ("ours", "name"),
+    [(cpu.bernoulli_loss, "bernoulli"), (cpu.squared_error, "squared-error")],
+    ids=["bernoulli", "squared-error"],
 )
 def test_the_compiled_losses_have_torchs_derivatives(
     compiler: None, ours: Callable[[Tensor, Tensor], Tensor], name: str

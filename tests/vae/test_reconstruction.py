@@ -164,6 +164,7 @@ def test_a_sweep_through_dropout_has_one_mask_for_each_example(begins_linear: bo
     at = objective.at(codes)
     assert not at.full_sweep_is_free(1)
     sweep = at.sweep()
+    assert at.vectorises
     expected = FunctionObjective(lambda codes: state.again(lambda: _by_hand(decoder, loss, codes)), codes_per_call=10)
     torch.testing.assert_close(sweep, expected.sweep(codes), rtol=1e-5, atol=1e-5)
     state = RandomState(codes.device)
@@ -240,3 +241,23 @@ def test_no_compiler_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, codes, x = _problem("linear")
     monkeypatch.setattr(reconstruction.cpu, "serves", lambda *_: pytest.fail("asked for the kernels"))
     dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x)).sweep(codes)
+
+
+def test_nobody_looks_for_a_compiler_while_torch_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo cannot trace the look."""
+    monkeypatch.setattr(reconstruction, "_there_is_a_compiler", lambda: pytest.fail("looked"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    decoder, codes, x = _problem("linear")
+    loss = dgrad.bernoulli(x)
+    objective = dgrad.objective(decoder=decoder, loss=loss)
+    torch.testing.assert_close(objective(codes), _by_hand(decoder, loss, codes))
+
+
+@pytest.mark.parametrize("name", ["linear", "hidden"])
+def test_sweeps_are_transformed_by_torch_func(name: str) -> None:
+    decoder, codes, x = _problem(name)
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    both = torch.stack([codes, codes.roll(1, -1)])
+    swept = torch.func.vmap(lambda codes: objective.at(codes).sweep())(both)
+    expected = torch.stack([objective.at(codes).sweep() for codes in both])
+    torch.testing.assert_close(swept, expected, rtol=1e-5, atol=1e-5)

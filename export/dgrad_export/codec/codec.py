@@ -58,6 +58,8 @@ class Codec:
         """The shape of the code of one image, `(n,)` for categorical variables."""
         self.values: int | None = latent["values"]
         """Values of each number of a code. None where the latent is no row of independent variables."""
+        self.sizes: tuple[int, ...] | None = tuple(latent["sizes"]) if latent.get("sizes") else None
+        """How many values each number of a code has, where they differ, as of `2+3+5`. `values` is the largest."""
         self.gaussian: int = self.manifest.get("gaussian", 0)
         """Gaussian variables beside the code. 0 where the model has a code alone."""
         self.sampling: bool = self.manifest.get("sampling", False)
@@ -138,7 +140,7 @@ class Codec:
             )
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
             raise InputError(f"count must be a whole number of at least 0; got {count!r}")
-        return _generator(seed).integers(self.values, size=(count, *self.code_shape), dtype=np.int64)
+        return _generator(seed).integers(self.sizes or self.values, size=(count, *self.code_shape), dtype=np.int64)
 
     def sample(self, count: int, seed: Seed = None) -> npt.NDArray[np.float32]:
         """Images of codes drawn from the uniform prior, float32 in [0, 1], `[count, C, H, W]`.
@@ -244,6 +246,11 @@ class Codec:
                 raise InputError(
                     f"codes go from {low} to {high}; expected 0 to {self.values - 1} for latent {self.latent}: "
                     "use codes that this model's encode gave"
+                )
+            if self.sizes is not None and (whole >= np.array(self.sizes)).any():
+                raise InputError(
+                    f"a code has a value that its variable lacks; expected values below {list(self.sizes)} for latent "
+                    f"{self.latent}: use codes that this model's encode gave"
                 )
         return whole
 

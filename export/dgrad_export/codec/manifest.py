@@ -88,6 +88,7 @@ def _check(path: Path, manifest: dict[str, Any]) -> None:
             "latent.shape": all(_natural(size) for size in latent["shape"]),
             "latent.code_shape": all(_natural(size) for size in latent["code_shape"]),
             "latent.values": latent["values"] is None or _natural(latent["values"]),
+            "latent.sizes": _sizes(latent.get("sizes"), latent["code_shape"], latent["values"]),
             # Older exports have none of these.
             "gaussian": manifest.get("gaussian", 0) == 0 or _natural(manifest["gaussian"]),
             "sampling": isinstance(manifest.get("sampling", False), bool),
@@ -111,6 +112,15 @@ def _names(value: Any, code_shape: list[int]) -> bool:
     if value is None:
         return True
     return isinstance(value, list) and all(map(_text, value)) and [len(set(value))] == code_shape == [len(value)]
+
+
+def _sizes(value: Any, code_shape: list[int], largest: Any) -> bool:
+    """Whether a value is None or the number of values of each variable of the code."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, list) and all(map(_natural, value)) and code_shape == [len(value)] and max(value) == largest
+    )
 
 
 def _text(value: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dgrad.config import TrainConfig
+from dgrad.core.restricted import Restricted
 from dgrad.data import unit
 from dgrad.errors import InputError
 from dgrad.training.build import Build
@@ -46,8 +47,10 @@ def model_shapes(model: DiscreteVAE) -> dict[str, Any]:
     """The manifest's facts of a model: its latent and its Gaussian variables."""
     layer, integers = model.layer, code_shape(model)
     values = layer.shape[-1] if layer.one_hot_rows and integers == layer.shape[:-1] else None
-    shapes = {"shape": list(layer.shape), "code_shape": list(integers)}
-    return {"latent": {"spec": str(layer), **shapes, "values": values}, "gaussian": model.gaussian}
+    shapes: dict[str, Any] = {"shape": list(layer.shape), "code_shape": list(integers), "values": values}
+    if values is not None and isinstance(layer, Restricted):
+        shapes["sizes"] = layer.allowed[0].sum(-1).tolist()
+    return {"latent": {"spec": str(layer), **shapes}, "gaussian": model.gaussian}
 
 
 def label_names(config: TrainConfig, build: Build | None) -> dict[str, Any]:

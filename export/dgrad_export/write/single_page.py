@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from dgrad.core.restricted import Restricted
 from dgrad.errors import InputError, RunError
 from dgrad.files.atomic import check_place, write_text
 from dgrad.training.run_directory import Run
@@ -126,6 +127,11 @@ def _check_model(model: DiscreteVAE, run: Run) -> None:
     if not model.layer.one_hot_rows or code_shape(model) != model.layer.shape[:-1]:
         raise InputError(
             f"a page shows independent variables; latent {model.layer} has others: leave --page out and use dgrad serve"
+        )
+    if isinstance(model.layer, Restricted):
+        raise InputError(
+            f"a page shows variables of one size; latent {model.layer} has several: leave --page out and use dgrad "
+            "serve"
         )
 
 

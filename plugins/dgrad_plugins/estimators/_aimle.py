@@ -98,7 +98,7 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
         """
         size = _norm(layer.free(slope))  # [S, B, 1 ...]
         # lambda h = beta |phi + G| h / |h|
-        reach = self.strength * _norm(layer.free(potentials))
+        reach = self.strength * _norm(layer.free(potentials)).clamp_min(torch.finfo(potentials.dtype).tiny ** 0.5)
         move = reach * (slope / size.clamp_min(torch.finfo(size.dtype).tiny))
         # [z(phi + G + lambda h) - z(phi + G - lambda h)] / (2 lambda), without a division by |h|, which may be 0
         changed = layer.argmax(potentials + move) - layer.argmax(potentials - move)

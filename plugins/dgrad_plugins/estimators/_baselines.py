@@ -18,6 +18,8 @@ def read_average(average: Tensor, weight: Tensor) -> Tensor:
 @torch.no_grad()
 def update_average(average: Tensor, weight: Tensor, loss: Tensor) -> None:
     """Take the mean of `loss` into the moving average, in place: two buffers, which start at 0."""
+    if not loss.numel():  # the mean of no loss is not a number
+        return
     average.mul_(DECAY).add_((1 - DECAY) * loss.mean())
     weight.mul_(DECAY).add_(1 - DECAY)
 

@@ -62,7 +62,7 @@ class DirectJoint(GradientEstimator):
             support, log_q = layer.support(logits)  # [K, 1 or B, *code], [K, B]
             losses = losses_of_support(support, len(logits), objective).T  # [B, K]
             potentials = log_q.T + gumbel(log_q.T, self.samples, generator=generator)  # [S, B, K]
-            every = torch.arange(len(logits), device=logits.device) if support.shape[1] > 1 else 0
+            every = torch.arange(len(logits), device=logits.device) if support.shape[1] != 1 else 0
             codes = support[potentials.argmax(-1), every]  # [S, B, *code]
             direction = difference(
                 lambda u: support[u.argmax(-1), every], potentials, losses, self.epsilon, self.difference, middle=codes

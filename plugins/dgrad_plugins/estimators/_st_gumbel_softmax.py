@@ -58,5 +58,5 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         codes = layer.argmax(potentials.detach())
         soft = layer.relax(potentials, self.temperature)
-        # f(z + soft - stop(soft)), where the code stays exactly hard
+        # z + soft - stop(soft), where the code stays exactly hard
         return add_gradient(codes, soft), codes

@@ -1,4 +1,4 @@
-"""Independent categorical variables of different sizes."""
+"""Independent categorical variables of unequal sizes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def parse_categorical(spec: str) -> LatentLayer:
     if not re.fullmatch(r"[0-9]{1,9}(\+[0-9]{1,9})+", spec):
         raise InputError(f"cannot read {spec!r} as sizes of categorical variables; expected for example 2+3+5")
     sizes = tuple(map(int, spec.split("+")))
-    return Categorical(len(sizes), sizes[0]) if len(set(sizes)) == 1 else MixedCategorical(sizes)
+    return Categorical(len(sizes), sizes[0]) if len(set(sizes)) == 1 else UnequalCategorical(sizes)
 
 
-class MixedCategorical(Restricted):
-    """Independent categorical variables of different sizes: rows as long as the largest, with forbidden values.
+class UnequalCategorical(Restricted):
+    """Independent categorical variables of unequal sizes: rows as long as the largest, with forbidden values.
 
     Logits of values that a variable does not have are ignored. Its codes are 0 there.
 
     >>> import torch
-    >>> layer = MixedCategorical((2, 3, 5))
+    >>> layer = UnequalCategorical((2, 3, 5))
     >>> str(layer), layer.shape, layer.support_size
     ('2+3+5', (3, 5), 30)
     >>> layer.mean(torch.zeros(1, 3, 5))[0, 0]
@@ -52,7 +52,7 @@ class MixedCategorical(Restricted):
         return "+".join(map(str, self.sizes))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, MixedCategorical) and other.sizes == self.sizes
+        return isinstance(other, UnequalCategorical) and other.sizes == self.sizes
 
     def __hash__(self) -> int:
         return hash(self.sizes)
