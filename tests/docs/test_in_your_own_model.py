@@ -1,0 +1,119 @@
+"""What docs/guides/in-your-own-model.md shows is what is there, and every program of it learns something."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dgrad
+from benchmarks import own_model
+from dgrad.registry import registry
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "guides" / "in-your-own-model.md"
+GUIDE = PAGE.read_text(encoding="utf-8")
+FOLDER = ROOT / "examples" / "in_your_own_model"
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def _without_plugins(_no_user_settings: None) -> Iterator[None]:
+    """The plugin that a program loads is forgotten."""
+    yield
+    for plugin in registry().plugins[1:]:
+        registry().remove(plugin.module)
+        sys.modules.pop(plugin.name, None)
+
+
+# The page
+
+
+def test_every_program_is_in_the_guide_by_its_core_lines() -> None:
+    shown = re.findall(r"\]\(\.\./\.\./examples/in_your_own_model/(\w+)\.py\).*?\n\n```python\n(.*?)```", GUIDE, re.S)
+    assert sorted({name for name, _ in shown}) == PROGRAMS
+    for name, block in shown:
+        text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+        indents = (textwrap.indent(block, " " * columns) for columns in (0, 4, 8))
+        assert any(lines in text for lines in indents), block
+
+
+def test_every_program_is_short() -> None:
+    lengths = {name: len((FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in PROGRAMS}
+    assert len(lengths) == 11
+    assert {name: length for name, length in lengths.items() if length >= 60} == {}
+
+
+def test_every_program_is_in_the_table() -> None:
+    assert sorted(set(re.findall(r"^\| `(\w+)` \|", GUIDE, re.M))) == PROGRAMS == sorted(own_model.PROGRAMS)
+
+
+def test_every_estimator_that_it_names_exists() -> None:
+    for line in re.findall(r"^\*\*Estimators\*\*: .*?\n\n", GUIDE, re.M | re.S):
+        names = set(re.findall(r"`([a-z0-9-]+)`", line))
+        assert names
+        assert names <= set(dgrad.estimators()), names
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)", GUIDE):
+        assert target.startswith("http") or (PAGE.parent / target).exists(), target
+
+
+# The programs
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "at_most"),
+    [
+        ("vae", {"steps": 100}, 0.8),
+        ("sequence", {"steps": 40}, 0.9),
+        ("attention", {"steps": 200}, 0.8),
+        ("experts", {"steps": 100}, 0.7),
+        ("two_layers", {"steps": 60}, 0.9),
+        ("learned_prior", {"steps": 60}, 0.9),
+    ],
+)
+def test_a_program_lowers_its_loss(name: str, setting: dict[str, Any], at_most: float) -> None:
+    before, after = own_model.program(name).train(**setting)
+    assert after < at_most * before
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "at_least"),
+    [("selection", {"steps": 100}, 0.85), ("bandit", {"rounds": 200}, 0.4), ("cartpole", {"rounds": 15}, 50)],
+)
+def test_a_program_raises_its_reward(name: str, setting: dict[str, Any], at_least: float) -> None:
+    before, after = own_model.program(name).train(**setting)
+    assert before < at_least < after
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Lightning: loaders without workers, and the like
+def test_lightning_lowers_the_loss() -> None:
+    module = own_model.program("with_lightning")
+    torch.manual_seed(0)
+    model = module.VAE(dgrad.estimator("direct-rb", epsilon="geometric:1:0.02"))
+    before, after = module.train(model, 5, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    assert after < 0.8 * before
+    assert float(model.estimator.epsilon) < 0.03  # the schedule came to its end
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_two_processes_of_accelerate_lower_the_loss() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+    command = [sys.executable, *launcher, str(FOLDER / "with_accelerate.py"), "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    (line,) = re.findall(r"before and after: ([\d.]+), ([\d.]+)", done.stdout)
+    before, after = map(float, line)
+    assert after < 0.8 * before
