@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 import dgrad
 
+DIGITS, CLASSES = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+
 
 class Attention(nn.Module):
     """Each image has a cue. The question resembles one of the cues, and asks for the class of its image."""
@@ -30,12 +32,11 @@ class Attention(nn.Module):
 
 def sets(count: int) -> tuple[Tensor, ...]:
     """Sets of one to twelve digits. The question asks for the first one. Nothing else tells its place."""
-    digits, classes = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
-    drawn = torch.randint(len(digits), (count, 12))
+    drawn = torch.randint(len(DIGITS), (count, 12))
     cues = torch.randn(count, 12, 8)
     question = cues[:, 0].roll(1, -1) + 0.1 * torch.randn(count, 8)
     present = torch.arange(12) < torch.randint(1, 13, (count, 1))
-    return question, cues, digits[drawn].float() / 16, present, classes[drawn[:, 0]]
+    return question, cues, DIGITS[drawn].float() / 16, present, CLASSES[drawn[:, 0]]
 
 
 def train(steps: int = 1000, estimator: str = "rloo") -> tuple[float, float]:

@@ -74,12 +74,12 @@ def test_links_lead_somewhere() -> None:
 @pytest.mark.parametrize(
     ("name", "setting", "at_most"),
     [
-        ("vae", {"steps": 100}, 0.8),
-        ("sequence", {"steps": 40}, 0.9),
-        ("attention", {"steps": 200}, 0.8),
-        ("experts", {"steps": 100}, 0.7),
-        ("two_layers", {"steps": 60}, 0.9),
-        ("learned_prior", {"steps": 60}, 0.9),
+        ("vae", {"steps": 40}, 0.8),
+        ("sequence", {"steps": 30}, 0.9),
+        ("attention", {"steps": 100}, 0.8),
+        ("experts", {"steps": 60}, 0.7),
+        ("two_layers", {"steps": 30}, 0.8),
+        ("learned_prior", {"steps": 40}, 0.8),
     ],
 )
 def test_a_program_lowers_its_loss(name: str, setting: dict[str, Any], at_most: float) -> None:
@@ -89,7 +89,7 @@ def test_a_program_lowers_its_loss(name: str, setting: dict[str, Any], at_most: 
 
 @pytest.mark.parametrize(
     ("name", "setting", "at_least"),
-    [("selection", {"steps": 100}, 0.85), ("bandit", {"rounds": 200}, 0.4), ("cartpole", {"rounds": 15}, 50)],
+    [("selection", {"steps": 40}, 0.85), ("bandit", {"rounds": 100}, 0.3), ("cartpole", {"rounds": 8}, 25)],
 )
 def test_a_program_raises_its_reward(name: str, setting: dict[str, Any], at_least: float) -> None:
     before, after = own_model.program(name).train(**setting)
