@@ -34,7 +34,7 @@ class TwoLayers(nn.Module):
         return loss.unflatten(0, lead)
 
 
-def train(steps: int = 2000, first: str = "rloo", second: str = "direct-rb") -> tuple[float, float]:
+def train(steps: int = 2000, first: str = "rloo", second: str = "reinmax") -> tuple[float, float]:
     """The bound of the training images, before and after."""
     torch.manual_seed(0)
     images = torch.from_numpy(load_digits().data).float().div(16).round()
