@@ -1,4 +1,4 @@
-"""Several processes with Accelerate: `accelerate launch --cpu --num_processes 2 with_accelerate.py 100`."""
+"""Several processes with Accelerate: `torchrun --nproc-per-node 2 with_accelerate.py 100`."""
 
 import sys
 
