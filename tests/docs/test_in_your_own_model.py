@@ -70,6 +70,20 @@ def test_every_estimator_that_it_names_exists() -> None:
         assert names <= set(dgrad.estimators()), names
 
 
+def test_the_lines_about_objectives_run() -> None:
+    check, hard, denormals = re.findall(
+        r"```python\n(.*?)```", re.sub(r"^## \d.*?(?=^## Time)", "", GUIDE, flags=re.M | re.S), re.S
+    )
+    layer, logits = dgrad.latent("2x3"), torch.zeros(32, 2, 3, requires_grad=True)
+    objective = dgrad.objective(lambda codes: codes[..., 0].sum(-1))
+    estimate = dgrad.estimator("gumbel-softmax")(layer, logits, objective)
+    names: dict[str, Any] = {"loss": objective, "layer": layer, "objective": objective, "estimate": estimate}
+    exec(check, names)
+    exec(hard, names)
+    assert torch.equal(names["loss"], estimate.codes[0, ..., 0].sum(-1))
+    assert denormals == "torch.set_flush_denormal(True)\n"
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)", GUIDE):
         assert target.startswith("http") or (PAGE.parent / target).exists(), target
