@@ -352,6 +352,7 @@ class _Counter(TorchDispatchMode):
         "log_": ["logarithms"],
         **{name: ["additions"] for name in ("abs", "neg_", "clamp_min", "add_")},
         "index": [],
+        "embedding": [],
     }
 
     def __init__(self) -> None:
@@ -373,7 +374,7 @@ class _Counter(TorchDispatchMode):
             self.counts["multiplications"] += read - result.numel()
         else:
             self.counts["others"] += result.numel()
-        if name == "index":
+        if name in ("index", "embedding"):
             read = result.numel()  # it reads what it takes, not all that there is
         if result.is_floating_point():
             self.counts["bytes"] += 4 * (read + result.numel())
