@@ -321,11 +321,13 @@ class LogLinear(LatentLayer):
         return (self._inner(potentials, codes) - self.log_z(potentials)).to(logits.dtype)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        check_batch(self, logits)
         potentials = wide(logits)
         # log Z - <l, E[z]>
         return (self.log_z(potentials) - self._inner(potentials, self.mean(potentials))).to(logits.dtype)
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        check_batch(self, logits)
         potentials = wide(logits)
         # log |support| - H
         return (self._inner(potentials, self.mean(potentials)) - self.log_z(potentials) - self.log_prior).to(
@@ -348,6 +350,20 @@ class LogLinear(LatentLayer):
 
     def _inner(self, logits: Tensor, codes: Tensor) -> Tensor:
         return (logits * codes).flatten(-len(self.shape)).sum(-1)
+
+
+def check_batch(layer: LatentLayer, logits: Tensor) -> None:
+    """Make sure that logits are `[B, *layer.shape]`, for what would broadcast to a wrong result of others.
+
+    Raises:
+        InputError: they have other axes.
+    """
+    if logits.shape[1:] != layer.shape:
+        axes = ", ".join(map(str, layer.shape))
+        raise InputError(
+            f"logits of shape {list(logits.shape)} for the latent layer {layer}; expected [batch, {axes}]: for "
+            f"sequences [batch, sites, {axes}] take dgrad.restricted(layer, mask=mask)"
+        )
 
 
 def wide(potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:

@@ -121,11 +121,19 @@ class Objective(ABC):
         bytes_of_code = math.prod(codes.shape[2:]) * codes.element_size()
         return max(1, self.bytes_per_call // (max(1, count) * max(self.least_bytes, bytes_of_code)))
 
-    def __add__(self, other: Objective) -> Objective:
-        return Sum(operator.add, self, other)
+    def __add__(self, other: Objective | CodeLoss) -> Objective:
+        return Sum(operator.add, self, as_objective(other))
 
-    def __rmul__(self, weight: float | Tensor) -> Objective:
-        return Sum(lambda loss: weight * loss, self)
+    def __radd__(self, other: CodeLoss) -> Objective:
+        return Sum(operator.add, as_objective(other), self)
+
+    def __sub__(self, other: Objective | CodeLoss) -> Objective:
+        return Sum(operator.sub, self, as_objective(other))
+
+    def __mul__(self, weight: float | Tensor) -> Objective:
+        return Sum(lambda loss: loss * weight, self)
+
+    __rmul__ = __mul__
 
 
 class Evaluation:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from dgrad.core.latent_layer import LatentLayer, Moves
+from dgrad.core.latent_layer import LatentLayer, Moves, check_batch
 from dgrad.errors import InputError
 
 GAP = 1e4
@@ -159,9 +159,11 @@ class Restricted(LatentLayer):
         return self.layer.log_prob(self._low(logits), codes)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        check_batch(self, logits)
         return self.layer.entropy(self._low(logits))
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        check_batch(self, logits)
         if not self.one_hot_rows:
             return -self.log_prior - self.entropy(logits)
         log_p = self._low(logits).log_softmax(-1)

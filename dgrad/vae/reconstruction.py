@@ -217,11 +217,12 @@ class DecoderObjective(Objective):
         try:
             return self.decoder(inputs)
         except RuntimeError as error:
-            error.add_note(
-                f"the decoder got codes of shape {list(inputs.shape)}; where it takes them flat, put an nn.Flatten in "
-                "front: nn.Sequential(nn.Flatten(), decoder)"
-            )
-            raise
+            if "shape" not in str(error) and "size" not in str(error):
+                raise
+            raise InputError(
+                f"the decoder failed on codes of shape {list(inputs.shape)} ({str(error).splitlines()[0]}); expected "
+                "a decoder of such codes: where it takes them flat, nn.Sequential(nn.Flatten(), decoder)"
+            ) from error
 
     def _without_gradient(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         """The outputs of the decoder, or of a part of it, as a sweep needs them."""

@@ -163,3 +163,12 @@ def test_a_wrapper_defines_what_the_layer_in_it_defines() -> None:
         assert not wrapped.defines("noise")
     with pytest.raises(dgrad.InputError, match="needs the noise of a latent"):
         dgrad.estimator("imle")(Bare(), torch.zeros(1, 2, 3), lambda codes: codes.sum((-2, -1)), mask=mask)
+
+
+@pytest.mark.parametrize("spec", ["2x3", "2+3", "pairs:3"])
+@pytest.mark.parametrize("method", ["kl", "entropy"])
+def test_logits_with_other_axes_are_refused_where_they_would_broadcast(spec: str, method: str) -> None:
+    layer = dgrad.latent(spec)
+    for shape in ((4, 4, *layer.shape), layer.shape):
+        with pytest.raises(dgrad.InputError, match=r"expected \[batch, .* take dgrad.restricted"):
+            getattr(layer, method)(torch.zeros(shape))

@@ -406,3 +406,14 @@ def test_a_loss_that_depends_on_the_code_in_one_part_is_fine() -> None:
     for name in ("gumbel-softmax", "muprop", "imle"):
         (gradient,) = torch.autograd.grad(dgrad.estimator(name)(layer, logits, parts).loss.sum(), logits)
         assert gradient.isfinite().all()
+
+
+def test_sums_take_functions_differences_and_factors_on_both_sides() -> None:
+    codes = _codes(dgrad.latent("2x3"))
+    first, second = small_objectives(dgrad.latent("2x3"))["linear"], small_objectives(dgrad.latent("2x3"))["smooth"]
+    objective, a, b = dgrad.objective(first), first(codes.double()), second(codes.double())
+    cases = {"+": objective + second, "radd": second + objective, "-": objective - second, "*": objective * 2}
+    expected = {"+": a + b, "radd": a + b, "-": a - b, "*": 2 * a}
+    for name, combined in cases.items():
+        torch.testing.assert_close(combined(codes.double()), expected[name])
+        torch.testing.assert_close(combined.sweep(codes.double()), _every_change(combined, codes.double()))

@@ -135,9 +135,8 @@ def test_a_decoder_that_wants_flat_codes_and_gets_others_says_what_to_do() -> No
             return self.network(codes)
 
     _, codes, x = _problem("linear")
-    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+    with pytest.raises(dgrad.InputError, match=r"cannot be multiplied.*nn\.Sequential\(nn\.Flatten\(\), decoder\)"):
         dgrad.objective(decoder=Wrapped(), loss=dgrad.bernoulli(x))(codes)
-    assert "nn.Sequential(nn.Flatten(), decoder)" in caught.value.__notes__[0]
     dgrad.objective(decoder=nn.Sequential(nn.Flatten(), Wrapped()), loss=dgrad.bernoulli(x))(codes)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
-from dgrad.core.latent_layer import LogLinear
+from dgrad.core.latent_layer import LogLinear, check_batch
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
 from dgrad.kernels.numerics import full_precision, kl_to_uniform, log_softmax, one_hot, one_hot_argmax, softmax
@@ -108,10 +108,12 @@ class Categorical(LogLinear):
         return (codes * log_q).sum((-2, -1))
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        check_batch(self, logits)
         log_p = _log_q(logits)
         return -(log_p.exp() * log_p).sum((-2, -1))
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        check_batch(self, logits)
         return kl_to_uniform(logits)
 
     def linear_sweep(

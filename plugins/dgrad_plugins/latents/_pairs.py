@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from dgrad import InputError, LogLinear, Moves
+from dgrad.core.latent_layer import check_batch
 from dgrad.core.random import gumbel
 
 MOST_BITS = 16
@@ -122,9 +123,11 @@ class Pairs(LogLinear):
         return self._in_parts(lambda part: _logsumexp(self._weights(part).flatten(-2)), logits).to(logits.dtype)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        check_batch(self, logits)
         return -self._in_parts(lambda part: self._mean_log_q(part, 0.0), logits).to(logits.dtype)
 
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
+        check_batch(self, logits)
         # sum_z q (log q + n log 2), which is 0 at 0 where the difference of two entropies is a rounding error
         return self._in_parts(lambda part: self._mean_log_q(part, self.bits * math.log(2)), logits).to(logits.dtype)
 
