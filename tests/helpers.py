@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Generator, Tensor
 import dgrad
 from dgrad.core.gradient_estimator import Estimate, GradientEstimator
 from dgrad.core.objectives import CodeLoss
+from dgrad.experiments.launchers import Ended, Job
 from dgrad.testing import monte_carlo_gradient
 from dgrad.training.listener import Listener, Progress
 from dgrad.training.seeds import Seeds
@@ -80,6 +82,21 @@ def run_with_output(capsys: pytest.CaptureFixture[str], *arguments: object) -> t
     code = run_dgrad(*arguments)
     output = capsys.readouterr()
     return code, output.out, output.err
+
+
+def train_in_turn(
+    jobs: Sequence[Job], *, devices: Sequence[str], at_once: int, begin: Callable[[Job], object], end: Ended
+) -> None:
+    """`dgrad.experiments.launchers.run_here` in this process, where processes of their own are not the point.
+
+    Each of them would import torch, which takes longer than a small run.
+    """
+    for job in jobs:
+        begin(job)
+        words = job.command[job.command.index("dgrad_cli.worker") + 1 :]
+        with redirect_stdout(io.StringIO()):
+            code = run_dgrad(*words, "--device", devices[0])
+        end(job, None if code == 0 else f"exit code {code}")
 
 
 class StopAt(Listener):

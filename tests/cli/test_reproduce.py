@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_with_output
+from helpers import run_with_output, train_in_turn
 from PIL import Image
 
 from dgrad.experiments.grid import expand
@@ -90,10 +90,10 @@ def test_a_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 @pytest.mark.parametrize("name", ["figure1", "figure2", "figure3", "figure5", "figure7"])
-def test_figures_are_drawn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--quick", "--dataset", "digits", "--device", "cpu", "--jobs", 2, "--quiet", "--out", "out"]
+def test_figures_are_drawn(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgrad_cli.commands.sweep.run_here", train_in_turn)
+    options = ["--quick", "--dataset", "digits", "--device", "cpu", "--quiet", "--out", "out"]
     code, _, err = run_with_output(capsys, "reproduce", name, *options)
     assert code == 0, err
     with Image.open(f"out/{name}.png") as picture:
