@@ -639,9 +639,24 @@ class Sum(Objective):
     """A function of the losses of parts that is linear in them: a sum, a multiple."""
 
     def __init__(self, combine: Callable[..., Tensor], *parts: Objective) -> None:
-        self.combine = combine
+        self.combine = self._alike(combine)
         self.parts = parts
         self.couples_examples = any(part.couples_examples for part in parts)
+
+    @staticmethod
+    def _alike(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`combine` of losses that are all of examples, or all of sites."""
+
+        def of_alike(*losses: Tensor) -> Tensor:
+            if len({loss.ndim for loss in losses}) > 1:
+                shapes = " and ".join(str(list(loss.shape)) for loss in losses)
+                raise InputError(
+                    f"the parts of a sum of objectives gave losses of shapes {shapes}; expected a loss for each site "
+                    "of all of them, or of none: dgrad.KLObjective takes mask= and credit= too"
+                )
+            return combine(*losses)
+
+        return of_alike
 
     def __call__(self, codes: Tensor) -> Tensor:
         return self.combine(*(part(codes) for part in self.parts))
