@@ -121,11 +121,18 @@ class Objective(ABC):
         bytes_of_code = math.prod(codes.shape[2:]) * codes.element_size()
         return max(1, self.bytes_per_call // (max(1, count) * max(self.least_bytes, bytes_of_code)))
 
-    def __add__(self, other: Objective) -> Objective:
-        return Sum(operator.add, self, other)
+    def __add__(self, other: Objective | CodeLoss) -> Objective:
+        return Sum(operator.add, self, as_objective(other)) if callable(other) else NotImplemented
 
     def __rmul__(self, weight: float | Tensor) -> Objective:
+        if isinstance(weight, Tensor) and weight.ndim:  # it would broadcast against the last axis of a sweep
+            raise InputError(
+                f"a weight of shape {list(weight.shape)}; expected one number: weigh examples inside the objective's "
+                "function, or weigh estimate.loss"
+            )
         return Sum(lambda loss: weight * loss, self)
+
+    __mul__ = __rmul__
 
 
 class Evaluation:

@@ -406,3 +406,21 @@ def test_a_loss_that_depends_on_the_code_in_one_part_is_fine() -> None:
     for name in ("gumbel-softmax", "muprop", "imle"):
         (gradient,) = torch.autograd.grad(dgrad.estimator(name)(layer, logits, parts).loss.sum(), logits)
         assert gradient.isfinite().all()
+
+
+def test_objectives_add_functions_and_are_multiplied_from_both_sides() -> None:
+    layer = dgrad.latent("2x3")
+    codes = _codes(layer)
+    objective = dgrad.objective(lambda inputs: inputs.flatten(2)[..., ::2].sum(-1))
+    expected = objective.sweep(codes)
+    total = objective + (lambda inputs: 2 * inputs[..., 0, 0])
+    torch.testing.assert_close(total(codes), objective(codes) + 2 * codes[..., 0, 0])
+    torch.testing.assert_close((objective * 2).sweep(codes), 2 * expected)
+    torch.testing.assert_close((torch.tensor(2.0) * objective).sweep(codes), 2 * expected)
+
+
+def test_a_weight_for_each_example_is_refused() -> None:
+    """It would broadcast against the last axis of a sweep, where there are as many values as examples."""
+    objective = dgrad.objective(lambda inputs: inputs.flatten(2)[..., ::2].sum(-1))
+    with pytest.raises(dgrad.InputError, match=r"a weight of shape \[3\]; expected one number: weigh examples inside"):
+        torch.ones(3) * objective
