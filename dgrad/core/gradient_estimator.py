@@ -342,7 +342,8 @@ class GradientEstimator(nn.Module, ABC):
         problem = prepare(layer, logits, mask=mask, allowed=allowed, credit=credit, local_losses=traits.losses_of_sites)
         why_unsupported = traits.why_unsupported(problem.layer)
         if why_unsupported is not None:
-            raise InputError(why_unsupported)
+            # in the caller's words, where that layer is refused too
+            raise InputError((problem.sites is None and traits.why_unsupported(layer)) or why_unsupported)
         return problem
 
     def _usable(self, objective: Objective) -> Objective:
@@ -600,7 +601,7 @@ class Draw:
         """One draw of several, along the batch: the steps of an episode, or of many that differ in length.
 
         Raises:
-            InputError: there are none, or they are of several estimators or layers.
+            InputError: there are none, they are of several estimators or layers, or their codes differ in shape.
         """
         if not draws:
             raise InputError("no draws; expected at least one")
@@ -609,6 +610,13 @@ class Draw:
             raise InputError("draws of several estimators or latent layers; expected one estimator and one layer")
         if any(draw.credit != first.credit for draw in draws):
             raise InputError("draws with several kinds of credit; expected one")
+        shapes = {(len(draw.codes), *draw.codes.shape[2:]) for draw in draws}
+        if len(shapes) > 1:
+            got = " and ".join(str(list(draw.codes.shape)) for draw in draws[:2])
+            raise InputError(
+                f"draws with codes of shapes such as {got}; expected as many samples and sites of all: mask= pads "
+                "sequences, and an example with few allowed values may have fewer codes"
+            )
         kept = zip(*(draw.drawn.kept for draw in draws), strict=True)
         return cls(
             first.estimator,

@@ -31,6 +31,8 @@ Logits = Float[Tensor, "batch *code"]
 """One distribution for each example."""
 LISTED = 16
 """The most coordinates of a code whose support is found by trying every setting: 65,536 of them."""
+LOWEST = -1e6
+"""The logit of a forbidden value where nobody may look whether there is one."""
 RIDGE = 1e-8
 """Makes a least-squares fit unique. In float64 it moves fitted potentials by some 1e-8 of their size."""
 
@@ -367,8 +369,8 @@ def check_batch(layer: LatentLayer, logits: Tensor) -> None:
 
 
 def wide(potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-    """Potentials in float32 or wider, in which sums and logarithms are taken."""
-    return potentials.to(torch.promote_types(potentials.dtype, torch.float32))
+    """Potentials in float32 or wider, in which sums and logarithms are taken, and finite where they were -inf."""
+    return potentials.to(torch.promote_types(potentials.dtype, torch.float32)).clamp_min(LOWEST)
 
 
 class CodeDistribution(Distribution):

@@ -122,18 +122,23 @@ class Objective(ABC):
         return max(1, self.bytes_per_call // (max(1, count) * max(self.least_bytes, bytes_of_code)))
 
     def __add__(self, other: Objective | CodeLoss) -> Objective:
-        return Sum(operator.add, self, as_objective(other))
+        return Sum(operator.add, self, as_objective(other)) if callable(other) else NotImplemented
 
     def __radd__(self, other: CodeLoss) -> Objective:
-        return Sum(operator.add, as_objective(other), self)
+        return Sum(operator.add, as_objective(other), self) if callable(other) else NotImplemented
 
     def __sub__(self, other: Objective | CodeLoss) -> Objective:
-        return Sum(operator.sub, self, as_objective(other))
+        return Sum(operator.sub, self, as_objective(other)) if callable(other) else NotImplemented
 
-    def __mul__(self, weight: float | Tensor) -> Objective:
-        return Sum(lambda loss: loss * weight, self)
+    def __rmul__(self, weight: float | Tensor) -> Objective:
+        if isinstance(weight, Tensor) and weight.ndim:  # it would broadcast against the last axis of a sweep
+            raise InputError(
+                f"a weight of shape {list(weight.shape)}; expected one number: weigh examples inside the objective's "
+                "function, or weigh estimate.loss"
+            )
+        return Sum(lambda loss: weight * loss, self)
 
-    __rmul__ = __mul__
+    __mul__ = __rmul__
 
 
 class Evaluation:
@@ -647,9 +652,24 @@ class Sum(Objective):
     """A function of the losses of parts that is linear in them: a sum, a multiple."""
 
     def __init__(self, combine: Callable[..., Tensor], *parts: Objective) -> None:
-        self.combine = combine
+        self.combine = self._alike(combine)
         self.parts = parts
         self.couples_examples = any(part.couples_examples for part in parts)
+
+    @staticmethod
+    def _alike(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`combine` of losses that are all of examples, or all of sites."""
+
+        def of_alike(*losses: Tensor) -> Tensor:
+            if len({loss.ndim for loss in losses}) > 1:
+                shapes = " and ".join(str(list(loss.shape)) for loss in losses)
+                raise InputError(
+                    f"the parts of a sum of objectives gave losses of shapes {shapes}; expected a loss for each site "
+                    "of all of them, or of none: dgrad.KLObjective takes mask= and credit= too"
+                )
+            return combine(*losses)
+
+        return of_alike
 
     def __call__(self, codes: Tensor) -> Tensor:
         return self.combine(*(part(codes) for part in self.parts))

@@ -14,6 +14,7 @@ from dgrad.core.objectives import CodeLoss, Evaluation, FunctionObjective, Objec
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import Restricted
 from dgrad.core.sites import Problem
+from dgrad.errors import InputError
 
 
 def objective_of(problem: Problem, objective: Objective | CodeLoss) -> Objective:
@@ -56,7 +57,14 @@ class ProblemObjective(Objective):
         return layer.allowed if isinstance(layer, Restricted) else None
 
     def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
-        self.losses = self.inner(self.problem.codes(codes))
+        of_sites = self.problem.codes(codes)
+        self.losses = self.inner(of_sites)
+        if self.problem.credit != "example" and self.losses.shape != of_sites.shape[:3]:
+            raise InputError(
+                f"the objective returned shape {list(self.losses.shape)} for codes of shape {list(of_sites.shape)}; "
+                f"credit={self.problem.credit!r} expects one loss for each site, {list(of_sites.shape[:3])}: an "
+                "objective of a decoder has one for each example, a function of codes may have more"
+            )
         return self.problem.losses(self.losses)
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:

@@ -11,13 +11,11 @@ from torch import Generator, Tensor
 from torch.distributions import Distribution
 
 from dgrad.core.estimator_tools import check_choice
-from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.latent_layer import LOWEST, LatentLayer
 from dgrad.core.restricted import GAP, Product, Restricted, visible
 from dgrad.errors import InputError
 
 CREDITS = ("example", "site", "future")
-LOWEST = -1e6
-"""The logit of a forbidden value where nobody may look whether there is one."""
 
 
 def restricted(layer: LatentLayer, *, mask: Tensor | None = None, allowed: Tensor | None = None) -> LatentLayer:
@@ -53,6 +51,7 @@ def restricted(layer: LatentLayer, *, mask: Tensor | None = None, allowed: Tenso
     batch = allowed.shape[0] if allowed.ndim > axes else 1
     permitted = _permitted(layer, allowed, torch.Size((batch, *layer.shape)), allowed.device)
     assert permitted is not None
+    permitted = _never_empty(layer, permitted)
     return Restricted(_unrestricted(layer), permitted, permitted)
 
 
@@ -346,6 +345,12 @@ class Sites(LatentLayer):
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         problem = self._problem(logits)
         return problem.layer.kl(problem.logits)
+
+    @property
+    def log_prior(self) -> float | Float[Tensor, " #batch"]:
+        like = next(tensor for tensor in (self.mask, self.allowed) if tensor is not None)
+        zeros = torch.zeros(len(like), *self.shape, dtype=torch.float64, device=like.device)
+        return self._problem(zeros).layer.log_prior
 
     def linear_sweep(
         self, weights: Float[Tensor, "*lead"], codes: Float[Tensor, "samples batch *code"]

@@ -61,6 +61,9 @@ def weights(name: str, losses: Tensor, log_probs: Tensor | None = None, **hyperp
     for key in hyperparameters:
         if key not in known:
             raise unknown_name(f"hyper-parameter of {name}", key, known)
+    for what, given in (("losses", losses), ("log_probs", log_probs)):
+        if given is not None and not isinstance(given, Tensor):
+            raise InputError(f"{what} of type {type(given).__name__}; expected a tensor: torch.as_tensor({what})")
     if losses.ndim == 0 or not least <= len(losses) <= most:
         many = f"{least} to {most}" if most < math.inf else f"at least {least}"
         raise InputError(

@@ -153,6 +153,7 @@ def bernoulli_linear_sweep(
         if table is not None:
             return table
     samples, _, n, k = codes.shape
+    logits, images = logits.to(weight.dtype), images.to(weight.dtype)  # of autocast, or as they were given
     own = codes.argmax(-1).flatten(0, 1)  # [N, n], N = S*B
     rows = weight.T.contiguous().unflatten(0, (n, k))  # [n, k, D]
     flat_logits = logits.flatten(0, 1)  # [N, D]

@@ -64,17 +64,22 @@ def check_objective(
         dtype, device: of the codes.
 
     Raises:
+        InputError: there is no example, or the layer is none.
         ObjectiveError: something is wrong; the text has a line for each failure.
 
     >>> import dgrad
     >>> check_objective(lambda codes: codes[..., 0].sum(-1), dgrad.latent("2x3"), batch=4)
     """
+    if not isinstance(layer, LatentLayer):
+        raise InputError(f'the layer is a {type(layer).__name__}; expected a latent layer: dgrad.latent("20x10")')
+    if batch < 1:
+        raise InputError(f"batch must be at least 1; got {batch}")
     objective = as_objective(objective)
     generator = Generator(device).manual_seed(0)
     logits = torch.zeros(batch, *layer.shape, dtype=dtype, device=device)
     trial = _Trial(objective, layer.sample(logits, SAMPLES, generator=generator), differentiable)
-    wrong_shapes = _outcome(_shapes, trial)  # then nothing else can be asked
-    failures = [wrong_shapes] if wrong_shapes else [_outcome(check, trial) for check in _CHECKS]
+    unusable = _outcome(_shapes, trial) or _outcome(_finite_values, trial)  # then nothing else can be asked
+    failures = [unusable] if unusable else [_outcome(check, trial) for check in _CHECKS]
     if any(failures):
         raise ObjectiveError("\n".join(["the objective fails checks:", *filter(None, failures)]))
 
@@ -166,7 +171,6 @@ def _differentiable(trial: _Trial) -> str | None:
 
 
 _CHECKS: list[Callable[[_Trial], str | None]] = [
-    _finite_values,
     _batch_norm,
     _repeatable,
     _independent_examples,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dgrad.errors import InputError, unknown_name
@@ -81,7 +81,8 @@ def _products(
 ) -> Float[Tensor, "*lead batch"]:
     """`sum_d x_d a_d`; for outputs that all images share nothing of the size of `[*lead, B, D]` is computed."""
     if _of_all_images(outputs):
-        return outputs.squeeze(-2) @ images.mT
+        dtype = torch.promote_types(outputs.dtype, images.dtype)
+        return outputs.squeeze(-2).to(dtype) @ images.mT.to(dtype)
     return (images * outputs).sum(-1)
 
 
@@ -93,9 +94,13 @@ class DataLoss:
         data: `[B, *data]`.
     """
 
-    def __init__(self, likelihood: Likelihood, data: Float[Tensor, "batch *data"]) -> None:
+    def __init__(self, likelihood: Likelihood, data: Shaped[Tensor, "batch *data"]) -> None:
         self.likelihood = likelihood
-        self.data = data.flatten(1)
+        if not isinstance(data, Tensor) or data.ndim == 0:
+            got = f"of shape {list(data.shape)}" if isinstance(data, Tensor) else f"of type {type(data).__name__}"
+            raise InputError(f"data {got}; expected a tensor [batch, ...]: convert them with torch.as_tensor(x)")
+        data = data.flatten(1) if data.ndim > 1 else data.unsqueeze(1)
+        self.data = data if data.is_floating_point() else data.to(torch.get_default_dtype())
 
     def __call__(self, outputs: Float[Tensor, "samples #batch *data"]) -> Float[Tensor, "samples batch"]:
         flat = outputs.flatten(2)
@@ -109,20 +114,21 @@ class DataLoss:
 
 def _of_unit_range(name: str, data: Tensor) -> DataLoss:
     """The loss, for data in [0, 1]. Their values are looked at on a CPU alone, where nothing waits."""
+    loss = DataLoss(LIKELIHOODS[name], data)
     if data.device.type == "cpu" and data.numel() and not torch.compiler.is_compiling():
-        low, high = map(float, data.aminmax())
+        low, high = map(float, data.detach().aminmax())
         if not (low >= 0 and high <= 1):
             raise InputError(
                 f"data from {low:g} to {high:g} for a {name} loss; expected numbers in [0, 1]: divide bytes by 255"
             )
-    return DataLoss(LIKELIHOODS[name], data)
+    return loss
 
 
-def bernoulli(x: Float[Tensor, "batch *data"]) -> DataLoss:
+def bernoulli(x: Shaped[Tensor, "batch *data"]) -> DataLoss:
     """The loss of Bernoulli logits: `-log p(x | outputs)`, summed over an example, in nats.
 
     Args:
-        x: the data, `[B, *data]`; grey values in [0, 1] are allowed.
+        x: the data, `[B, *data]`, also bools; grey values in [0, 1] are allowed.
 
     Raises:
         InputError: x is not in [0, 1].
@@ -133,7 +139,7 @@ def bernoulli(x: Float[Tensor, "batch *data"]) -> DataLoss:
     return _of_unit_range("bernoulli", x)
 
 
-def squared_error(x: Float[Tensor, "batch *data"]) -> DataLoss:
+def squared_error(x: Shaped[Tensor, "batch *data"]) -> DataLoss:
     """The squared error of outputs behind a tanh: `sum_d (x_d - (1 + tanh a_d) / 2)^2`.
 
     For the plain squared error of the outputs themselves give a function as the loss.

@@ -51,6 +51,9 @@ class DecoderObjective(Objective):
         bytes_per_call: what the outputs of the decoder's layers may take in one call of a sweep; None for what suits
             the device.
 
+    Raises:
+        InputError: the decoder is no module, or the loss no function.
+
     Attributes:
         sweep_dtype: the precision in which sweeps multiply matrices.
         numbers_per_code: about how many numbers the decoder computes for one code; known when it has run once.
@@ -65,6 +68,16 @@ class DecoderObjective(Objective):
         couples_examples: bool = False,
         bytes_per_call: int | None = None,
     ) -> None:
+        if not isinstance(decoder, nn.Module):
+            raise InputError(
+                f"the decoder is a {type(decoder).__name__}; expected a torch.nn.Module: for a function write "
+                "dgrad.objective(lambda codes: loss(function(codes)))"
+            )
+        if not callable(loss):
+            raise InputError(
+                f"the loss is a {type(loss).__name__}; expected a function of the decoder's outputs, such as "
+                "dgrad.bernoulli(x)"
+            )
         self.decoder = decoder
         self.output_loss = loss
         self.compiled = compiled
@@ -163,7 +176,7 @@ class DecoderObjective(Objective):
         assert self.first is not None and isinstance(self.output_loss, DataLoss)
         differentiated = codes.requires_grad and torch.is_grad_enabled()
         data, weight, bias = self.output_loss.data, self.first.weight, self.first.bias
-        if differentiated or codes.shape[1] != len(data) or len(weight) != data.shape[1]:
+        if differentiated or data.requires_grad or codes.shape[1] != len(data) or len(weight) != data.shape[1]:
             return None
         if not self._compiles(codes, data, weight):
             return None
@@ -179,17 +192,39 @@ class DecoderObjective(Objective):
     def _loss_and_hidden(self, codes: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor | None]:
         """The loss, and the outputs of the first layer where the decoder begins with a linear one."""
         inputs = self.inputs(codes)
+        self._check_inputs(inputs)
         if not self.begins_linear(inputs):
             return self._checked_loss(_in_one_batch(self._decode, inputs), batch), None
         assert self.first is not None
         hidden = _in_one_batch(self.first, inputs.flatten(2))
         return self._checked_loss(_in_one_batch(self.rest, hidden), batch), hidden.detach()
 
+    def _check_inputs(self, inputs: Tensor) -> None:
+        """Make sure that a decoder that begins with a linear layer takes inputs `[S, B, *inputs]`."""
+        if self.front is None:
+            return
+        numbers, width = math.prod(inputs.shape[2:]), self.front.in_features
+        if width not in (numbers, inputs.shape[-1]):
+            raise InputError(
+                f"the decoder begins with a linear layer of {width} inputs, and a code {list(inputs.shape[2:])} has "
+                f"{numbers} numbers; expected nn.Linear({numbers}, ...)"
+            )
+        ours, theirs = inputs.dtype, self.front.weight.dtype
+        if ours != theirs and not torch.is_autocast_enabled(inputs.device.type):
+            raise InputError(
+                f"codes of {ours}, which is the dtype of the logits, for a decoder of {theirs}; expected the same of "
+                f"both: logits.to({theirs}), or torch.autocast"
+            )
+
     def _checked_loss(self, outputs: Tensor, batch: int | None = None) -> Tensor:
         if not self.numbers_per_code:
             widths = sum(module.out_features for module in self.decoder.modules() if isinstance(module, nn.Linear))
             self.numbers_per_code = max(widths, math.prod(outputs.shape[2:]))
         if isinstance(self.output_loss, DataLoss):
+            if batch not in (None, len(self.output_loss.data)):
+                raise InputError(
+                    f"data of {len(self.output_loss.data)} examples for logits of {batch}; expected as many of both"
+                )
             return self._data_loss(self.output_loss, outputs)
         outputs = outputs if batch is None else outputs.expand(-1, batch, *outputs.shape[2:])
         loss = self.output_loss(outputs)
@@ -197,7 +232,7 @@ class DecoderObjective(Objective):
             raise InputError(
                 f"the loss returned shape {list(loss.shape)} for outputs of shape {list(outputs.shape)}; expected one "
                 f"number for each code, [samples, batch] = {list(outputs.shape[:2])}: sum over everything but the "
-                "first two axes"
+                "first two axes, or for losses of sites take a function of codes"
             )
         return loss
 
@@ -377,13 +412,22 @@ def _first_and_rest(decoder: nn.Module) -> tuple[nn.Linear | None, nn.Sequential
         return decoder.first, decoder.rest
     layers = list(_layers(decoder))
     front = _linear_front(layers)
-    return front, nn.Sequential() if front is None else nn.Sequential(*layers[layers.index(front) + 1 :])
+    if front is None or _does_more(front):
+        return None, nn.Sequential()
+    return front, nn.Sequential(*layers[layers.index(front) + 1 :])
 
 
 def _linear_front(layers: Iterable[nn.Module]) -> nn.Linear | None:
     """The first of these layers behind an `nn.Flatten`, where it is an `nn.Linear`."""
     first = next((layer for layer in layers if not isinstance(layer, nn.Flatten)), None)
     return first if isinstance(first, nn.Linear) and type(first).forward is nn.Linear.forward else None
+
+
+def _does_more(module: nn.Module) -> bool:
+    """Whether a call of a module does more than its class says: it has hooks, or a forward of its own."""
+    # Accelerate puts autocast around forward, which computes the same.
+    replaced = "forward" in vars(module) and not hasattr(module, "_original_forward")
+    return bool(replaced or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def _layers(network: nn.Module, *, through_wrappers: bool = False) -> Iterator[nn.Module]:
@@ -397,8 +441,7 @@ def _layers(network: nn.Module, *, through_wrappers: bool = False) -> Iterator[n
         for name in ("_orig_mod", "module"):  # of torch.compile, of DataParallel and its relatives
             inner = getattr(network, name, None)
             network = inner if isinstance(inner, nn.Module) else network
-    hooks = network._forward_hooks or network._forward_pre_hooks or network._backward_hooks
-    if type(network) is not nn.Sequential or (hooks and not through_wrappers):
+    if type(network) is not nn.Sequential or (_does_more(network) and not through_wrappers):
         yield network
         return
     for module in network:

@@ -139,6 +139,12 @@ def test_what_a_draw_refuses() -> None:
         blind.estimate(torch.zeros(1, 4))
     with pytest.raises(dgrad.InputError, match="draws of several estimators"):
         dgrad.Draw.cat([single, blind])
+    forbidding = torch.tensor([True, True, False])
+    exact = dgrad.estimator("exact")
+    with pytest.raises(
+        dgrad.InputError, match=r"codes of shapes such as \[3, 4, 1, 3\] and \[2, 4, 1, 3\]; expected as"
+    ):
+        dgrad.Draw.cat([exact.draw(layer, logits), exact.draw(layer, logits, allowed=forbidding)])
     with pytest.raises(dgrad.InputError, match="no draws; expected at least one"):
         dgrad.Draw.cat([])
 

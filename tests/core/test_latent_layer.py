@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import dataclass
 
@@ -172,3 +173,21 @@ def test_logits_with_other_axes_are_refused_where_they_would_broadcast(spec: str
     for shape in ((4, 4, *layer.shape), layer.shape):
         with pytest.raises(dgrad.InputError, match=r"expected \[batch, .* take dgrad.restricted"):
             getattr(layer, method)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("layer", [Plain(2, 3), dgrad.latent("pairs:3")], ids=["from log_z", "pairs"])
+def test_a_logit_of_minus_infinity_forbids_a_coordinate_of_a_structure(layer: LatentLayer) -> None:
+    logits = torch.randn(2, *layer.shape, dtype=torch.float64)
+    forbidding = logits.flatten(1).index_fill(1, torch.tensor([1]), -torch.inf).view(logits.shape).requires_grad_()
+    codes = layer.enumerate(logits)
+    possible = codes[codes.flatten(1)[:, 1] == 0]
+    kept = possible.flatten(1).bool()
+    scores = torch.where(kept, forbidding.flatten(1).unsqueeze(1), 0.0).sum(-1)  # [2, K]
+    log_q = scores.log_softmax(-1)
+    torch.testing.assert_close(layer.log_prob(forbidding, possible.unsqueeze(1)), log_q.T)
+    entropy = layer.entropy(forbidding)
+    torch.testing.assert_close(entropy, -(log_q.exp() * log_q).sum(-1))
+    torch.testing.assert_close(layer.kl(forbidding), math.log(layer.support_size) - entropy)
+    torch.testing.assert_close(layer.mean(forbidding), torch.einsum("bk,k...->b...", log_q.exp(), possible))
+    (slope,) = torch.autograd.grad(entropy.sum(), forbidding)
+    assert slope.isfinite().all()

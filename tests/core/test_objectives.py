@@ -417,3 +417,10 @@ def test_sums_take_functions_differences_and_factors_on_both_sides() -> None:
     for name, combined in cases.items():
         torch.testing.assert_close(combined(codes.double()), expected[name])
         torch.testing.assert_close(combined.sweep(codes.double()), _every_change(combined, codes.double()))
+
+
+def test_a_weight_for_each_example_is_refused() -> None:
+    """It would broadcast against the last axis of a sweep, where there are as many values as examples."""
+    objective = dgrad.objective(lambda inputs: inputs.flatten(2)[..., ::2].sum(-1))
+    with pytest.raises(dgrad.InputError, match=r"a weight of shape \[3\]; expected one number: weigh examples inside"):
+        torch.ones(3) * objective

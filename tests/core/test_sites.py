@@ -440,9 +440,39 @@ def test_a_loss_for_each_site_is_asked_for() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["exact", "direct", "gumbel-softmax"])
+def test_losses_of_examples_are_not_taken_for_losses_of_sites(name: str) -> None:
+    """With as many sites as examples, losses `[S, B]` broadcast against `[S, B, T]` and a mask `[B, T]`."""
+    layer, logits = dgrad.latent("1x3"), torch.zeros(3, 3, 1, 3)
+    of_example = dgrad.KLObjective(layer, logits, mask=MASK)
+    with pytest.raises(dgrad.InputError, match=r"credit='site' expects one loss for each site, \[\d+, 3, 3\]"):
+        dgrad.estimator(name)(layer, logits, of_example, mask=MASK, credit="site")
+    total = dgrad.objective(lambda codes: codes[..., 0, 0]) + of_example
+    with pytest.raises(
+        dgrad.InputError, match=r"losses of shapes \[\d+, 3, 3\] and \[\d+, 3\]; expected a loss for each"
+    ):
+        dgrad.estimator(name)(layer, logits, total, mask=MASK, credit="site")
+
+
 def test_a_restriction_needs_a_restriction() -> None:
     with pytest.raises(dgrad.InputError, match="nothing is restricted; expected mask= or allowed="):
         dgrad.restricted(dgrad.latent("1x3"))
+    with pytest.raises(dgrad.InputError, match=r"no value of variable 1 is allowed at index \[0\] of the batch"):
+        dgrad.restricted(dgrad.latent("2x3"), allowed=torch.tensor([[True] * 3, [False] * 3]))
+
+
+def test_the_prior_of_sequences_knows_padding_and_forbidden_values() -> None:
+    layer, allowed = dgrad.latent("2x3"), torch.tensor([True, True, False])
+    restricted = dgrad.restricted(layer, mask=MASK, allowed=allowed)
+    logits = torch.randn(3, T, 2, 3)
+    # KL = -H - log p(z)
+    expected = -restricted.kl(logits) - restricted.entropy(logits)
+    torch.testing.assert_close(torch.as_tensor(restricted.log_prior), expected, check_dtype=False)
+
+
+def test_a_layer_is_refused_by_its_own_name() -> None:
+    with pytest.raises(dgrad.InputError, match=r"arm is for binary variables, such as 20x2; got 2\+3"):
+        dgrad.estimator("arm")(dgrad.latent("2+3"), torch.zeros(2, 2, 3), lambda codes: codes.flatten(2).sum(-1))
 
 
 @pytest.mark.parametrize("spec", ["2+1", "2+", "a+3", "+3"])

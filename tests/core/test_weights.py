@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -120,11 +122,13 @@ def test_groups_of_any_shape_and_losses_of_any_number() -> None:
         ),
         ("unordered-set", torch.zeros(17), {}, "expected 2 to 16 candidates"),
         ("unordered-set", torch.zeros(3), {}, "no log_probs; unordered-set expects the log-probability of each"),
+        ("rloo", [1.0, 2.0], {}, "losses of type list; expected a tensor"),
         ("direct-rb", torch.zeros(3), {"epsilon": 0}, "epsilon must be above 0; got 0: rloo is the formula at 0"),
     ],
 )
 def test_what_cannot_be_weighted_is_refused(
-    name: str, losses: Tensor, hyperparameters: dict[str, object], message: str
+    name: str, losses: Any, hyperparameters: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, who run no type checker
     with pytest.raises(dgrad.InputError, match=message):
         dgrad.weights(name, losses, **hyperparameters)

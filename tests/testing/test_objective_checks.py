@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -63,6 +66,20 @@ def test_a_fault_is_found(name: str) -> None:
 )
 def test_a_sound_objective_passes(objective: Callable[[Tensor], Tensor]) -> None:
     check_objective(objective, LAYER, BATCH)
+
+
+def test_a_loss_that_is_not_finite_fails_one_check() -> None:
+    with pytest.raises(ObjectiveError, match=r"^the objective fails checks:\n  finite values: a loss is not finite$"):
+        check_objective(lambda codes: _sound(codes) * math.nan, LAYER, BATCH)
+
+
+def test_no_examples_and_no_layer_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, who run no type checker
+    with pytest.raises(dgrad.InputError, match="batch must be at least 1; got 0"):
+        check_objective(_sound, LAYER, 0)
+    layer: Any = "2x3"
+    with pytest.raises(dgrad.InputError, match="the layer is a str; expected a latent layer"):
+        check_objective(_sound, layer, BATCH)
 
 
 def test_a_gradient_in_the_codes_is_checked_where_it_is_asked_for() -> None:

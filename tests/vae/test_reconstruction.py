@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Generator, Tensor, nn
@@ -101,12 +103,19 @@ def test_relaxed_codes_have_their_gradient() -> None:
     torch.testing.assert_close(*slopes)
 
 
-def test_a_sweep_runs_the_first_layer_once_and_keeps_to_its_budget() -> None:
+def test_a_sweep_runs_the_first_layer_once_and_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine layers' outputs and six pixels are 60 bytes, ten codes 600."""
     decoder, codes, x = _problem("hidden")
     first: list[int] = []
     last: list[int] = []
-    decoder[0].register_forward_hook(lambda _, inputs, __: first.append(len(inputs[0])))
+    linear = nn.functional.linear
+
+    def counted(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight is decoder[0].weight:
+            first.append(len(inputs))
+        return linear(inputs, weight, bias)
+
+    monkeypatch.setattr(nn.functional, "linear", counted)  # with a hook it would be called as it is
     decoder[2].register_forward_hook(lambda _, inputs, __: last.append(len(inputs[0])))
     objective = dgrad.objective(decoder=decoder, loss=dgrad.squared_error(x), bytes_per_call=1200)
     objective.at(codes).changed(torch.arange(3).expand(2, BATCH, 3))
@@ -123,6 +132,100 @@ def test_a_module_with_hooks_is_called_as_it_is() -> None:
     assert objective.first is None
     objective(codes)
     assert calls == [10]
+
+
+def _doubled(inputs: Tensor) -> Tensor:
+    return 2 * inputs
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["alone", "in front"])
+@pytest.mark.parametrize("way", ["hook", "pre-hook", "forward"])
+def test_a_first_layer_that_does_more_is_called_as_it_is(way: str, hidden: bool) -> None:
+    """A sweep by its columns, or a kernel of its weights, would leave out what hooks do."""
+    decoder, codes, x = _problem("hidden" if hidden else "linear")
+    first = decoder[0] if isinstance(decoder, nn.Sequential) else decoder
+    if way == "hook":
+        first.register_forward_hook(lambda _, __, outputs: _doubled(outputs))
+    elif way == "pre-hook":
+        first.register_forward_pre_hook(lambda _, inputs: _doubled(inputs[0]))
+    else:
+        plain = first.forward
+        first.forward = lambda inputs: _doubled(plain(inputs))
+    at = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x)).at(codes)
+    by_hand = FunctionObjective(lambda changed: _by_hand(decoder, dgrad.bernoulli(x), changed)).at(codes)
+    torch.testing.assert_close(at.loss, by_hand.loss)
+    torch.testing.assert_close(at.sweep(), by_hand.sweep())
+
+
+def test_a_forward_that_accelerate_wraps_in_autocast_is_still_fast() -> None:
+    decoder, _, x = _problem("linear")
+    decoder._original_forward = decoder.forward
+    decoder.forward = torch.autocast("cpu", torch.bfloat16)(decoder.forward)
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    assert isinstance(objective, DecoderObjective)
+    assert objective.first is decoder
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float64])
+@pytest.mark.parametrize("spec", ["3x4", "1x12"])
+@pytest.mark.parametrize("loss", ["bernoulli", "squared error"])
+def test_data_of_other_dtypes_are_the_same_data(dtype: torch.dtype, spec: str, loss: str) -> None:
+    decoder, codes, x = _problem("linear", spec)
+    x = x.round()
+    of_floats = dgrad.objective(decoder=decoder, loss=LOSSES[loss](x))
+    of_others = dgrad.objective(decoder=decoder, loss=LOSSES[loss](x.to(dtype)))
+    torch.testing.assert_close(of_others.sweep(codes), of_floats.sweep(codes), check_dtype=False)
+    every = codes[:, 0]
+    torch.testing.assert_close(
+        of_others.everywhere(every, BATCH), of_floats.everywhere(every, BATCH), check_dtype=False
+    )
+
+
+def test_codes_of_half_precision_are_swept_under_autocast() -> None:
+    """Logits of an encoder under autocast are bfloat16, and so are codes."""
+    decoder, codes, x = _problem("linear")
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        sweep = objective.sweep(codes.bfloat16())
+    torch.testing.assert_close(sweep, objective.sweep(codes), atol=0.05, rtol=0)
+
+
+def test_data_with_a_gradient_get_it() -> None:
+    """The compiled kernel of a linear decoder gives the data none."""
+    decoder, codes, x = _problem("linear")
+    data = x.requires_grad_()
+    (slope,) = torch.autograd.grad(dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(data))(codes).sum(), data)
+    # d/dx of -sum_d x_d a_d
+    torch.testing.assert_close(slope, -decoder(codes.flatten(2)).sum(0).detach())
+
+
+def test_what_is_no_decoder_no_loss_and_no_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, who run no type checker
+    decoder, _, x = _problem("linear")
+    function: Any = torch.tanh
+    with pytest.raises(
+        dgrad.InputError, match=r"the decoder is a \w+; expected a torch.nn.Module: for a function write"
+    ):
+        dgrad.objective(decoder=function, loss=dgrad.bernoulli(x))
+    data: Any = x
+    with pytest.raises(dgrad.InputError, match=r"the loss is a Tensor; expected a function of the decoder's outputs"):
+        dgrad.objective(decoder=decoder, loss=data)
+    rows: Any = x.tolist()
+    with pytest.raises(
+        dgrad.InputError, match=r"data of type list; expected a tensor \[batch, ...\]: .* torch.as_tens"
+    ):
+        dgrad.bernoulli(rows)
+
+
+def test_a_decoder_of_another_width_or_dtype_is_refused() -> None:
+    decoder, codes, x = _problem("linear")
+    with pytest.raises(
+        dgrad.InputError, match=r"linear layer of 13 inputs, and a code \[3, 4\] has 12 numbers; expected"
+    ):
+        dgrad.objective(decoder=nn.Linear(13, PIXELS), loss=dgrad.bernoulli(x))(codes)
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    with pytest.raises(dgrad.InputError, match=r"codes of torch.float64, .* for a decoder of torch.float32; expected"):
+        objective(codes.double())
 
 
 def test_a_decoder_that_wants_flat_codes_and_gets_others_says_what_to_do() -> None:
@@ -233,6 +336,8 @@ def test_outputs_that_do_not_fit_the_data_are_refused() -> None:
         dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x[1:])).at(codes)
     with pytest.raises(dgrad.InputError, match=r"the loss returned shape \[2, 5, 6\] for outputs"):
         dgrad.objective(decoder=decoder, loss=lambda outputs: outputs - x)(codes)
+    with pytest.raises(dgrad.InputError, match="data of 1 examples for logits of 5; expected as many of both"):
+        dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x[:1])).everywhere(codes[:, 0], BATCH)
 
 
 def test_no_compiler_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:

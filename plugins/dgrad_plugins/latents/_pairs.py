@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from dgrad import InputError, LogLinear, Moves
-from dgrad.core.latent_layer import check_batch
+from dgrad.core.latent_layer import check_batch, wide
 from dgrad.core.random import gumbel
 
 MOST_BITS = 16
@@ -168,7 +168,7 @@ class Pairs(LogLinear):
 
     def _weights(self, potentials: Tensor) -> Tensor:
         """`<l, z>` of every setting, `[..., A, B]`, in float32 or wider."""
-        potentials = potentials.to(torch.promote_types(potentials.dtype, torch.float32))
+        potentials = wide(potentials)
         first, second = self._half_settings(potentials)  # [A, a], [B, b]
         alone, matrix, half = potentials[..., : self.bits], self._matrix(potentials), first.shape[-1]
         of_first = alone[..., :half] @ first.T + ((first @ matrix[..., :half, :half]) * first).sum(-1)  # [..., A]
