@@ -40,9 +40,15 @@ def restricted(layer: LatentLayer, *, mask: Tensor | None = None, allowed: Tenso
     _check_bool("mask", mask)
     _check_bool("allowed", allowed)
     axes = len(layer.shape)
+    if mask is not None and mask.ndim != 2:
+        raise InputError(f"mask of shape {list(mask.shape)}; expected [batch, sites]")
+    if isinstance(layer, Sites):
+        if mask is not None and layer.mask is not None and mask.shape != layer.mask.shape:
+            raise InputError(
+                f"mask of shape {list(mask.shape)} for a layer with one of {list(layer.mask.shape)}; expected the same"
+            )
+        return Sites(layer.layer, layer.sites, _both(layer.mask, mask), _both(layer.allowed, allowed))
     if mask is not None:
-        if mask.ndim != 2:
-            raise InputError(f"mask of shape {list(mask.shape)}; expected [batch, sites]")
         return Sites(layer, mask.shape[1], mask, allowed)
     if allowed is None:
         raise InputError("nothing is restricted; expected mask= or allowed=")

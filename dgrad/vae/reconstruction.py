@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -452,7 +452,12 @@ def _in_one_batch(
     network: Callable[[Tensor], Tensor], inputs: Float[Tensor, "samples batch *inputs"]
 ) -> Float[Tensor, "samples batch *outputs"]:
     """A network's outputs, where it gets samples and examples in one axis."""
-    outputs = network(inputs.flatten(0, 1))
+    outputs: Any = network(inputs.flatten(0, 1))
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"the decoder returned a {type(outputs).__name__}; expected a tensor of outputs [batch, ...]: a module "
+            "around it picks the part that the loss needs"
+        )
     return outputs.unflatten(0, inputs.shape[:2])
 
 

@@ -470,6 +470,15 @@ def test_the_prior_of_sequences_knows_padding_and_forbidden_values() -> None:
     torch.testing.assert_close(torch.as_tensor(restricted.log_prior), expected, check_dtype=False)
 
 
+def test_a_restricted_layer_is_restricted_further() -> None:
+    layer, allowed, logits = dgrad.latent("2x3"), torch.tensor([True, True, False]), torch.randn(3, T, 2, 3)
+    once = dgrad.restricted(layer, mask=MASK, allowed=allowed)
+    twice = dgrad.restricted(dgrad.restricted(layer, mask=MASK), allowed=allowed)
+    torch.testing.assert_close(twice.kl(logits), once.kl(logits))
+    with pytest.raises(dgrad.InputError, match=r"mask of shape \[2, 3\] for a layer with one of \[3, 3\]; expected"):
+        dgrad.restricted(once, mask=MASK[:2])
+
+
 def test_a_layer_is_refused_by_its_own_name() -> None:
     with pytest.raises(dgrad.InputError, match=r"arm is for binary variables, such as 20x2; got 2\+3"):
         dgrad.estimator("arm")(dgrad.latent("2+3"), torch.zeros(2, 2, 3), lambda codes: codes.flatten(2).sum(-1))

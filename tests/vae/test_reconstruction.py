@@ -215,6 +215,8 @@ def test_what_is_no_decoder_no_loss_and_no_data_is_refused(monkeypatch: pytest.M
         dgrad.InputError, match=r"data of type list; expected a tensor \[batch, ...\]: .* torch.as_tens"
     ):
         dgrad.bernoulli(rows)
+    with pytest.raises(dgrad.InputError, match="the decoder returned a tuple; expected a tensor of outputs"):
+        dgrad.objective(decoder=nn.GRU(4, 5), loss=dgrad.squared_error(x))(_problem("linear")[1])
 
 
 def test_a_decoder_of_another_width_or_dtype_is_refused() -> None:
