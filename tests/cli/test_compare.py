@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_with_output
+from helpers import run_dgrad, run_with_output
 from PIL import Image
 
 from dgrad.training.run_directory import Run
@@ -130,14 +130,29 @@ def _wait_for(path: Path, lines: int = 1) -> None:
     assert path.is_file()
 
 
+LONGER = ["--estimators", "leg,rloo", *SMALL, "--seeds", "1", "--epochs", "30"]
+NAMES = ("leg-seed0", "rloo-seed0")
+
+
+def _bounds(out: Path) -> list[list[float]]:
+    return [[line["valid_bound"] for line in Run(out / name).metrics()] for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
+    """The bounds of both runs by epoch, where nothing stops the comparison."""
+    out = tmp_path_factory.mktemp("comparison") / "undisturbed"
+    assert run_dgrad("compare", *LONGER, "--out", out) == 0
+    return _bounds(out)
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_comparison_goes_on_to_the_same_figures(
-    capsys: pytest.CaptureFixture[str], number: signal.Signals
+    capsys: pytest.CaptureFixture[str], undisturbed: list[list[float]], number: signal.Signals
 ) -> None:
-    options = ["--estimators", "leg,rloo", *SMALL, "--seeds", "1", "--epochs", "30"]
-    process = _start(*options)
+    process = _start(*LONGER)
     _wait_for(Path("out/rloo-seed0/metrics.jsonl"), 2)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -148,14 +163,9 @@ def test_an_interrupted_comparison_goes_on_to_the_same_figures(
     assert Run(Path("out/rloo-seed0")).summary() is None
     assert not Path("out/comparison.json").exists()
 
-    assert run_with_output(capsys, "compare", *options)[0] == 0
-    assert run_with_output(capsys, "compare", *options, "--out", "undisturbed")[0] == 0
-    for name in ("leg-seed0", "rloo-seed0"):
-        here, there = (
-            [line["valid_bound"] for line in Run(Path(out, name)).metrics()] for out in ("out", "undisturbed")
-        )
-        assert here == there
-        assert len(here) == 30
+    assert run_with_output(capsys, "compare", *LONGER)[0] == 0
+    assert _bounds(Path("out")) == undisturbed
+    assert [len(bounds) for bounds in undisturbed] == [30, 30]
 
 
 REFUSED = [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_with_output
+from helpers import run_dgrad, run_with_output, train_in_turn
 
 from dgrad.config import TrainConfig
 from dgrad.errors import InputError
@@ -219,7 +219,9 @@ def test_the_best_is_what_choose_by_says(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_runs_are_trained_once_and_others_are_added(capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_trained_once_and_others_are_added(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, err = run_with_output(capsys, "sweep", "--estimators", "exact,leg", "--lr", "0.01", "--jobs", 2, *SMALL)
     assert code == 0, err
     assert {path.name for path in Path("out").iterdir()} == {"exact-3x4-seed0", "leg-3x4-seed0", "logs", "results.json"}
@@ -241,6 +243,7 @@ def test_runs_are_trained_once_and_others_are_added(capsys: pytest.CaptureFixtur
     assert {path.name for path in Path("out").iterdir()} == {"exact-3x4-seed0", "leg-3x4-seed0", "logs", "results.json"}
     code, out, _ = run_with_output(capsys, *again, "--latent", "9x9", "--dry-run")
     assert "exact 9x9 lr=0.01, exact 9x9 lr=0.1: exact evaluates every code" in out
+    monkeypatch.setattr("dgrad_cli.commands.sweep.run_here", train_in_turn)
     code, out, err = run_with_output(capsys, *again, "--json", "--quiet")
     assert (code, err) == (0, "")
     states = {row["run"]: row["state"] for row in json.loads(out)["runs"]}
@@ -344,28 +347,41 @@ def _free(name: str) -> bool:
         return True
 
 
+TWO = (
+    "--estimators",
+    "leg,rloo",
+    "--latent",
+    "3x4",
+    "--epochs",
+    "80",
+    "--device",
+    "cpu",
+    "--jobs",
+    "2",
+    "--out",
+    "out",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The bounds of the first of these runs by epoch, where nothing stops it."""
+    run = tmp_path_factory.mktemp("undisturbed") / "alone"
+    assert run_dgrad("train", "--estimator", "leg", *TWO[2:8], "--out", run, "--quiet") == 0
+    return [line["valid_bound"] for line in Run(run).metrics()]
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_leaves_no_process_and_goes_on_to_the_same_figures(
-    capsys: pytest.CaptureFixture[str], number: signal.Signals
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: list[float],
+    number: signal.Signals,
 ) -> None:
-    options = [
-        "--estimators",
-        "leg,rloo",
-        "--latent",
-        "3x4",
-        "--epochs",
-        "80",
-        "--device",
-        "cpu",
-        "--jobs",
-        "2",
-        "--out",
-        "out",
-    ]
     names = ("leg-3x4-seed0", "rloo-3x4-seed0")
-    process = _start(*options)
+    process = _start(*TWO)
     _wait_for(lambda: all(_lines(name) >= 2 for name in names))
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -377,14 +393,12 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on_to_the_same_figures(
     stopped = {name: _lines(name) for name in names}
     assert all(2 <= lines < 80 for lines in stopped.values())
 
-    code, _, err = run_with_output(capsys, "sweep", *options)
+    monkeypatch.setattr("dgrad_cli.commands.sweep.run_here", train_in_turn)
+    code, _, err = run_with_output(capsys, "sweep", *TWO)
     assert code == 0, err
     assert "1 of 2, leg 3x4, seed 0 goes on" in err
-    undisturbed = ["train", "--estimator", "leg", *options[2:6], "--device", "cpu", "--out", "alone", "--quiet"]
-    assert run_with_output(capsys, *undisturbed)[0] == 0
-    here, there = ([line["valid_bound"] for line in Run(Path(name)).metrics()] for name in (f"out/{names[0]}", "alone"))
-    assert here == there
-    assert len(here) == 80
+    assert [line["valid_bound"] for line in Run(Path("out", names[0])).metrics()] == undisturbed
+    assert len(undisturbed) == 80
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import dgrad
 from dgrad.config import configure
 from dgrad.core.objectives import FunctionObjective
 from dgrad.core.refinement import refine
-from dgrad.data import Split
+from dgrad.data import Batch, Split
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 from dgrad.vae.evaluation import evaluate_bound, importance_weighted_bound
@@ -39,11 +39,11 @@ def _bound(layer: dgrad.LatentLayer, logits: Tensor, objective: FunctionObjectiv
 
 @pytest.mark.slow
 def test_it_comes_to_where_exact_coordinate_ascent_does() -> None:
-    """From 50 starts: 3,000 shrinking steps leave each within 0.01 nats of the fixed point of its own start."""
+    """From 50 starts: 1,500 shrinking steps leave each within 0.01 nats of the fixed point of its own start."""
     layer = dgrad.latent("2x3")
     objective, table = _objective(layer)
     start = torch.randn(50, 2, 3, generator=Generator().manual_seed(5))
-    refined = refine(layer, start, objective, 3000, generator=Generator().manual_seed(6))
+    refined = refine(layer, start, objective, 1500, generator=Generator().manual_seed(6))
     exact = refined
     for _ in range(200):  # coordinate ascent: each row's best distribution given the other's mean
         rows = exact.softmax(-1)
@@ -178,6 +178,7 @@ def test_the_decoders_gradient_is_that_of_codes_of_the_refined_q() -> None:
     """
     trainer = Trainer(configure({**SETTINGS, "latent": "1x4", "refine-steps": 1, "batch-size": 20}))
     batch, model = next(trainer.batches), trainer.model
+    batch = Batch(batch.images.repeat(3, 1, 1, 1), None, batch.index.repeat(3))  # three draws in one
     codes = model.layer.enumerate(like=torch.zeros(1))
     losses = model.reconstruction(batch.images)(codes.unsqueeze(1))
     truth = -(model.layer.log_prior - losses).logsumexp(0).mean()
@@ -190,13 +191,13 @@ def test_the_decoders_gradient_is_that_of_codes_of_the_refined_q() -> None:
     random = torch.randn(len(expected), generator=Generator().manual_seed(2))
     directions = torch.stack([expected / expected.norm(), random / random.norm()])
     draws = []
-    for _ in range(300):
+    for _ in range(100):
         loss = trainer.loss(batch)
         draws.append(torch.cat([loss.detach().view(1), directions @ gradient(loss)]))
     drawn = torch.stack(draws)
     error = (drawn.mean(0) - torch.cat([truth.detach().view(1), directions @ expected])).abs()
     assert (error < 5 * drawn.std(0) / len(drawn) ** 0.5).all()
-    assert (drawn.std(0) < 0.1 * drawn[:, 1].mean().abs()).all(), "else a wrong gradient would pass"
+    assert (drawn.std(0) < 0.1 / 3**0.5 * drawn[:, 1].mean().abs()).all(), "else a wrong gradient would pass"
 
 
 @pytest.mark.slow
@@ -207,10 +208,14 @@ def test_the_decoders_gradient_is_that_of_codes_of_the_refined_q() -> None:
 def test_the_run_reports_the_refined_bound_and_the_encoders(
     train: Callable[..., Run], settings: dict[str, Any]
 ) -> None:
-    run = train(**{**SETTINGS, **settings, "latent": "6x3", "epochs": 10, "refine-steps": 2, "eval-refine-steps": 10})
+    run = train(**{**SETTINGS, **settings, "latent": "6x3", "epochs": 2, "refine-steps": 2, "eval-refine-steps": 5})
     best = (run.summary() or {})["best"]
     assert best["test_bound"] < best["test_encoder_bound"] - 0.02
-    assert "test_encoder_bound" not in ((train(**SETTINGS, name="plain").summary() or {})["best"])
+
+
+@pytest.mark.slow
+def test_without_refinement_a_run_reports_one_bound(train: Callable[..., Run]) -> None:
+    assert "test_encoder_bound" not in (train(**SETTINGS).summary() or {})["best"]
 
 
 # Padding and forbidden values
