@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from helpers import CHROMEDRIVER, CHROMIUM
 
 from dgrad.config import configure
+from dgrad.registry import load_plugin, registry
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 
@@ -50,6 +52,27 @@ def _no_user_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     os.chdir(tmp_path)
     yield
     os.chdir(before)
+
+
+WAITING = """
+import os, time
+import dgrad
+
+@dgrad.hookimpl
+def dgrad_evaluation_end(run, metrics):
+    if "TEST_WAIT" in os.environ:
+        time.sleep(1)
+"""
+
+
+@pytest.fixture
+def waiting() -> Iterator[str]:
+    """A plugin whose runs wait a second after each evaluation, where `TEST_WAIT` is set."""
+    path = Path("waiting.py")
+    path.write_text(WAITING)
+    yield str(path)
+    registry().remove(load_plugin(str(path)).module)
+    sys.modules.pop("waiting")
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,8 @@ def train_in_turn(
     for job in jobs:
         begin(job)
         words = job.command[job.command.index("dgrad_cli.worker") + 1 :]
-        code = run_dgrad(*words, "--device", devices[0])
+        with redirect_stdout(io.StringIO()):
+            code = run_dgrad(*words, "--device", devices[0])
         end(job, None if code == 0 else f"exit code {code}")
 
 

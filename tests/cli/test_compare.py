@@ -117,7 +117,8 @@ def test_what_fails_has_its_reason_in_its_row(
 def _start(*arguments: str) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(str(root / part) for part in (".", "plugins", "cli", "export"))
+        "TEST_WAIT": "1",
+        "PYTHONPATH": os.pathsep.join(str(root / part) for part in (".", "plugins", "cli", "export")),
     }
     command = [sys.executable, "-m", "dgrad_cli", "compare", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -130,7 +131,7 @@ def _wait_for(path: Path, lines: int = 1) -> None:
     assert path.is_file()
 
 
-LONGER = ["--estimators", "leg,rloo", *SMALL, "--seeds", "1", "--epochs", "30"]
+LONGER = ["--estimators", "leg,rloo", *SMALL, "--seeds", "1", "--epochs", "8"]
 NAMES = ("leg-seed0", "rloo-seed0")
 
 
@@ -150,9 +151,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_comparison_goes_on_to_the_same_figures(
-    capsys: pytest.CaptureFixture[str], undisturbed: list[list[float]], number: signal.Signals
+    capsys: pytest.CaptureFixture[str], undisturbed: list[list[float]], waiting: str, number: signal.Signals
 ) -> None:
-    process = _start(*LONGER)
+    process = _start(*LONGER, "--plugin", waiting)
     _wait_for(Path("out/rloo-seed0/metrics.jsonl"), 2)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -163,9 +164,9 @@ def test_an_interrupted_comparison_goes_on_to_the_same_figures(
     assert Run(Path("out/rloo-seed0")).summary() is None
     assert not Path("out/comparison.json").exists()
 
-    assert run_with_output(capsys, "compare", *LONGER)[0] == 0
+    assert run_with_output(capsys, "compare", *LONGER, "--plugin", waiting)[0] == 0
     assert _bounds(Path("out")) == undisturbed
-    assert [len(bounds) for bounds in undisturbed] == [30, 30]
+    assert [len(bounds) for bounds in undisturbed] == [8, 8]
 
 
 REFUSED = [

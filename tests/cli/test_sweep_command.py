@@ -320,7 +320,7 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
     path = os.pathsep.join(str(root / part) for part in (".", "plugins", "cli", "export"))
     command = [sys.executable, "-m", "dgrad_cli", "sweep", *arguments]
-    environment = os.environ | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path, "TEST_WAIT": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -353,7 +353,7 @@ TWO = (
     "--latent",
     "3x4",
     "--epochs",
-    "80",
+    "8",
     "--device",
     "cpu",
     "--jobs",
@@ -378,10 +378,11 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on_to_the_same_figures(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     undisturbed: list[float],
+    waiting: str,
     number: signal.Signals,
 ) -> None:
     names = ("leg-3x4-seed0", "rloo-3x4-seed0")
-    process = _start(*TWO)
+    process = _start(*TWO, "--plugin", waiting)
     _wait_for(lambda: all(_lines(name) >= 2 for name in names))
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -391,14 +392,14 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on_to_the_same_figures(
     _wait_for(lambda: all(_free(name) for name in names))
     assert all(Run(Path("out", name)).summary() is None for name in names)
     stopped = {name: _lines(name) for name in names}
-    assert all(2 <= lines < 80 for lines in stopped.values())
+    assert all(2 <= lines < 8 for lines in stopped.values())
 
     monkeypatch.setattr("dgrad_cli.commands.sweep.run_here", train_in_turn)
-    code, _, err = run_with_output(capsys, "sweep", *TWO)
+    code, _, err = run_with_output(capsys, "sweep", *TWO, "--plugin", waiting)
     assert code == 0, err
     assert "1 of 2, leg 3x4, seed 0 goes on" in err
     assert [line["valid_bound"] for line in Run(Path("out", names[0])).metrics()] == undisturbed
-    assert len(undisturbed) == 80
+    assert len(undisturbed) == 8
 
 
 @pytest.mark.slow
