@@ -313,7 +313,7 @@ class GradientEstimator(nn.Module, ABC):
         self._check_call(layer, logits, generator, objective)
         problem = self._prepare(layer, logits, mask=mask, credit=credit, allowed=allowed)
         of_problem = objective_of(problem, objective)
-        usable = self._usable(of_problem)
+        usable = self._accepted(of_problem)
         if len(problem.logits):
             estimate = self.estimate(problem.layer, problem.logits, usable, generator=generator)
         else:
@@ -346,7 +346,7 @@ class GradientEstimator(nn.Module, ABC):
             raise InputError((problem.sites is None and traits.why_unsupported(layer)) or why_unsupported)
         return problem
 
-    def _usable(self, objective: Objective) -> Objective:
+    def _accepted(self, objective: Objective) -> Objective:
         """The objective as this estimator uses it.
 
         Raises:
@@ -564,17 +564,17 @@ class Draw:
             )
         self._check_loss(loss)
         # What was made under inference_mode cannot be saved for a backward pass.
-        logits, mask, allowed = _usable(logits), self.mask, self.allowed
+        logits, mask, allowed = _outside_inference_mode(logits), self.mask, self.allowed
         problem = self.estimator._prepare(
             self.layer,
             logits,
-            mask=None if mask is None else _usable(mask),
+            mask=None if mask is None else _outside_inference_mode(mask),
             credit=self.credit,
-            allowed=None if allowed is None else _usable(allowed),
+            allowed=None if allowed is None else _outside_inference_mode(allowed),
         )
         if problem.logits.dtype != logits.dtype or not loss.is_floating_point():
             loss = loss.to(problem.logits.dtype)
-        drawn = Drawn(_usable(self.drawn.codes), tuple(map(_usable, self.drawn.kept)))
+        drawn = Drawn(_outside_inference_mode(self.drawn.codes), tuple(map(_outside_inference_mode, self.drawn.kept)))
         estimate = self.estimator.estimate_from(problem.layer, problem.logits, drawn, problem.losses(loss))
         _check_estimate(f"{type(self.estimator).__name__}.estimate_from", estimate, problem.logits)
         return Estimate(loss=problem.loss(estimate.loss, loss), codes=problem.codes(estimate.codes))
@@ -631,7 +631,7 @@ class Draw:
         )
 
 
-def _usable(tensor: Tensor) -> Tensor:
+def _outside_inference_mode(tensor: Tensor) -> Tensor:
     """The tensor, or a copy outside of inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
 

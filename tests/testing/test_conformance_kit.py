@@ -85,6 +85,13 @@ class AverageSeesItsSample(Mutant):
         return self.average
 
 
+class LearningAverageSeesItsSample(AverageSeesItsSample):
+    """The same in training alone."""
+
+    def baseline(self, loss: Tensor) -> Tensor:
+        return super().baseline(loss) if self.learning() else self.average
+
+
 class BatchMeanBaseline(Mutant):
     def baseline(self, loss: Tensor) -> Tensor:
         return loss.mean()
@@ -286,6 +293,7 @@ MUTANTS: list[tuple[Callable[[], GradientEstimator], str]] = [
     (BaselineSeesItsSample, "unbiased"),
     (BaselineSeesItsSample, "baseline has not seen its sample"),
     (AverageSeesItsSample, "baseline has not seen its sample"),
+    (LearningAverageSeesItsSample, "baseline has not seen its sample"),
     (AverageSeesItsSample, "independent examples"),
     (AverageSeesItsSample, "frozen in eval"),
     (BatchMeanBaseline, "independent examples"),
