@@ -1,7 +1,7 @@
 """One process of several that test_distributed.py starts under torchrun, and the plugin that its runs load.
 
-torchrun ... distributed_processes.py train DIR COMMAND...  saves what several trainers come to in DIR, then as `cli`
-torchrun ... distributed_processes.py cli COMMAND...        runs commands of dgrad one after the other, separated by `+`
+torchrun ... distributed_processes.py train DIR       trains several trainers, and saves their results in DIR
+torchrun ... distributed_processes.py cli COMMAND...  runs commands of dgrad one after the other, separated by `+`
 """
 
 from __future__ import annotations
@@ -141,6 +141,5 @@ def cli(arguments: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "train":
         train(Path(sys.argv[2]))
-        cli(sys.argv[3:])
     else:
         cli(sys.argv[2:])
