@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dgrad.config import TrainConfig
+from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import Evaluation, Objective
+from dgrad.core.objectives import Objective
 from dgrad.data import Dataset
 from dgrad.errors import InputError
 

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_transform, without_gradient
 from dgrad.core.objective_guards import refuse_batch_norm, warn_if_expensive
-from dgrad.core.objectives import Evaluation, FunctionObjective, Objective
+from dgrad.core.objectives import FunctionObjective, Objective
 from dgrad.core.random import RandomState
 from dgrad.errors import InputError
 from dgrad.kernels import cpu
