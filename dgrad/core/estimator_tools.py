@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_inference_mode, in_transform, needs_transforms
@@ -192,6 +192,15 @@ class _CarryBack(torch.autograd.Function):
         with torch.no_grad():
             result = ctx.direction(gradient).sum(0)
         return None, _once(result, *ctx.saved_tensors), None
+
+
+@torch.no_grad()
+def perturb_and_map(
+    layer: LatentLayer, logits: Float[Tensor, "batch *code"], samples: int, *, generator: Generator | None
+) -> tuple[Float[Tensor, "samples batch *code"], Float[Tensor, "samples batch *code"]]:
+    """Perturbed logits `phi + G`, and the codes that are their argmax."""
+    potentials = logits + layer.noise(logits, samples, generator=generator)
+    return potentials, layer.argmax(potentials)
 
 
 def weighted(
