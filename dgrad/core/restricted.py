@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from dgrad.core.latent_layer import LatentLayer, Moves, check_batch
+from dgrad.core.latent_layer import LatentLayer, check_batch
+from dgrad.core.moves import Moves
 from dgrad.errors import InputError
 
 GAP = 1e4

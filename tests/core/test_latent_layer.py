@@ -11,7 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
-from dgrad.core.latent_layer import LISTED, LatentLayer, LogLinear, Moves, Toggles
+from dgrad.core.latent_layer import LISTED, LatentLayer, LogLinear
+from dgrad.core.moves import Moves, Toggles
 from dgrad.testing import small_logits
 from dgrad_plugins.latents import Categorical
 

@@ -15,7 +15,8 @@ from torch import Generator, Tensor
 from torch.distributions import Distribution
 
 import dgrad
-from dgrad.core.latent_layer import CodeDistribution, LatentLayer, Moves, Toggles
+from dgrad.core.latent_layer import CodeDistribution, LatentLayer
+from dgrad.core.moves import Moves, Toggles
 from dgrad.testing import (
     LATENT_CHECKS,
     ConformanceError,
