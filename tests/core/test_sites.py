@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import dgrad
-from dgrad.testing._checks import _NoWaiting, _OneHotAsOnGPU
+from dgrad.testing._shared import no_waiting
 from dgrad_plugins.latents import UnequalCategorical
 from tests.helpers import with_layer
 
@@ -553,7 +553,7 @@ def test_nothing_waits_for_another_device(name: str) -> None:
     def loss(codes: Tensor) -> Tensor:
         return (codes * weight).flatten(2).sum(-1).square()
 
-    with _OneHotAsOnGPU(), _NoWaiting():
+    with no_waiting():
         estimate = estimator(layer, logits, loss, mask=mask, allowed=allowed, generator=Generator().manual_seed(0))
         estimate.loss.sum().backward()
     assert logits.grad is not None
