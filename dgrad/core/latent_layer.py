@@ -63,7 +63,7 @@ class LatentLayer(ABC):
         form = cls.spec.partition(":")[2]
         match = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>[0-9]{1,9})", form), text)
         numbers = {name: int(number) for name, number in match.groupdict().items()} if match else {}
-        if not numbers or min(numbers.values()) < cls.least:
+        if match is None or any(number < cls.least for number in numbers.values()):
             expected = re.sub(r"{(\w+)}", lambda field: field[1].upper(), cls.spec)
             raise InputError(f"cannot read {text!r}; expected {expected} with whole numbers of at least {cls.least}")
         return cls(**numbers)

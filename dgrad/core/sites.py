@@ -300,10 +300,6 @@ class Sites(LatentLayer):
         return self.layer.support_size**self.sites
 
     @property
-    def one_hot_rows(self) -> bool:
-        return False
-
-    @property
     def independent_parts(self) -> bool:
         return self.layer.independent_parts
 
