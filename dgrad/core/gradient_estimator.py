@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.arguments import check_arguments
+from dgrad.core.arguments import check_arguments, check_layer
 from dgrad.core.draws import Draw
 from dgrad.core.estimates import Drawn, Estimate, check_estimate
 from dgrad.core.estimator_tools import check_choice
@@ -322,7 +322,11 @@ class GradientEstimator(ScheduledModule, ABC):
         """Make the learned parts whose size depends on the layer.
 
         Call it before the optimizer is made and before a state dict is loaded. Without such parts nothing happens.
+
+        Raises:
+            InputError: it is no latent layer.
         """
+        check_layer(layer)
 
     def _keeps_averages(self) -> bool:
         """Whether buffers travel in the state dict: what earlier calls have left."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
+from dgrad.core.arguments import check_layer
 from dgrad.core.estimator_tools import check_choice
 from dgrad.core.latent_layer import LOWEST, LatentLayer
 from dgrad.core.restricted import GAP, Product, Restricted, visible
@@ -37,6 +38,7 @@ def restricted(layer: LatentLayer, *, mask: Tensor | None = None, allowed: Tenso
     >>> [round(float(value), 3) for value in (layer.entropy(torch.zeros(1, 1, 4)), layer.kl(torch.zeros(1, 1, 4)))]
     [0.693, 0.0]
     """
+    check_layer(layer)
     _check_bool("mask", mask)
     _check_bool("allowed", allowed)
     axes = len(layer.shape)
@@ -193,6 +195,7 @@ def prepare(
     Raises:
         InputError: a shape, a dtype or a choice is wrong, or a row has no allowed value.
     """
+    check_layer(layer)
     check_choice("credit", credit, CREDITS)
     _check_bool("mask", mask)
     _check_bool("allowed", allowed)
@@ -264,6 +267,7 @@ def prepare(
 
 def plain_shape(layer: LatentLayer) -> tuple[int, ...]:
     """The shape of a code of this layer as an estimator sees it."""
+    check_layer(layer)
     if not isinstance(layer, Sites):
         return layer.shape
     return Product(layer.layer, layer.sites).shape
