@@ -49,7 +49,7 @@ def restricted(layer: LatentLayer, *, mask: Tensor | None = None, allowed: Tenso
             raise InputError(
                 f"mask of shape {list(mask.shape)} for a layer with one of {list(layer.mask.shape)}; expected the same"
             )
-        return Sites(layer.layer, layer.sites, _both(layer.mask, mask), _both(layer.allowed, allowed))
+        return Sites(layer.layer, layer.sites, both(layer.mask, mask), both(layer.allowed, allowed))
     if mask is not None:
         return Sites(layer, mask.shape[1], mask, allowed)
     if allowed is None:
@@ -77,6 +77,8 @@ class Problem:
         credit: `example`, `site` or `future`.
         folded: whether each site is an example of its own, B' = B T.
         only_padding: whether nothing but padding is forbidden.
+        permitted: what the layer and the call allow, `[B or 1, (T,) *code_shape]`; None for everything.
+        seen_finite: whether the logits were looked at, and none is NaN or +inf.
     """
 
     layer: LatentLayer
@@ -88,6 +90,8 @@ class Problem:
     credit: str = "example"
     folded: bool = False
     only_padding: bool = False
+    permitted: Tensor | None = None
+    seen_finite: bool = False
 
     @property
     def plain(self) -> bool:
@@ -125,6 +129,17 @@ class Problem:
         if self.folded:
             return codes.expand(-1, len(self.given), *codes.shape[2:]).flatten(1, 2)
         return codes.reshape(*codes.shape[:2], *self.layer.shape)
+
+    def nan_where_logits_are(self, values: Tensor, batch_axis: int = 0) -> Tensor:
+        """The values, but NaN for an example with a logit that is NaN or +inf: they would hide it in a hard code.
+
+        Nothing waits for the device. The gradients of such an example are NaN too.
+        """
+        if self.seen_finite or not self.logits.numel():
+            return values
+        # 1 - 0 max: 1 for a number, else NaN
+        factor = torch.rsub(self.logits.detach().flatten(1).amax(-1), 1, alpha=0)
+        return values * factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1 - batch_axis))
 
     def losses(self, losses: Float[Tensor, "samples b *sites"]) -> Float[Tensor, "samples batch"]:
         """The caller's losses as the estimator gets them, `[S, B']`."""
@@ -200,7 +215,7 @@ def prepare(
     _check_bool("mask", mask)
     _check_bool("allowed", allowed)
     if isinstance(layer, Sites):
-        mask, allowed, layer = _both(layer.mask, mask), _both(layer.allowed, allowed), layer.layer
+        mask, allowed, layer = both(layer.mask, mask), both(layer.allowed, allowed), layer.layer
     if not logits.is_floating_point():
         raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
     axes, given = len(layer.shape), logits
@@ -222,15 +237,18 @@ def prepare(
         logits = logits.float()
     permitted = _permitted(layer, allowed, logits.shape, logits.device)  # [B or 1, (T,) *shape] or None
     prior, layer = permitted, _unrestricted(layer)
+    values = visible(logits)
+    seen_finite = values is not None and bool(values.max(initial=0.0) < float("inf"))
     reachable = _reachable(logits, permitted)
     if reachable is None and visible(logits) is None:
         logits = logits.clamp_min(LOWEST)
     if not with_sites:
         if reachable is None:
-            return Problem(layer, logits, given, layer.shape)
+            return Problem(layer, logits, given, layer.shape, seen_finite=seen_finite)
         reachable = _never_empty(layer, reachable)
         limited = Restricted(layer, reachable, prior, finite=True)
-        return Problem(limited, _finite(limited, logits), given, layer.shape)
+        plain = _finite(limited, logits)
+        return Problem(limited, plain, given, layer.shape, permitted=permitted, seen_finite=seen_finite)
 
     sites, code_shape = logits.shape[1], layer.shape
     folded = credit == "site" or (credit == "future" and local_losses)
@@ -262,7 +280,7 @@ def prepare(
     if reachable is not None:
         whole = Restricted(whole, reachable, fold(prior), finite=True)
         plain = _finite(whole, plain, only_padding=only_padding)
-    return Problem(whole, plain, given, code_shape, sites, mask, credit, folded, only_padding)
+    return Problem(whole, plain, given, code_shape, sites, mask, credit, folded, only_padding, permitted, seen_finite)
 
 
 def plain_shape(layer: LatentLayer) -> tuple[int, ...]:
@@ -416,7 +434,7 @@ def _permitted(layer: LatentLayer, allowed: Tensor | None, shape: torch.Size, de
     own = layer.allowed_on(device)
     if len(shape) > own.ndim:  # with sites, which all have the layer's values
         own = own.unsqueeze(1)
-    return _both(own.expand(-1, *shape[1:]), allowed)
+    return both(own.expand(-1, *shape[1:]), allowed)
 
 
 def _reachable(logits: Tensor, permitted: Tensor | None) -> Tensor | None:
@@ -424,9 +442,10 @@ def _reachable(logits: Tensor, permitted: Tensor | None) -> Tensor | None:
     values = visible(logits)
     if values is None:
         return None if permitted is None else permitted & (logits != -torch.inf)
-    if values.min(initial=0.0) > -float("inf"):
+    lowest = values.min(initial=0.0)
+    if lowest > -float("inf") or (lowest != lowest and not (values == -float("inf")).any()):  # NaN is no number
         return permitted
-    return _both(logits != -torch.inf, permitted)
+    return both(logits != -torch.inf, permitted)
 
 
 def _never_empty(layer: LatentLayer, reachable: Tensor) -> Tensor:
@@ -462,7 +481,8 @@ def _finite(layer: Restricted, logits: Tensor, *, only_padding: bool = False) ->
     return torch.where(free, logits, decided)
 
 
-def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Where both are true; None stands for true everywhere."""
     if first is None or second is None:
         return second if first is None else first
     return first & second

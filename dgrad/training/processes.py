@@ -117,6 +117,7 @@ class ProcessGroup:
             return
         import torch
         from torch import distributed
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
         from torch.distributed.rendezvous import rendezvous
 
         own = self.device(device)
@@ -126,7 +127,7 @@ class ProcessGroup:
         store, rank, size = next(rendezvous("env://"))
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo",
-            store=distributed.PrefixStore(f"dgrad/{next(_connections)}", store),
+            store=PrefixStore(f"dgrad/{next(_connections)}", store),
             rank=rank,
             world_size=size,
         )

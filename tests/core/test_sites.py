@@ -284,6 +284,16 @@ def test_the_kl_inside_the_objective(credit: str, problems: dict[str, Problem]) 
     torch.testing.assert_close(torch.autograd.grad(table.loss.sum(), leaf)[0], gradients[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("credit", ["example", "site", "future"])
+def test_the_kl_takes_the_restrictions_of_the_call(credit: str, problems: dict[str, Problem]) -> None:
+    problem = problems["1x3"]
+    restrictions = {"mask": problem.mask, "allowed": problem.allowed}
+    kl = dgrad.KLObjective(problem.layer, problem.logits)
+    objective = 2.0 * dgrad.objective(kl) - kl
+    estimate = dgrad.estimator("exact")(problem.layer, problem.logits, objective, credit=credit, **restrictions)
+    torch.testing.assert_close(estimate.loss, dgrad.restricted(problem.layer, **restrictions).kl(problem.logits))
+
+
 def test_padding_changes_nothing(problems: dict[str, Problem]) -> None:
     """With more padding on the right the same gradient, draw for draw where the noise is that of a site."""
     problem = problems["1x3"]
@@ -440,11 +450,18 @@ def test_a_loss_for_each_site_is_asked_for() -> None:
         )
 
 
+class _OfExamples(dgrad.Objective):
+    """A loss for each example, whatever it is asked for."""
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        return codes.flatten(2).sum(-1)
+
+
 @pytest.mark.parametrize("name", ["exact", "direct", "gumbel-softmax"])
 def test_losses_of_examples_are_not_taken_for_losses_of_sites(name: str) -> None:
     """With as many sites as examples, losses `[S, B]` broadcast against `[S, B, T]` and a mask `[B, T]`."""
     layer, logits = dgrad.latent("1x3"), torch.zeros(3, 3, 1, 3)
-    of_example = dgrad.KLObjective(layer, logits, mask=MASK)
+    of_example = _OfExamples()
     with pytest.raises(dgrad.InputError, match=r"credit='site' expects one loss for each site, \[\d+, 3, 3\]"):
         dgrad.estimator(name)(layer, logits, of_example, mask=MASK, credit="site")
     total = dgrad.objective(lambda codes: codes[..., 0, 0]) + of_example
@@ -578,3 +595,47 @@ def test_without_a_look_at_the_logits_the_gradient_is_the_same(name: str, reques
     looked = gradient()
     request.getfixturevalue("unseen")
     torch.testing.assert_close(gradient(), looked)
+
+
+@pytest.mark.parametrize("name", sorted(dgrad.estimators()))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("look", [True, False], ids=["seen", "unseen"])
+def test_a_logit_that_is_no_number_comes_out(name: str, bad: float, look: bool, request: pytest.FixtureRequest) -> None:
+    """In the loss and in all gradients, whoever may look at the logits. Other examples are as they were."""
+    if not look:
+        request.getfixturevalue("unseen")
+    layer = dgrad.latent("2x2" if name in BINARY else "2x3")
+    logits, weight = torch.zeros(2, *layer.shape), torch.ones(*layer.shape, requires_grad=True)
+    logits[0, 1, 0] = bad
+    logits.requires_grad_()
+    estimator = with_layer(name, layer)
+    loss = estimator(layer, logits, lambda codes: (codes * weight).sum((-2, -1)).square()).loss
+    assert loss[0].isnan()
+    (gradient,) = torch.autograd.grad(loss[0], weight, retain_graph=True)
+    assert gradient.isnan().all()
+    assert torch.autograd.grad(loss[0], logits)[0][0].isnan().any()
+    assert loss[1].isfinite()
+    if estimator.traits.pathwise:
+        assert estimator.codes(layer, logits)[:, 0].isnan().all()
+    if estimator.traits.one_pass:
+        draw = estimator.draw(layer, logits)
+        assert draw.estimate(torch.ones(draw.codes.shape[:2])).loss[0].isnan()
+
+
+def test_a_padded_logit_may_be_anything() -> None:
+    layer, logits = dgrad.latent("1x3"), torch.zeros(1, 2, 1, 3)
+    logits[0, 1] = torch.nan
+    mask = torch.tensor([[True, False]])
+    whole = dgrad.estimator("direct")(layer, logits, lambda codes: codes[..., 0].sum((-2, -1)), mask=mask)
+    local = dgrad.estimator("direct")(layer, logits, lambda codes: codes[..., 0].sum(-1), mask=mask, credit="site")
+    assert whole.loss.isfinite().all()
+    assert local.loss.isfinite().all()
+
+
+def test_refined_logits_are_no_numbers_where_the_given_are_none() -> None:
+    for spec in ("1x3", "2x3"):
+        logits = torch.zeros(2, *dgrad.latent(spec).shape)
+        logits[0, 0, 0] = torch.nan
+        refined = dgrad.refine(dgrad.latent(spec), logits, lambda codes: codes[..., 0].sum(-1), 2)
+        assert refined[0].isnan().any()
+        assert refined[1].isfinite().all()

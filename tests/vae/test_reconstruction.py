@@ -15,6 +15,7 @@ from dgrad.core.objectives import FunctionObjective
 from dgrad.core.random import RandomState
 from dgrad.vae import reconstruction
 from dgrad.vae.reconstruction import DecoderObjective
+from tests.helpers import with_layer
 
 BATCH, PIXELS = 5, 6
 
@@ -367,3 +368,45 @@ def test_sweeps_are_transformed_by_torch_func(name: str) -> None:
     swept = torch.func.vmap(lambda codes: objective.at(codes).sweep())(both)
     expected = torch.stack([objective.at(codes).sweep() for codes in both])
     torch.testing.assert_close(swept, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(dgrad.estimators()))
+def test_one_example_with_the_data_of_five_is_refused_in_one_line(name: str) -> None:
+    """A single example would broadcast: to a wrong gradient, or to an error of torch."""
+    layer = dgrad.latent("3x2")
+    estimator, logits, x = with_layer(name, layer), torch.zeros(1, 3, 2), torch.ones(5, 4)
+    decoder = nn.Linear(6, 4)
+    of_data = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    of_kl = dgrad.KLObjective(layer, torch.zeros(5, 3, 2))
+    for objective in (of_data, of_kl, of_data + of_kl, 0.5 * of_data):
+        with pytest.raises(dgrad.InputError, match=r"^data of 5 examples for logits of 1; expected as many of both$"):
+            estimator(layer, logits, objective)
+
+
+@pytest.mark.parametrize("name", ["exact", "leg", "direct-rb", "gumbel-softmax"])
+@pytest.mark.parametrize("credit", ["site", "future"])
+def test_a_decoder_with_a_loss_for_each_site(name: str, credit: str) -> None:
+    """The same numbers as from a function of codes."""
+    layer, mask = dgrad.latent("2x3"), torch.tensor([[True, True], [True, False]])
+    if name == "exact" and credit == "future":
+        layer = dgrad.latent("1x3")
+    n, k = layer.shape
+    decoder, x = nn.Linear(n * k, 4).double(), torch.rand(2, 2, 4, dtype=torch.float64)
+    logits = torch.randn(2, 2, n, k, dtype=torch.float64, generator=Generator().manual_seed(0)).requires_grad_()
+
+    def by_hand(codes: Tensor) -> Tensor:
+        return (decoder(codes.flatten(-2)) - x).square().sum(-1)
+
+    results = []
+    for objective in (dgrad.objective(decoder=decoder, loss=lambda outputs: (outputs - x).square().sum(-1)), by_hand):
+        generator = Generator().manual_seed(0)
+        loss = dgrad.estimator(name)(layer, logits, objective, mask=mask, credit=credit, generator=generator).loss
+        results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (logits, *decoder.parameters()))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_known_losses_of_examples_are_refused_where_sites_have_theirs() -> None:
+    objective = dgrad.objective(decoder=nn.Linear(3, 4), loss=dgrad.bernoulli(torch.ones(2, 5, 4)))
+    with pytest.raises(dgrad.InputError, match=r"dgrad.bernoulli has one loss for each example, and credit='site'"):
+        dgrad.estimator("rloo")(dgrad.latent("1x3"), torch.zeros(2, 5, 1, 3), objective, credit="site")
