@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from dgrad.core.latent_layer import LatentLayer, Moves, check_batch
+from dgrad.core.latent_layer import LatentLayer, Moves, check_batch, forbid
 from dgrad.errors import InputError
 
 GAP = 1e4
@@ -156,7 +156,10 @@ class Restricted(LatentLayer):
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        return self.layer.log_prob(self._low(logits), codes)
+        log_q = self.layer.log_prob(self._low(logits), codes)
+        if self.finite:
+            return log_q
+        return forbid(self, log_q, codes, self.allowed_on(codes.device) & (logits != -torch.inf))
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         check_batch(self, logits)

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from dgrad.core.arguments import check_layer
 from dgrad.core.estimator_tools import check_choice
-from dgrad.core.latent_layer import LOWEST, LatentLayer
+from dgrad.core.latent_layer import LOWEST, LatentLayer, forbid
 from dgrad.core.restricted import GAP, Product, Restricted, visible
 from dgrad.errors import InputError
 
@@ -270,7 +270,8 @@ def prepare(
             return None
         if folded:
             return tensor.expand(len(logits), sites, *code_shape).flatten(0, 1)
-        return tensor.expand(-1, sites, *code_shape).reshape(-1, *whole.shape)
+        examples = -1 if mask is None else len(logits)  # padding is each example's own
+        return tensor.expand(examples, sites, *code_shape).reshape(-1, *whole.shape)
 
     plain = logits.flatten(0, 1) if folded else logits.reshape(len(logits), *whole.shape)
     if mask is not None and not layer.one_hot_rows:
@@ -364,7 +365,11 @@ class Sites(LatentLayer):
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
         problem = self._problem(logits)
-        return problem.layer.log_prob(problem.logits, self._whole(codes))
+        if self.mask is not None:  # codes at padding count as zeros, which they are
+            codes = codes * self.mask[(..., *[None] * len(self.layer.shape))].to(codes.dtype)
+        log_q = problem.layer.log_prob(problem.logits, self._whole(codes))
+        allowed = logits != -torch.inf
+        return forbid(self, log_q, codes, allowed if problem.permitted is None else allowed & problem.permitted)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         problem = self._problem(logits)

@@ -268,6 +268,46 @@ def test_a_categorical_with_a_logit_of_minus_infinity() -> None:
     assert not codes[..., 0, 1].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("spec", ["1x3", "2x3", "pairs:2", "2+3"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_a_forbidden_code_has_the_log_probability_of_what_is_impossible(
+    spec: str, dtype: torch.dtype, shared: bool
+) -> None:
+    """-inf by a logit, by `allowed` and in a sequence, without a NaN in the gradient; allowed codes as they were."""
+    layer = dgrad.latent(spec)
+    support = layer.enumerate(like=torch.zeros((), dtype=dtype)).unsqueeze(1)  # [K, 1, *code]
+    allowed = torch.ones(layer.shape, dtype=torch.bool)
+    allowed[(0,) * len(layer.shape)] = False
+    forbidden = ((support > 0.5) & ~allowed).flatten(2).any(-1).expand(-1, 2)
+    codes = support if shared else support.repeat(1, 2, *[1] * len(layer.shape))
+    zeros = torch.zeros(2, *layer.shape, dtype=dtype)
+    cases = {
+        "logits": (layer, torch.where(allowed, zeros, -torch.inf), codes),
+        "allowed": (dgrad.restricted(layer, allowed=allowed), zeros, codes),
+        "sites": (
+            dgrad.restricted(layer, mask=torch.tensor([[True, False]] * 2), allowed=allowed),
+            torch.stack([zeros, zeros], 1),
+            torch.stack([codes, codes], 2),
+        ),
+    }
+    for name, (of, logits, of_codes) in cases.items():
+        leaf = logits.clone().requires_grad_()
+        log_q = of.log_prob(leaf, of_codes)
+        assert torch.equal(log_q == -torch.inf, forbidden), name
+        total = torch.where(forbidden, 0, log_q.exp()).sum(0)
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=0.02, msg=name)
+        for value in (
+            log_q.sum(),
+            log_q.exp().sum(),
+            log_q[~forbidden].sum(),
+            of.kl(leaf).sum(),
+            of.entropy(leaf).sum(),
+        ):
+            (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True)
+            assert gradient.isfinite().all(), name
+
+
 @pytest.mark.parametrize("credit", ["example", "site"])
 def test_the_kl_inside_the_objective(credit: str, problems: dict[str, Problem]) -> None:
     """`exact` of the KL's objective is the KL, with the gradient of the KL but for that of log q, whose mean is 0."""
