@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
@@ -30,6 +31,9 @@ from dgrad.vae.networks import Decoder
 
 COMPILED_LOSSES = {Bernoulli: cpu.bernoulli_loss, SquaredError: cpu.squared_error}
 """Losses of a decoder's outputs, in C++, for tensors that `cpu.serves`."""
+
+KEEP_SHAPES = (nn.Flatten, nn.Identity, Dropout, _DropoutNd)
+"""Layers that a decoder may have before its first linear one, which still says what it takes."""
 
 OutputLoss = Callable[[Tensor], Tensor]
 """A loss of a decoder's outputs: `[S, B, *outputs] -> [S, B]`, for any number of samples S."""
@@ -90,8 +94,9 @@ class DecoderObjective(Objective):
         self.sweep_bytes = bytes_per_call
         self.sweep_dtype = torch.float32
         self.numbers_per_code = 0
-        self.front = _linear_front(_layers(decoder, through_wrappers=True))
+        self.front = _linear_front(_layers(decoder, through_wrappers=True), KEEP_SHAPES)
         self.first, self.rest = _first_and_rest(decoder)
+        self.embedding = _embedding_front(_layers(decoder))
         own = [module.generator for module in decoder.modules() if isinstance(module, Dropout) and module.training]
         self.generators: list[Generator] = [generator for generator in own if generator is not None]
 
@@ -266,15 +271,36 @@ class DecoderObjective(Objective):
             for axis in range(1, self.loss_axes):  # all of the inputs of an example, or those of each of its sites
                 if self.front.in_features == math.prod(inputs.shape[axis:]):
                     return self.decoder(inputs.flatten(axis))
+        if self.embedding is not None:
+            return self._decode_embedded(inputs, self.embedding)
         try:
             return self.decoder(inputs)
         except RuntimeError as error:
+            if "indices" in str(error):
+                raise InputError(
+                    "the decoder looks up indices, and a decoder gets codes, one-hot rows; expected one that begins "
+                    "with a plain nn.Embedding, or dgrad.objective(lambda indices: loss(decoder(indices)), "
+                    "indices=True)"
+                ) from error
             if "shape" not in str(error) and "size" not in str(error):
                 raise
             raise InputError(
                 f"the decoder failed on codes of shape {list(inputs.shape)} ({str(error).splitlines()[0]}); expected "
                 "a decoder of such codes: where it takes them flat, nn.Sequential(nn.Flatten(), decoder)"
             ) from error
+
+    def _decode_embedded(self, inputs: Tensor, embedding: nn.Embedding) -> Tensor:
+        """The outputs of a decoder that begins with an embedding: that of a one-hot row is its product with it."""
+        if inputs.ndim < 3 or inputs.shape[-1] != embedding.num_embeddings:
+            k = inputs.shape[-1]
+            raise InputError(
+                f"the decoder begins with an embedding of {embedding.num_embeddings} values, and a code has the shape "
+                f"{list(inputs.shape[1:])}; expected rows of that many values, or nn.Embedding({k}, ...)"
+            )
+        outputs = inputs @ embedding.weight
+        for layer in list(_layers(self.decoder))[1:]:
+            outputs = layer(outputs)
+        return outputs
 
     def _without_gradient(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         """The outputs of the decoder, or of a part of it, as a sweep needs them."""
@@ -434,9 +460,18 @@ def _first_and_rest(decoder: nn.Module) -> tuple[nn.Linear | None, nn.Sequential
     return front, nn.Sequential(*layers[layers.index(front) + 1 :])
 
 
-def _linear_front(layers: Iterable[nn.Module]) -> nn.Linear | None:
-    """The first of these layers behind an `nn.Flatten`, where it is an `nn.Linear`."""
-    first = next((layer for layer in layers if not isinstance(layer, nn.Flatten)), None)
+def _embedding_front(layers: Iterable[nn.Module]) -> nn.Embedding | None:
+    """The first of these layers, where it is an `nn.Embedding` that does nothing but look up."""
+    first = next(iter(layers), None)
+    if type(first) is not nn.Embedding or _does_more(first):
+        return None
+    does_more = first.max_norm is not None or first.padding_idx is not None or first.scale_grad_by_freq or first.sparse
+    return None if does_more else first
+
+
+def _linear_front(layers: Iterable[nn.Module], behind: tuple[type[nn.Module], ...] = (nn.Flatten,)) -> nn.Linear | None:
+    """The first of these layers behind an `nn.Flatten`, or such, where it is an `nn.Linear`."""
+    first = next((layer for layer in layers if not isinstance(layer, behind)), None)
     return first if isinstance(first, nn.Linear) and type(first).forward is nn.Linear.forward else None
 
 

@@ -268,6 +268,38 @@ def test_a_categorical_with_a_logit_of_minus_infinity() -> None:
     assert not codes[..., 0, 1].any()
 
 
+def test_exact_counts_no_padding_of_a_structured_layer() -> None:
+    """Twenty sites, of which an example has three at most: the same as three sites, wherever they are."""
+    layer, generator = dgrad.latent("pairs:2"), Generator().manual_seed(0)
+    places = torch.tensor([[3, 9, 19], [0, 4, 5], [7, 8, 0]])
+    counts = [3, 1, 0]
+    short = torch.randn(3, 3, *layer.shape, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(3, *layer.shape, dtype=torch.float64, generator=generator)
+    results = []
+    for wide in (False, True):
+        mask = torch.arange(3) < torch.tensor(counts).unsqueeze(-1)
+        logits, weights = short, weight.expand(3, -1, -1)
+        if wide:
+            of_site = places.unsqueeze(-1).expand_as(short)
+            logits = torch.full((3, 20, *layer.shape), torch.nan, dtype=torch.float64).scatter(1, of_site, short)
+            weights = torch.zeros_like(logits).scatter(1, of_site, weights)
+            mask = torch.zeros(3, 20, dtype=torch.bool).scatter(1, places, mask)
+        loss = dgrad.estimator("exact")(
+            layer, logits, lambda codes, weights=weights: (codes * weights).sum((-2, -1)).square(), mask=mask
+        ).loss
+        results.append((loss, *torch.autograd.grad(loss.sum(), short)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(dgrad.InputError, match=r"20 sites of pairs:2 has 1.68e\+07; expected at most 4096"):
+        dgrad.estimator("exact")(
+            layer, torch.zeros(1, 20, *layer.shape), _loss_of_nothing, mask=torch.arange(20)[None] < 12
+        )
+
+
+def _loss_of_nothing(codes: Tensor) -> Tensor:
+    raise AssertionError("nothing is evaluated")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("spec", ["1x3", "2x3", "pairs:2", "2+3"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
