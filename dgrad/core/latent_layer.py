@@ -103,7 +103,11 @@ class LatentLayer(ABC):
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        """`log q(z)`, in nats; codes `[S, 1, *code]` are shared by the whole batch."""
+        """`log q(z)`, in nats; codes `[S, 1, *code]` are shared by the whole batch.
+
+        A forbidden code has -inf, without a gradient. Inside an estimator it is a finite number, some -1e4 nats:
+        differences of such numbers are needed there.
+        """
         raise self._lacks("log_prob")
 
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
@@ -280,7 +284,8 @@ class LogLinear(LatentLayer):
     ) -> Float[Tensor, "samples batch"]:
         potentials = wide(logits)
         # <l, z> - log Z
-        return (self._inner(potentials, codes) - self.log_z(potentials)).to(logits.dtype)
+        log_q = (self._inner(potentials, codes) - self.log_z(potentials)).to(logits.dtype)
+        return forbid(self, log_q, codes, logits != -torch.inf)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         check_batch(self, logits)
@@ -312,6 +317,12 @@ class LogLinear(LatentLayer):
 
     def _inner(self, logits: Tensor, codes: Tensor) -> Tensor:
         return (logits * codes).flatten(-len(self.shape)).sum(-1)
+
+
+def forbid(layer: LatentLayer, log_q: Tensor, codes: Tensor, allowed: Tensor) -> Tensor:
+    """Log-probabilities `[S, B]`, but -inf where a code has a coordinate that is not allowed."""
+    forbidden = ((codes.detach() > 0.5) & ~allowed).flatten(-len(layer.shape)).any(-1)
+    return torch.where(forbidden, -torch.inf, log_q)
 
 
 def check_batch(layer: LatentLayer, logits: Tensor) -> None:
