@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_inference_mode, needs_transforms, without_gradient
@@ -28,6 +28,7 @@ from dgrad.core.objective_guards import (
     refusing_batch_norm,
     warn_if_expensive,
 )
+from dgrad.core.quadratic import EXAMPLES, Quadratic, combined, random_signs
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import visible
 from dgrad.core.sites import prepare
@@ -238,6 +239,44 @@ class Evaluation:
             total = self.loss.sum()
         (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True)
         return slope
+
+    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
+        """A quadratic around each code, whose sweep costs no evaluation: the surrogate of a sweep.
+
+        Its curvature is the batch's mean. Here it is the Hessian, from a product with random signs: the loss must have
+        a second derivative. A decoder has the Gauss-Newton matrix of its outputs, which varies less.
+
+        Args:
+            generator: of the signs.
+
+        Raises:
+            InputError: the codes were not evaluated with `differentiable=True`, or the loss has no gradient in them.
+        """
+        slope, codes = self.slope(), self.codes.detach()
+        signs = torch.zeros_like(codes)
+        measured = signs[:1, :EXAMPLES]
+        measured.copy_(random_signs(measured, generator))
+        products = self._hessian_times(signs)[0, :EXAMPLES]  # [R, n, k]
+        signs = measured[0]
+        # (v u' + u v') / 2 = ((v + u) (v + u)' - (v - u) (v - u)') / 4
+        factors = torch.cat([signs + products, signs - products])
+        weights = codes.new_full((len(factors),), 0.25 / max(1, len(products)))
+        weights[len(products) :] *= -1
+        return Quadratic(codes, self.loss.detach(), slope, factors, weights)
+
+    def _hessian_times(self, vectors: Tensor) -> Tensor:
+        """The Hessian of each code's loss times a vector."""
+        if in_inference_mode():
+            return torch.zeros_like(vectors)
+        if needs_transforms():
+            slope = torch.func.grad(lambda codes: self.objective(codes).sum())
+            return torch.func.grad(lambda codes: (slope(codes) * vectors).sum())(self.codes.detach())
+        with torch.enable_grad():
+            (slope_here,) = torch.autograd.grad(self.loss.sum(), self.codes, create_graph=True)
+        if not slope_here.requires_grad:  # linear
+            return torch.zeros_like(vectors)
+        (products,) = torch.autograd.grad(slope_here, self.codes, vectors, retain_graph=True, materialize_grads=True)
+        return products
 
     def losses_of(self, changed: Tensor) -> Float[Tensor, "changes samples batch"]:
         """The losses of changed codes `[C, S, B, *code]`, with the random numbers of the codes themselves."""
@@ -571,6 +610,11 @@ class _KLEvaluation(Evaluation):
     def full_sweep_is_free(self, rows: int) -> bool:
         return True
 
+    @without_gradient
+    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
+        sweep, codes = self.sweep(), self.codes.detach()  # linear: but for a constant in each row its own slope
+        return Quadratic(codes, self.loss.detach(), sweep, codes.new_zeros(0, *codes.shape[2:]), codes.new_zeros(0))
+
     def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
         if layer.one_hot_rows:
             return self.sweep()
@@ -644,6 +688,9 @@ class _CachedEvaluation(Evaluation):
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.inner.full_sweep_is_free(rows)
 
+    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
+        return self.inner.quadratic(generator=generator)
+
     def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
         return self.sweep() if layer.one_hot_rows else self.inner.potentials(layer)
 
@@ -712,6 +759,10 @@ class _SumEvaluation(Evaluation):
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return all(part.full_sweep_is_free(rows) for part in self.parts)
+
+    @without_gradient
+    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
+        return combined(self.combine, [part.quadratic(generator=generator) for part in self.parts])
 
     @without_gradient
     def potentials(self, layer: LatentLayer) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import without_gradient
 from dgrad.core.objectives import CodeLoss, Evaluation, FunctionObjective, Objective, Sum, as_objective, in_dtype
+from dgrad.core.quadratic import Quadratic
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import Restricted
 from dgrad.core.sites import Problem
@@ -121,6 +123,10 @@ class _OfAllowed(Evaluation):
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.inner.full_sweep_is_free(rows)
+
+    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
+        # With the estimator's codes, whose padded rows stand where the mean of q stands.
+        return replace(self.inner.quadratic(generator=generator), codes=self.codes.detach())
 
 
 class _OfMoves(Evaluation):

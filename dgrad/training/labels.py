@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dgrad.config import TrainConfig
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import Evaluation, Objective
+from dgrad.core.quadratic import Quadratic
 from dgrad.data import Dataset
 from dgrad.errors import InputError
 
@@ -96,6 +97,12 @@ class _ObservedEvaluation(Evaluation):
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.labelled.full_sweep_is_free(rows)
+
+    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
+        raise InputError(
+            "a surrogate of the sweep shares one curvature among examples, and known rows differ; expected "
+            "sweep=exact with --labels"
+        )
 
 
 class LabelObjective(Objective):
