@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from dgrad.core.curvature import EXAMPLES, Curvature, combined, mean_of_products, random_signs
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_inference_mode, needs_transforms, without_gradient
 from dgrad.core.objective_guards import (
@@ -28,7 +29,6 @@ from dgrad.core.objective_guards import (
     refusing_batch_norm,
     warn_if_expensive,
 )
-from dgrad.core.quadratic import EXAMPLES, Quadratic, combined, random_signs
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import visible
 from dgrad.core.sites import prepare
@@ -94,6 +94,23 @@ class Objective(ABC):
         """The sweep of one-hot rows where nothing else is asked about them: `at(codes).sweep()`."""
         with torch.no_grad():
             return self.evaluate(codes).sweep()
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        """The mean over a batch of the loss's curvature in the code, for a surrogate of the sweep.
+
+        It is measured with random signs, at one code of each of the first `EXAMPLES` examples. Here it is the Hessian:
+        the loss needs a second derivative. A decoder has the Gauss-Newton matrix, which varies less.
+
+        Args:
+            generator: of the signs.
+
+        Raises:
+            InputError: the loss has no gradient in the codes.
+        """
+        at = self.at(codes, differentiable=True)
+        signs = random_signs(codes.detach(), generator)
+        products = at.hessian_times(signs)  # [1, B, n, k]
+        return mean_of_products(signs[0, :EXAMPLES], products[0, :EXAMPLES])
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         """The loss of each of `batch` examples at each of these codes, differentiable as a call is.
@@ -218,8 +235,11 @@ class Evaluation:
         losses = self.losses_of(neighbours)  # [C, S, B]
         return layer.moves.potentials(self.codes, losses - self.loss)
 
-    def slope(self) -> Float[Tensor, "samples batch *code"]:
-        """The gradient of the loss in the codes. It has no gradient of its own. Zeros in `torch.inference_mode`.
+    def slope(self, *, differentiable: bool = False) -> Float[Tensor, "samples batch *code"]:
+        """The gradient of the loss in the codes. Zeros in `torch.inference_mode`.
+
+        Args:
+            differentiable: whether it has a gradient of its own.
 
         Raises:
             InputError: the codes were not evaluated with `differentiable=True`.
@@ -237,45 +257,22 @@ class Evaluation:
             )
         with torch.enable_grad():
             total = self.loss.sum()
-        (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True)
+        (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True, create_graph=differentiable)
         return slope
 
-    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
-        """A quadratic around each code, whose sweep costs no evaluation: the surrogate of a sweep.
-
-        Its curvature is the batch's mean. Here it is the Hessian, from a product with random signs: the loss must have
-        a second derivative. A decoder has the Gauss-Newton matrix of its outputs, which varies less.
-
-        Args:
-            generator: of the signs.
+    def hessian_times(self, vectors: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch *code"]:
+        """The second derivative of each code's loss, times a vector. Zeros in `torch.inference_mode`.
 
         Raises:
-            InputError: the codes were not evaluated with `differentiable=True`, or the loss has no gradient in them.
+            InputError: as for `slope`.
         """
-        slope, codes = self.slope(), self.codes.detach()
-        signs = torch.zeros_like(codes)
-        measured = signs[:1, :EXAMPLES]
-        measured.copy_(random_signs(measured, generator))
-        products = self._hessian_times(signs)[0, :EXAMPLES]  # [R, n, k]
-        signs = measured[0]
-        # (v u' + u v') / 2 = ((v + u) (v + u)' - (v - u) (v - u)') / 4
-        factors = torch.cat([signs + products, signs - products])
-        weights = codes.new_full((len(factors),), 0.25 / max(1, len(products)))
-        weights[len(products) :] *= -1
-        return Quadratic(codes, self.loss.detach(), slope, factors, weights)
-
-    def _hessian_times(self, vectors: Tensor) -> Tensor:
-        """The Hessian of each code's loss times a vector."""
-        if in_inference_mode():
-            return torch.zeros_like(vectors)
         if needs_transforms():
             slope = torch.func.grad(lambda codes: self.objective(codes).sum())
             return torch.func.grad(lambda codes: (slope(codes) * vectors).sum())(self.codes.detach())
-        with torch.enable_grad():
-            (slope_here,) = torch.autograd.grad(self.loss.sum(), self.codes, create_graph=True)
-        if not slope_here.requires_grad:  # linear
+        slope_here = self.slope(differentiable=True)
+        if not slope_here.requires_grad:  # linear, or in inference mode
             return torch.zeros_like(vectors)
-        (products,) = torch.autograd.grad(slope_here, self.codes, vectors, retain_graph=True, materialize_grads=True)
+        (products,) = torch.autograd.grad(slope_here, self.codes, vectors, materialize_grads=True)
         return products
 
     def losses_of(self, changed: Tensor) -> Float[Tensor, "changes samples batch"]:
@@ -596,6 +593,11 @@ class KLObjective(Objective):
             return super().evaluate(codes)
         return _KLEvaluation(self, codes, self(codes))
 
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        if codes.shape[2:] != self.layer.shape:  # of sequences
+            return super().curvature(codes, generator=generator)
+        return Curvature(codes.new_zeros(0, *codes.shape[2:]), codes.new_zeros(0))  # linear
+
     def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
         return self.layer.one_hot_rows and not self.problem.folded
 
@@ -609,11 +611,6 @@ class _KLEvaluation(Evaluation):
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return True
-
-    @without_gradient
-    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
-        sweep, codes = self.sweep(), self.codes.detach()  # linear: but for a constant in each row its own slope
-        return Quadratic(codes, self.loss.detach(), sweep, codes.new_zeros(0, *codes.shape[2:]), codes.new_zeros(0))
 
     def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
         if layer.one_hot_rows:
@@ -658,6 +655,9 @@ class SweepCache(Objective):
     def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"] | None:
         return self.objective.shared(codes, batch)
 
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        return self.objective.curvature(codes, generator=generator)
+
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
         return _CachedEvaluation(self, self.objective.evaluate(codes))
 
@@ -687,9 +687,6 @@ class _CachedEvaluation(Evaluation):
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.inner.full_sweep_is_free(rows)
-
-    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
-        return self.inner.quadratic(generator=generator)
 
     def potentials(self, layer: LatentLayer) -> Float[Tensor, "samples batch *code"]:
         return self.sweep() if layer.one_hot_rows else self.inner.potentials(layer)
@@ -731,6 +728,9 @@ class Sum(Objective):
         losses = [part.shared(codes, batch) for part in self.parts]
         return None if any(loss is None for loss in losses) else self.combine(*losses)
 
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        return combined(self.combine, [part.curvature(codes, generator=generator) for part in self.parts])
+
     def evaluate(self, codes: Tensor) -> Evaluation:
         return _SumEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])
 
@@ -761,10 +761,6 @@ class _SumEvaluation(Evaluation):
         return all(part.full_sweep_is_free(rows) for part in self.parts)
 
     @without_gradient
-    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
-        return combined(self.combine, [part.quadratic(generator=generator) for part in self.parts])
-
-    @without_gradient
     def potentials(self, layer: LatentLayer) -> Tensor:
         return self.combine(*(part.potentials(layer) for part in self.parts))
 
@@ -790,6 +786,10 @@ class _InDtype(Objective):
         losses = self.inner.shared(codes.to(self.dtype), batch)
         return None if losses is None else losses.to(codes.dtype)
 
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        inner = self.inner.curvature(codes.to(self.dtype), generator=generator)
+        return Curvature(inner.factors.to(codes.dtype), inner.weights.to(codes.dtype))
+
     def evaluate(self, codes: Tensor) -> Evaluation:
         inner = self.inner.evaluate(codes.to(self.dtype))
         return _SumEvaluation(self, codes, lambda losses: losses.to(codes.dtype), [inner])
@@ -810,6 +810,9 @@ class _Differentiated(Objective):
 
     def everywhere(self, codes: Tensor, batch: int) -> Tensor:
         return self.inner.everywhere(codes, batch)
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        return self.inner.curvature(codes, generator=generator)
 
     def evaluate(self, codes: Tensor) -> Evaluation:
         inner = self.inner.evaluate(codes)

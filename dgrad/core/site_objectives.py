@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from dgrad.core.curvature import Curvature
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import without_gradient
 from dgrad.core.objectives import CodeLoss, Evaluation, FunctionObjective, Objective, Sum, as_objective, in_dtype
-from dgrad.core.quadratic import Quadratic
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import Restricted
 from dgrad.core.sites import Problem
@@ -81,6 +80,11 @@ class ProblemObjective(Objective):
             return True
         return self.problem.credit == "example" and self.inner.takes_rows(self.problem.codes(codes))
 
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        if not self._sweeps_rows(codes):
+            return super().curvature(codes, generator=generator)
+        return self.inner.curvature(self.problem.folded_codes(self.problem.codes(codes)), generator=generator)
+
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
         evaluation: Evaluation
         if self._sweeps_rows(codes):
@@ -123,10 +127,6 @@ class _OfAllowed(Evaluation):
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.inner.full_sweep_is_free(rows)
-
-    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
-        # With the estimator's codes, whose padded rows stand where the mean of q stands.
-        return replace(self.inner.quadratic(generator=generator), codes=self.codes.detach())
 
 
 class _OfMoves(Evaluation):

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from dgrad.config import TrainConfig
+from dgrad.core.curvature import Curvature
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import Evaluation, Objective
-from dgrad.core.quadratic import Quadratic
 from dgrad.data import Dataset
 from dgrad.errors import InputError
 
@@ -73,6 +73,12 @@ class ObservedObjective(Objective):
     def __call__(self, codes: Float[Tensor, "samples #batch n k"]) -> Float[Tensor, "samples batch"]:
         return self.objective(self._labelled(codes))
 
+    def curvature(self, codes: Float[Tensor, "one batch n k"], *, generator: Generator | None = None) -> Curvature:
+        raise InputError(
+            "a surrogate of the sweep has one curvature for all examples, and their known variables differ; expected "
+            "sweep=exact with --labels"
+        )
+
     def evaluate(self, codes: Float[Tensor, "samples #batch n k"]) -> Evaluation:
         return _ObservedEvaluation(self, codes, self.objective.evaluate(self._labelled(codes)))
 
@@ -97,12 +103,6 @@ class _ObservedEvaluation(Evaluation):
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.labelled.full_sweep_is_free(rows)
-
-    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
-        raise InputError(
-            "a surrogate of the sweep shares one curvature among examples, and known rows differ; expected "
-            "sweep=exact with --labels"
-        )
 
 
 class LabelObjective(Objective):

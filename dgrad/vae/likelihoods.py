@@ -27,9 +27,9 @@ class Likelihood(ABC):
     ) -> Float[Tensor, "*lead batch"]:
         """`-log p(image | outputs)` summed over the pixels, in `unit`."""
 
-    def root_curvature(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"] | None:
-        """The root of the Gauss-Newton curvature of the loss in each output, or None where it is not known."""
-        return None
+    @abstractmethod
+    def root_curvature(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        """The root of the loss's Gauss-Newton curvature in each output."""
 
     @abstractmethod
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
@@ -121,10 +121,6 @@ class DataLoss:
                 f"{len(self.data)} examples of {self.data.shape[-1]} numbers; expected the same of both"
             )
         return self.likelihood.loss(flat, self.data)
-
-    def root_curvature(self, outputs: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"] | None:
-        """The root of the loss's Gauss-Newton curvature in each output, or None where it is not known."""
-        return self.likelihood.root_curvature(outputs)
 
 
 def _of_unit_range(name: str, data: Tensor) -> DataLoss:

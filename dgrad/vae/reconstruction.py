@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from dgrad.core.curvature import EXAMPLES, Curvature, mean_of_squares, random_signs
 from dgrad.core.estimator_tools import vjp
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.modes import in_inference_mode, in_transform, without_gradient
+from dgrad.core.modes import in_transform, without_gradient
 from dgrad.core.objective_guards import refuse_batch_norm, warn_if_expensive
 from dgrad.core.objectives import Evaluation, FunctionObjective, Objective
-from dgrad.core.quadratic import EXAMPLES, Quadratic, random_signs
 from dgrad.core.random import RandomState
 from dgrad.errors import InputError
 from dgrad.kernels import cpu
@@ -119,6 +119,19 @@ class DecoderObjective(Objective):
     @property
     def cost_advice(self) -> tuple[object, list[str]]:
         return type(self.decoder), ["fewer variables"]
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        if not isinstance(self.output_loss, DataLoss):
+            return super().curvature(codes, generator=generator)
+        codes, others = codes.detach().tensor_split([EXAMPLES], 1)
+
+        def outputs(codes: Tensor) -> Tensor:
+            return _in_one_batch(self._decode, self.inputs(torch.cat([codes, others], 1))[:, : codes.shape[1]])
+
+        values, carry = vjp(outputs, codes)
+        # P = J' sqrt(C) v: with random signs v, P P' has the mean J' C J
+        root = self.output_loss.likelihood.root_curvature(values)
+        return mean_of_squares(carry(root * random_signs(root, generator))[0])
 
     def inputs(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples #batch *inputs"]:
         """What the decoder gets for these codes."""
@@ -344,26 +357,6 @@ class DecoderEvaluation(Evaluation):
             numbers_per_code=of.numbers_per_code,
             bytes_per_call=of.sweep_bytes,
         )
-
-    def quadratic(self, *, generator: Generator | None = None) -> Quadratic:
-        of, codes = self.objective, self.codes.detach()
-        if not isinstance(of.output_loss, DataLoss) or in_inference_mode():
-            return super().quadratic(generator=generator)
-        examples = codes[0, :EXAMPLES]  # [R, n, k]
-        others = codes[:1, EXAMPLES:]
-
-        def outputs(measured: Tensor) -> Tensor:
-            inputs = of.inputs(torch.cat([measured.unsqueeze(0), others], 1))[0, : len(measured)]
-            return of._decode(inputs)
-
-        values, carry = vjp(outputs, examples)
-        root = of.output_loss.root_curvature(values)
-        if root is None:
-            return super().quadratic(generator=generator)
-        # P = J' sqrt(C) v, v random signs: the mean of P P' is J' C J
-        factors = carry(root * random_signs(root, generator))
-        weights = codes.new_full((len(factors),), 1 / max(1, len(factors)))
-        return Quadratic(codes, self.loss.detach(), self.slope(), factors, weights)
 
     def _changed_loss_with_same_noise(self, hidden: Tensor) -> Tensor:
         """The loss from the outputs of the first layer on, `[C*S, B, width]`."""

@@ -104,6 +104,7 @@ class Direct(GradientEstimator):
         else:
             at = objective.at(codes, differentiable=self.sweep_share.differentiable)
             direction = self.sweep_share.direction(
+                objective,
                 at,
                 layer,
                 lambda table: self._direction(layer, potentials, table, codes),

@@ -78,6 +78,7 @@ class DirectRaoBlackwell(GradientEstimator):
         at = objective.at(codes, differentiable=self.sweep_share.differentiable)
         mean = layer.mean(logits)
         direction = self.sweep_share.direction(
+            objective,
             at,
             layer,
             lambda table: difference(layer.mean, logits, table, self.epsilon, self.difference, middle=mean),

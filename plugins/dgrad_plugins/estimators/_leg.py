@@ -58,6 +58,7 @@ class LocalExpectation(GradientEstimator):
         with torch.no_grad():
             p = layer.mean(logits)  # [B, n, k]
             direction = self.sweep_share.direction(
+                objective,
                 at,
                 layer,
                 # p_ij (T_ij - sum_m p_im T_im)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from dgrad import Evaluation, InputError, LatentLayer
+from dgrad import Evaluation, InputError, LatentLayer, Objective
 from dgrad.core.estimator_tools import check_choice, needs_moves, needs_one_hot_rows, sweep_evaluations
 
 UNIFORM = 0.1
@@ -26,7 +26,7 @@ class SweepShare:
     """How an estimator sweeps: exactly, all rows or a share of them, by a surrogate, or by a surrogate and a share.
 
     Let `g(T)` be the gradient of a table T. Row i of it depends on row i of T alone, and is 0 where all values of the
-    row have the same loss. S is the surrogate (`Evaluation.quadratic`), `F_i` the factor of row i: one over the
+    row have the same loss. S is the surrogate (`Curvature.sweep`), `F_i` the factor of row i: one over the
     chance of being drawn for rows that were, 0 for the others (Horvitz & Thompson 1952).
 
     - `exact`: `g(T)`, with a share `F_i g_i(T)`
@@ -88,6 +88,7 @@ class SweepShare:
     @torch.no_grad()
     def direction(
         self,
+        objective: Objective,
         at: Evaluation,
         layer: LatentLayer,
         gradient: Callable[[Tensor], Tensor],
@@ -100,7 +101,8 @@ class SweepShare:
         """The gradient of the sweep, whole, by a share, or by a surrogate.
 
         Args:
-            at: evaluated with `differentiable=self.differentiable`.
+            objective: of the evaluation.
+            at: the codes, evaluated with `differentiable=self.differentiable`.
             gradient: of a table `[S, B, *code]`, in the same shape.
             mean: of q, where the surrogate has the rows that are not changed.
             weights: about how large the gradient is expected to be for each row of each code.
@@ -113,7 +115,8 @@ class SweepShare:
                 return gradient(at.potentials(layer))
             rows, factor = draw_rows(weights(), count, generator, uniform)
             return factor.unsqueeze(-1) * gradient(at.sweep_rows(rows))
-        of_surrogate = gradient(at.quadratic(generator=generator).sweep(mean))
+        curvature = objective.curvature(at.codes[:1].detach(), generator=generator)
+        of_surrogate = gradient(curvature.sweep(at.codes.detach(), at.slope(), mean))
         if self.sweep == "surrogate":
             return of_surrogate
         rows, factor = draw_rows(weights(), count, generator, uniform)
