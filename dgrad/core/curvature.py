@@ -66,14 +66,15 @@ class Curvature:
         self,
         codes: Float[Tensor, "samples batch n k"],
         slope: Float[Tensor, "samples batch n k"],
-        mean: Float[Tensor, "batch n k"],
+        center: Float[Tensor, "*#samples batch n k"],
     ) -> Float[Tensor, "samples batch n k"]:
         """The surrogate of a sweep: the quadratic with row i replaced by `onehot(j)`, less a constant in each row.
 
-        The other rows stand at the mean of q, not at the code. For a quadratic this is the mean of the table over the
-        other rows, which varies less.
+        Args:
+            center: where the other rows stand: the codes, or the mean of q. At the mean a quadratic's table is the
+                mean of the tables over the other rows, which varies less.
         """
-        return slope + self.times(mean - codes) + self.within_rows(mean)
+        return slope + self.times(center - codes) + self.within_rows(center)
 
 
 def combined(combine: Callable[..., Tensor], parts: Sequence[Curvature]) -> Curvature:

@@ -115,8 +115,11 @@ class SweepShare:
                 return gradient(at.potentials(layer))
             rows, factor = draw_rows(weights(), count, generator, uniform)
             return factor.unsqueeze(-1) * gradient(at.sweep_rows(rows))
-        curvature = objective.curvature(at.codes[:1].detach(), generator=generator)
-        of_surrogate = gradient(curvature.sweep(at.codes.detach(), at.slope(), mean))
+        codes = at.codes.detach()
+        curvature = objective.curvature(codes[:1], generator=generator)
+        # As a control it stands where the sweep stands, at the code. Alone, the mean of q leaves less variance.
+        center = mean if self.sweep == "surrogate" else codes
+        of_surrogate = gradient(curvature.sweep(codes, at.slope(), center))
         if self.sweep == "surrogate":
             return of_surrogate
         rows, factor = draw_rows(weights(), count, generator, uniform)
