@@ -596,7 +596,8 @@ class KLObjective(Objective):
     def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
         if codes.shape[2:] != self.layer.shape:  # of sequences
             return super().curvature(codes, generator=generator)
-        return Curvature(codes.new_zeros(0, *codes.shape[2:]), codes.new_zeros(0))  # linear
+        nothing = codes.new_zeros(0, *codes.shape[2:])
+        return Curvature(nothing, nothing)  # linear
 
     def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
         return self.layer.one_hot_rows and not self.problem.folded
@@ -787,8 +788,7 @@ class _InDtype(Objective):
         return None if losses is None else losses.to(codes.dtype)
 
     def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
-        inner = self.inner.curvature(codes.to(self.dtype), generator=generator)
-        return Curvature(inner.factors.to(codes.dtype), inner.weights.to(codes.dtype))
+        return self.inner.curvature(codes.to(self.dtype), generator=generator).to(codes.dtype)
 
     def evaluate(self, codes: Tensor) -> Evaluation:
         inner = self.inner.evaluate(codes.to(self.dtype))

@@ -84,7 +84,7 @@ class Direct(GradientEstimator):
         return Traits(
             unbiased=False,
             differentiable_objective=self.sweep_share.differentiable,
-            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
+            evaluations=lambda layer: self.sweep_share.evaluations(layer, self.samples),
             reference="Lorberbom et al. 2019",
             why_unsupported=needs_all(self.sweep_share.why_unsupported("direct"), needs("direct", "noise")),
             kl_inside=True,

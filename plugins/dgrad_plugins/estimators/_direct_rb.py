@@ -63,7 +63,7 @@ class DirectRaoBlackwell(GradientEstimator):
         return Traits(
             unbiased=False,
             differentiable_objective=self.sweep_share.differentiable,
-            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
+            evaluations=lambda layer: self.sweep_share.evaluations(layer, self.samples),
             reference="this project",
             why_unsupported=self.sweep_share.why_unsupported("direct-rb"),
             kl_inside=True,

@@ -43,7 +43,7 @@ class LocalExpectation(GradientEstimator):
         return Traits(
             unbiased=self.sweep != "surrogate",
             differentiable_objective=self.sweep_share.differentiable,
-            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
+            evaluations=lambda layer: self.sweep_share.evaluations(layer, self.samples),
             reference="Titsias & Lázaro-Gredilla 2015",
             why_unsupported=needs_one_hot_rows("leg"),
             independent_examples=not self.sweep_share.differentiable,

@@ -70,14 +70,14 @@ class SweepShare:
         """How many of n rows are swept."""
         return max(1, round(self.share * n))
 
-    def evaluations(self, layer: LatentLayer) -> int:
-        """The evaluations of such a sweep, the code itself included."""
+    def evaluations(self, layer: LatentLayer, samples: int) -> int:
+        """The evaluations of sweeps around as many codes, the codes included, and one to measure a curvature."""
         if self.sweep == "surrogate":
-            return 1
+            return samples + 1
         if not layer.one_hot_rows or self.share == 1:
-            return sweep_evaluations(layer)
+            return samples * sweep_evaluations(layer)
         n, k = layer.shape
-        return self.rows(n) * (k - 1) + 1
+        return samples * (self.rows(n) * (k - 1) + 1) + (self.sweep == "corrected")
 
     def why_unsupported(self, name: str) -> Callable[[LatentLayer], str | None]:
         """Why an estimator that changes one variable at a time, or with a share one row, does not support a layer."""
