@@ -16,13 +16,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgrad.core.draws import Draw
+    from dgrad.core.estimates import Drawn, Estimate
     from dgrad.core.estimator_tools import add_gradient, replace_gradient
-    from dgrad.core.gradient_estimator import Draw, Drawn, Estimate, ExactLimit, GradientEstimator, Limit, Traits
+    from dgrad.core.evaluations import Evaluation
+    from dgrad.core.gradient_estimator import GradientEstimator
+    from dgrad.core.kl_objective import KLObjective
     from dgrad.core.latent_layer import LatentLayer, LogLinear, Moves, Toggles
-    from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
+    from dgrad.core.objectives import FunctionObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
     from dgrad.core.sites import restricted
+    from dgrad.core.traits import ExactLimit, Limit, Traits
     from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
@@ -35,10 +40,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
     "core.estimator_tools": ["add_gradient", "replace_gradient"],
-    "core.gradient_estimator": ["Draw", "Drawn", "Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
+    "core.draws": ["Draw"],
+    "core.estimates": ["Drawn", "Estimate"],
+    "core.evaluations": ["Evaluation"],
+    "core.gradient_estimator": ["GradientEstimator"],
+    "core.kl_objective": ["KLObjective"],
     "hookspecs": ["hookimpl", "recordable"],
     "core.latent_layer": ["LatentLayer", "LogLinear", "Moves", "Toggles"],
-    "core.objectives": ["Evaluation", "FunctionObjective", "KLObjective", "Objective"],
+    "core.objectives": ["FunctionObjective", "Objective"],
+    "core.traits": ["ExactLimit", "Limit", "Traits"],
     "core.refinement": ["refine"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from torch import Generator, Tensor
 
 import dgrad
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator
+from dgrad.core.estimates import Estimate
+from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.objectives import CodeLoss
 from dgrad.experiments.launchers import Ended, Job
 from dgrad.testing import monte_carlo_gradient

@@ -7,32 +7,29 @@ gradient.
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from dgrad.core.arguments import check_arguments
+from dgrad.core.draws import Draw
+from dgrad.core.estimates import Drawn, Estimate, check_estimate
 from dgrad.core.estimator_tools import check_choice
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_backward_pass, in_inference_mode, in_transform
-from dgrad.core.objectives import CodeLoss, Objective, differentiated
-from dgrad.core.schedules import Constant, Schedule, schedule
+from dgrad.core.objectives import CodeLoss, Objective
+from dgrad.core.scheduled_module import ScheduledModule
 from dgrad.core.site_objectives import ProblemObjective, objective_of
 from dgrad.core.sites import Problem, prepare
-from dgrad.errors import DgradWarning, InputError
+from dgrad.core.traits import Traits
+from dgrad.core.wrapped_objectives import differentiated
+from dgrad.errors import InputError
 
-Itself = TypeVar("Itself", bound="GradientEstimator")
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-CALLS_WITHOUT_A_STEP = 100
-"""After how many training calls a warning says that nobody moves the schedules."""
 
 
 def _typed_as(function: Function) -> Callable[[Callable[..., Any]], Function]:
@@ -50,98 +47,12 @@ PATHWISE = (
 """The built-in estimators with the two traits, for error messages. A test holds them to the traits."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What an estimator returns.
-
-    Attributes:
-        loss: `[B]`, estimates `E_q[f(z)]` for each example; its gradient is the estimator's.
-        codes: `[S, B, *code]`, the hard codes that were drawn (for `exact`: the whole support).
-    """
-
-    loss: Float[Tensor, " batch"]
-    codes: Float[Tensor, "samples batch *code"]
-
-
-@dataclass(frozen=True)
-class ExactLimit:
-    """Where a biased estimator's mean gradient becomes exact.
-
-    Attributes:
-        exact_for: the objectives for which it does: `linear` in the code, `quadratic`, or `any`. For an estimator that
-            needs a differentiable objective, `any` means any smooth one.
-        at: values of its hyper-parameters at which it is within 3 % of the limit, on problems of the kit's size.
-        rows_only: whether it does so for one-hot rows alone, and keeps a bias on structured layers.
-    """
-
-    exact_for: str
-    at: Mapping[str, float] = field(default_factory=dict)
-    rows_only: bool = False
-
-
-Limit = ExactLimit
-"""Its former name."""
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What is true of an estimator with the hyper-parameters it has.
-
-    Attributes:
-        unbiased: whether the mean of its gradient is the gradient of `E_q[f(z)]`.
-        differentiable_objective: whether it needs the objective's gradient in the codes.
-        evaluations: how many evaluations of the objective one example costs with a given layer.
-        reference: the paper.
-        why_unsupported: why it cannot work with a given layer, or None where it can.
-        independent_examples: whether an example's gradient depends on nothing but that example.
-        kl_inside: whether it trains better with the KL inside its objective than beside it.
-        unbiased_value: whether the mean of its loss's value is `E_q[f(z)]`. It is not where relaxed codes are
-            evaluated.
-        perturbs: whether its codes are those of perturbed logits, `argmax(logits + layer.noise(...))`. These are draws
-            of q where a code's parts are independent, not on structured layers.
-        limit: where the bias of a biased one vanishes; None where it vanishes nowhere that can be stated.
-        one_pass: whether the objective is evaluated only at codes that are drawn first, and never differentiated in
-            them: `draw` works.
-        pathwise: whether its gradient is that of a code with a gradient: `codes` works, and examples may be coupled.
-        losses_of_sites: whether each variable may have a loss of its own, so that `credit="future"` saves variance. It
-            calls the objective once, at draws of q, and weights what is 0 in the mean by the loss.
-    """
-
-    unbiased: bool
-    differentiable_objective: bool
-    evaluations: Callable[[LatentLayer], int]
-    reference: str
-    why_unsupported: Callable[[LatentLayer], str | None] = lambda layer: None
-    independent_examples: bool = True
-    kl_inside: bool = False
-    unbiased_value: bool = True
-    perturbs: bool = False
-    limit: ExactLimit | None = None
-    one_pass: bool = False
-    pathwise: bool = False
-    losses_of_sites: bool = False
-
-    def supports(self, layer: LatentLayer) -> bool:
-        """Whether the estimator works with this layer."""
-        return self.why_unsupported(layer) is None
-
-    def value_is_unbiased(self, layer: LatentLayer) -> bool:
-        """Whether the mean of the loss's value is `E_q[f(z)]` with this layer."""
-        return self.unbiased_value and (layer.independent_parts or not self.perturbs)
-
-
-class GradientEstimator(nn.Module, ABC):
+class GradientEstimator(ScheduledModule, ABC):
     """An estimator of the gradient of `E_{z ~ q(z | logits)}[f(z)]`.
 
     Hyper-parameters are numbers or schedules (`hyperparameter`). What an estimator learns or averages are its own
     parameters and buffers: they travel in its state dict.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.schedules: dict[str, Schedule] = {}
-        # Training calls while nobody has set a step; None where that is no matter.
-        self._calls_without_step: int | None = None
 
     @property
     @abstractmethod
@@ -318,7 +229,7 @@ class GradientEstimator(nn.Module, ABC):
             estimate = self.estimate(problem.layer, problem.logits, usable, generator=generator)
         else:
             estimate = _of_no_example(problem, usable)
-        _check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
+        check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
         if problem.plain:
             return estimate
         assert isinstance(of_problem, ProblemObjective)
@@ -405,32 +316,7 @@ class GradientEstimator(nn.Module, ABC):
                 f"{name} keeps averages, which torch.func's transforms cannot update; expected averages that stand "
                 "still: call .eval() on the estimator"
             )
-        if self._calls_without_step is not None and self.training:
-            self._calls_without_step += 1
-            if self._calls_without_step == CALLS_WITHOUT_A_STEP:
-                still = ", ".join(f"{key}={value}" for key, value in self.schedules.items() if not _is_constant(value))
-                warnings.warn(
-                    f"{name}: {still} has not moved in {CALLS_WITHOUT_A_STEP} training calls; expected "
-                    "estimator.set_run_length(steps) once and estimator.set_step(step) at each step",
-                    DgradWarning,
-                    stacklevel=5,
-                )
-
-    def hyperparameter(self, name: str, value: float | str | Schedule, *, above: float | None = None) -> None:
-        """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.
-
-        Raises:
-            InputError: a value of the schedule is not above `above`.
-        """
-        self.schedules[name] = schedule(value)
-        # As the buffer will hold it: a number that float32 rounds to the limit is not above it.
-        if above is not None and not torch.tensor(self.schedules[name].lowest, dtype=torch.float32) > above:
-            raise InputError(f"{name} must stay above {above:g}; got {self.schedules[name]}: give a larger one")
-        moves = not _is_constant(self.schedules[name])
-        start = self.schedules[name].over(1) if moves else self.schedules[name]
-        self.register_buffer(name, torch.tensor(start(0), dtype=torch.float32), persistent=False)
-        if moves and type(self).set_step is GradientEstimator.set_step:
-            self._calls_without_step = 0
+        self.warn_of_still_schedules()
 
     def set_layer(self, layer: LatentLayer) -> None:
         """Make the learned parts whose size depends on the layer.
@@ -438,49 +324,9 @@ class GradientEstimator(nn.Module, ABC):
         Call it before the optimizer is made and before a state dict is loaded. Without such parts nothing happens.
         """
 
-    def set_run_length(self, steps: int) -> None:
-        """Tell schedules that span the whole run how many steps it has."""
-        self.schedules = {name: value.over(steps) for name, value in self.schedules.items()}
-
-    def set_step(self, step: int) -> None:
-        """Set every scheduled hyper-parameter to its value at `step`, without waiting for the device.
-
-        Raises:
-            InputError: a schedule spans the whole run, and nobody has told its length.
-        """
-        self._calls_without_step = None
-        for name, value in self.schedules.items():
-            if not _is_constant(value):
-                getattr(self, name).fill_(value(step))
-
     def _keeps_averages(self) -> bool:
         """Whether buffers travel in the state dict: what earlier calls have left."""
         return any(module._buffers.keys() - module._non_persistent_buffers_set for module in self.modules())
-
-    def extra_repr(self) -> str:
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        shown = {name: getattr(self, name) for name in names if hasattr(self, name)} | self.schedules
-        return ", ".join(f"{name}={value}" for name, value in shown.items())
-
-    def _apply(self: Itself, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Itself:
-        """Move to a device or into a dtype. Buffers keep their dtype: float16 would round hyper-parameters."""
-        before = [
-            (module, name, buffer)
-            for module in self.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        with torch.inference_mode(False):  # inside, later updates would be refused
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            for module, name, old in before:
-                new = module._buffers[name]
-                if new is not None and new.dtype != old.dtype:
-                    module._buffers[name] = old.to(new.device)
-        return self
-
-
-def _is_constant(value: Schedule) -> bool:
-    return isinstance(value, Constant)
 
 
 def _of_no_example(problem: Problem, objective: Objective) -> Estimate:
@@ -490,191 +336,7 @@ def _of_no_example(problem: Problem, objective: Objective) -> Estimate:
     return Estimate(loss=objective(codes).mean(0) + problem.logits.flatten(1).sum(-1), codes=codes)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What the first half of a one-pass estimator returns.
-
-    Attributes:
-        codes: `[S, B, *code]`, whose losses the second half needs.
-        kept: whatever else it drew, or read from a state that moves; the batch is the second axis of each.
-    """
-
-    codes: Float[Tensor, "samples batch *code"]
-    kept: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """Codes that were drawn, to act on now and to learn from later. Made by `estimator.draw(layer, logits)`.
-
-    In an episode, each step has a draw. `Draw.cat` makes one of them, so that one pass of the policy learns from all.
-    A draw may be made under `torch.no_grad` or `torch.inference_mode`. Then give `estimate` the logits again.
-
-    Attributes:
-        codes: `[S, B, *code]`, or `[S, B, T, *code]` of sequences, in the dtype of the logits. The estimator needs the
-            loss of each.
-    """
-
-    estimator: GradientEstimator
-    layer: LatentLayer
-    logits: Float[Tensor, "batch *code"]
-    codes: Float[Tensor, "samples batch *code"]
-    drawn: Drawn
-    mask: Tensor | None
-    credit: str
-    allowed: Tensor | None
-    has_graph: bool
-
-    def estimate(self, loss: Tensor, *, logits: Float[Tensor, "batch *code"] | None = None) -> Estimate:
-        """The estimate that a call would have returned, from the losses of the codes.
-
-        The estimator's averages take these losses in, as in a call. Baselines are from before the draw.
-
-        Args:
-            loss: `[S, B]`, lower is better: minus the return. `[S, B, T]` for `site` and `future` credit. A decoder
-                behind it gets its gradient.
-            logits: the same logits computed again, with a graph, by the parameters that drew the codes. After a change
-                of the parameters the gradient is biased.
-
-        Raises:
-            InputError: losses or logits of another shape, or a draw without a graph and no logits.
-
-        >>> import dgrad
-        >>> layer, policy = dgrad.latent("1x2"), torch.nn.Linear(3, 2)
-        >>> estimator, draws, states = dgrad.estimator("reinforce"), [], torch.rand(5, 3)
-        >>> with torch.no_grad():
-        ...     for state in states:
-        ...         draws.append(estimator.draw(layer, policy(state).view(1, 1, 2)))
-        >>> episode = dgrad.Draw.cat(draws)
-        >>> returns = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
-        >>> estimate = episode.estimate(-returns, logits=policy(states).view(5, 1, 2))
-        >>> estimate.loss.mean().backward()
-        """
-        if logits is None:
-            if torch.is_grad_enabled() and not self.has_graph:
-                raise InputError(
-                    "a draw without a graph, made under no_grad or inference_mode; expected draw.estimate(loss, "
-                    "logits=policy(observations)): the same logits again, by the same parameters, with a graph"
-                )
-            logits = self.logits
-        elif logits.shape != self.logits.shape:
-            raise InputError(
-                f"logits of shape {list(logits.shape)} for a draw from logits of shape {list(self.logits.shape)}; "
-                "expected the same logits again"
-            )
-        self._check_loss(loss)
-        # What was made under inference_mode cannot be saved for a backward pass.
-        logits, mask, allowed = _outside_inference_mode(logits), self.mask, self.allowed
-        problem = self.estimator._prepare(
-            self.layer,
-            logits,
-            mask=None if mask is None else _outside_inference_mode(mask),
-            credit=self.credit,
-            allowed=None if allowed is None else _outside_inference_mode(allowed),
-        )
-        if problem.logits.dtype != logits.dtype or not loss.is_floating_point():
-            loss = loss.to(problem.logits.dtype)
-        drawn = Drawn(_outside_inference_mode(self.drawn.codes), tuple(map(_outside_inference_mode, self.drawn.kept)))
-        estimate = self.estimator.estimate_from(problem.layer, problem.logits, drawn, problem.losses(loss))
-        _check_estimate(f"{type(self.estimator).__name__}.estimate_from", estimate, problem.logits)
-        return Estimate(loss=problem.loss(estimate.loss, loss), codes=problem.codes(estimate.codes))
-
-    def _check_loss(self, loss: Any) -> None:
-        expected = list(self.codes.shape[: 2 if self.credit == "example" else 3])
-        if not isinstance(loss, Tensor):
-            raise InputError(f"a loss of type {type(loss).__name__}; expected a tensor of shape {expected}")
-        got, samples = list(loss.shape), expected[0]
-        if got == expected:
-            return
-        remedy = ""
-        if samples == 1 and got == expected[1:]:
-            remedy = ": give loss.unsqueeze(0)"
-        elif got in (expected[1:], [1, *expected[1:]]):
-            remedy = (
-                f": {type(self.estimator).__name__} needs the losses of {samples} codes for each example. Where an "
-                "example can be tried once take reinforce or relax"
-            )
-        raise InputError(f"a loss of shape {got}; expected one for each code of the draw, {expected}{remedy}")
-
-    @classmethod
-    def cat(cls, draws: Sequence[Draw]) -> Draw:
-        """One draw of several, along the batch: the steps of an episode, or of many that differ in length.
-
-        Raises:
-            InputError: there are none, they are of several estimators or layers, or their codes differ in shape.
-        """
-        if not draws:
-            raise InputError("no draws; expected at least one")
-        first = draws[0]
-        if any(draw.estimator is not first.estimator or draw.layer != first.layer for draw in draws):
-            raise InputError("draws of several estimators or latent layers; expected one estimator and one layer")
-        if any(draw.credit != first.credit for draw in draws):
-            raise InputError("draws with several kinds of credit; expected one")
-        shapes = {(len(draw.codes), *draw.codes.shape[2:]) for draw in draws}
-        if len(shapes) > 1:
-            got = " and ".join(str(list(draw.codes.shape)) for draw in draws[:2])
-            raise InputError(
-                f"draws with codes of shapes such as {got}; expected as many samples and sites of all: mask= pads "
-                "sequences, and an example with few allowed values may have fewer codes"
-            )
-        kept = zip(*(draw.drawn.kept for draw in draws), strict=True)
-        return cls(
-            first.estimator,
-            first.layer,
-            torch.cat([draw.logits for draw in draws]),
-            torch.cat([draw.codes for draw in draws], 1),
-            Drawn(torch.cat([draw.drawn.codes for draw in draws], 1), tuple(torch.cat(parts, 1) for parts in kept)),
-            _cat_bools([draw.mask for draw in draws], [draw.logits.shape[:2] for draw in draws]),
-            first.credit,
-            _cat_bools([draw.allowed for draw in draws], [draw.logits.shape for draw in draws]),
-            all(draw.has_graph for draw in draws),
-        )
-
-
-def _outside_inference_mode(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy outside of inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _cat_bools(tensors: list[Tensor | None], shapes: list[torch.Size]) -> Tensor | None:
-    """Along the batch, with True where there is none; None where there is none at all."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    if not given:
-        return None
-    device = given[0].device
-    return torch.cat(
-        [
-            torch.ones(shape, dtype=torch.bool, device=device) if tensor is None else tensor
-            for tensor, shape in zip(tensors, shapes, strict=True)
-        ]
-    )
-
-
 def _undefined(estimator: GradientEstimator, methods: str) -> InputError:
     """The error of a plugin's estimator that lacks what its traits promise."""
     name = type(estimator).__name__
     return InputError(f"{name} does not define {methods}; expected estimate, or what its traits say: see {name}.traits")
-
-
-def _check_estimate(name: str, estimate: Any, logits: Tensor) -> None:
-    """Hold a plugin's estimator to the contract; by shapes alone, so that nothing waits for the device.
-
-    Raises:
-        InputError: what it returned is no `Estimate`, or its shapes are wrong.
-    """
-    if not isinstance(estimate, Estimate):
-        raise InputError(f"{name} returned a {type(estimate).__name__}; expected an Estimate(loss=..., codes=...)")
-    if estimate.loss.shape != logits.shape[:1]:
-        raise InputError(
-            f"{name} returned a loss of shape {list(estimate.loss.shape)}; expected one number for each "
-            f"example, {list(logits.shape[:1])}: take the mean over the samples"
-        )
-    if estimate.codes.shape[1:] != logits.shape:
-        raise InputError(
-            f"{name} returned codes of shape {list(estimate.codes.shape)}; expected [samples, "
-            f"{', '.join(map(str, logits.shape))}]"
-        )
-    if torch.is_grad_enabled() and logits.requires_grad and not estimate.loss.requires_grad:
-        raise InputError(
-            f"{name} returned a loss without a gradient; expected the estimator's: see dgrad.replace_gradient"
-        )

@@ -9,12 +9,14 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from dgrad.core.curvature import Curvature
+from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import without_gradient
-from dgrad.core.objectives import CodeLoss, Evaluation, FunctionObjective, Objective, Sum, as_objective, in_dtype
+from dgrad.core.objectives import CodeLoss, FunctionObjective, Objective, Sum, as_objective
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import Restricted
 from dgrad.core.sites import Problem
+from dgrad.core.wrapped_objectives import in_dtype
 from dgrad.errors import InputError
 
 

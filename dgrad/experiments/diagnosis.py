@@ -24,9 +24,9 @@ from dgrad import registry
 from dgrad.config import TrainConfig
 from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import SweepCache
 from dgrad.core.random import seed_for
 from dgrad.core.schedules import Constant
+from dgrad.core.wrapped_objectives import SweepCache
 from dgrad.data import Split, unit
 from dgrad.devices import choose_device, describe_device, synchronize
 from dgrad.errors import DgradError, InputError

@@ -20,7 +20,8 @@ from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator
+from dgrad.core.estimates import Estimate
+from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import CodeLoss, Objective
 from dgrad.core.restricted import Product

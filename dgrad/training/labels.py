@@ -14,8 +14,9 @@ from torch import Generator, Tensor
 
 from dgrad.config import TrainConfig
 from dgrad.core.curvature import Curvature
+from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import Evaluation, Objective
+from dgrad.core.objectives import Objective
 from dgrad.data import Dataset
 from dgrad.errors import InputError
 

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dgrad import registry
 from dgrad.config import TrainConfig
 from dgrad.core.gradient_estimator import GradientEstimator
-from dgrad.core.objectives import KLObjective, as_objective
+from dgrad.core.kl_objective import KLObjective
+from dgrad.core.objectives import as_objective
 from dgrad.core.random import drop, seed_for
 from dgrad.core.refinement import check_refinable, refine
 from dgrad.core.schedules import Constant, Schedule, schedule

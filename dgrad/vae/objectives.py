@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from dgrad.core.index_objectives import IndexObjective
 from dgrad.core.latent_layer import LatentLayer
-from dgrad.core.objectives import CodeLoss, FunctionObjective, IndexObjective, Objective
+from dgrad.core.objectives import CodeLoss, FunctionObjective, Objective
 from dgrad.errors import InputError
 from dgrad.vae.reconstruction import DecoderObjective, OutputLoss
 

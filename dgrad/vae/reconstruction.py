@@ -16,10 +16,11 @@ from torch import Generator, Tensor, nn
 
 from dgrad.core.curvature import EXAMPLES, Curvature, mean_of_squares, random_signs
 from dgrad.core.estimator_tools import vjp
+from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_transform, without_gradient
 from dgrad.core.objective_guards import refuse_batch_norm, warn_if_expensive
-from dgrad.core.objectives import Evaluation, FunctionObjective, Objective
+from dgrad.core.objectives import FunctionObjective, Objective
 from dgrad.core.random import RandomState
 from dgrad.errors import InputError
 from dgrad.kernels import cpu

@@ -11,7 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
-from dgrad.core.objectives import FunctionObjective, KLObjective, Objective, SweepCache, in_dtype
+from dgrad.core.kl_objective import KLObjective
+from dgrad.core.objectives import FunctionObjective, Objective
+from dgrad.core.wrapped_objectives import SweepCache, in_dtype
 from dgrad.testing import small_logits, small_objectives
 from dgrad.training.labels import LabelObjective, ObservedObjective
 from dgrad.vae.likelihoods import likelihood

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import dgrad
+from dgrad.core.estimates import Estimate
 from dgrad.core.estimator_tools import replace_gradient
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator
+from dgrad.core.gradient_estimator import GradientEstimator
 
 
 def test_logits_of_another_shape_are_refused() -> None:

@@ -13,8 +13,10 @@ from torch import Generator, Tensor, nn
 
 import dgrad
 from dgrad.core import objective_guards
-from dgrad.core.objectives import FunctionObjective, KLObjective, Objective, in_dtype
+from dgrad.core.kl_objective import KLObjective
+from dgrad.core.objectives import FunctionObjective, Objective
 from dgrad.core.random import RandomState
+from dgrad.core.wrapped_objectives import in_dtype
 from dgrad.errors import CostWarning
 from dgrad.testing import small_logits, small_objectives
 

@@ -342,7 +342,7 @@ def test_a_decoder_that_begins_linear_sweeps_sequences_by_its_columns(
 
     gradients = []
     fast = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(data))
-    monkeypatch.setattr(fast, "changes_per_call", None)  # what a sweep by calls would ask
+    monkeypatch.setattr(fast, "changes_per_call", lambda codes, count: pytest.fail("a sweep by calls"))
     for objective in (fast, dgrad.objective(by_calls)):
         estimate = dgrad.estimator("leg")(
             layer, logits, objective + kl, mask=mask, generator=Generator().manual_seed(0)
@@ -535,7 +535,7 @@ def test_edges(name: str, mask: list[list[bool]], dtype: torch.dtype) -> None:
 
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("objectives", "restricted", "sites"):
+    for module in ("evaluations", "restricted", "sites"):
         monkeypatch.setattr(f"dgrad.core.{module}.visible", lambda tensor: None)
 
 

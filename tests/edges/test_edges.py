@@ -23,7 +23,8 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 import dgrad
-from dgrad.core.gradient_estimator import Estimate, GradientEstimator
+from dgrad.core.estimates import Estimate
+from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.objectives import CodeLoss
 from dgrad_plugins.estimators import ESTIMATORS
 

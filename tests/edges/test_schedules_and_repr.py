@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dgrad
-from dgrad.core.gradient_estimator import CALLS_WITHOUT_A_STEP
+from dgrad.core.scheduled_module import CALLS_WITHOUT_A_STEP
 from dgrad.errors import DgradWarning
 from dgrad_plugins.estimators import ESTIMATORS
 

@@ -10,7 +10,9 @@ from torch import Generator, Tensor, nn
 import dgrad
 from benchmarks.naive import naive_sweep
 from dgrad.config import configure
-from dgrad.core.objectives import FunctionObjective, KLObjective, SweepCache, in_dtype
+from dgrad.core.kl_objective import KLObjective
+from dgrad.core.objectives import FunctionObjective
+from dgrad.core.wrapped_objectives import SweepCache, in_dtype
 from dgrad.kernels import code_sweeps as sweeps
 from dgrad.training.labels import LabelObjective, ObservedObjective
 from dgrad.training.trainer import Trainer

@@ -11,10 +11,12 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
+from dgrad.core.estimates import Drawn, Estimate
 from dgrad.core.estimator_tools import add_gradient, replace_gradient
-from dgrad.core.gradient_estimator import Drawn, Estimate, GradientEstimator, Traits
+from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import CodeLoss, Objective
+from dgrad.core.traits import Traits
 from dgrad.testing import CHECKS, CheckResult, ConformanceError, check_estimator, parametrize_with_checks, run_checks
 from dgrad.testing._kit import LATENTS, name_of, run_check
 

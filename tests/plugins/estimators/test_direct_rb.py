@@ -8,7 +8,8 @@ from helpers import mean_of_direct
 from torch import Generator
 
 import dgrad
-from dgrad.core.objectives import FunctionObjective, KLObjective
+from dgrad.core.kl_objective import KLObjective
+from dgrad.core.objectives import FunctionObjective
 from dgrad.testing import small_logits, small_objectives
 
 

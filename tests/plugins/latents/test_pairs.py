@@ -17,9 +17,11 @@ from torch import Generator, Tensor
 
 import dgrad
 from dgrad import registry
-from dgrad.core.gradient_estimator import Traits
-from dgrad.core.objectives import KLObjective, SweepCache, as_objective
+from dgrad.core.kl_objective import KLObjective
+from dgrad.core.objectives import as_objective
 from dgrad.core.random import gumbel
+from dgrad.core.traits import Traits
+from dgrad.core.wrapped_objectives import SweepCache
 from dgrad.data import Split
 from dgrad.testing import check_estimator, small_logits, small_objectives
 from dgrad.training.run_directory import Run
