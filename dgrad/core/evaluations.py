@@ -110,8 +110,11 @@ class Evaluation:
         losses = self.losses_of(neighbours)  # [C, S, B]
         return layer.moves.potentials(self.codes, losses - self.loss)
 
-    def slope(self) -> Float[Tensor, "samples batch *code"]:
-        """The gradient of the loss in the codes. It has no gradient of its own. Zeros in `torch.inference_mode`.
+    def slope(self, *, differentiable: bool = False) -> Float[Tensor, "samples batch *code"]:
+        """The gradient of the loss in the codes. Zeros in `torch.inference_mode`.
+
+        Args:
+            differentiable: whether it has a gradient of its own.
 
         Raises:
             InputError: the codes were not evaluated with `differentiable=True`.
@@ -129,8 +132,23 @@ class Evaluation:
             )
         with torch.enable_grad():
             total = self.loss.sum()
-        (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True)
+        (slope,) = torch.autograd.grad(total, self.codes, retain_graph=True, create_graph=differentiable)
         return slope
+
+    def hessian_times(self, vectors: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch *code"]:
+        """The second derivative of each code's loss, times a vector. Zeros in `torch.inference_mode`.
+
+        Raises:
+            InputError: as for `slope`.
+        """
+        if needs_transforms():
+            slope = torch.func.grad(lambda codes: self.objective(codes).sum())
+            return torch.func.grad(lambda codes: (slope(codes) * vectors).sum())(self.codes.detach())
+        slope_here = self.slope(differentiable=True)
+        if not slope_here.requires_grad:  # linear, or in inference mode
+            return torch.zeros_like(vectors)
+        (products,) = torch.autograd.grad(slope_here, self.codes, vectors, materialize_grads=True)
+        return products
 
     def losses_of(self, changed: Tensor) -> Float[Tensor, "changes samples batch"]:
         """The losses of changed codes `[C, S, B, *code]`, with the random numbers of the codes themselves."""

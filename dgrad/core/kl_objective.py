@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
+from dgrad.core.curvature import Curvature
 from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import without_gradient
@@ -58,6 +59,12 @@ class KLObjective(Objective):
         if codes.shape[2:] != self.layer.shape:  # of sequences
             return super().evaluate(codes)
         return _KLEvaluation(self, codes, self(codes))
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        if codes.shape[2:] != self.layer.shape:  # of sequences
+            return super().curvature(codes, generator=generator)
+        nothing = codes.new_zeros(0, *codes.shape[2:])
+        return Curvature(nothing, nothing)  # linear
 
     def takes_rows(self, codes: Float[Tensor, "samples batch sites n k"]) -> bool:
         return self.layer.one_hot_rows and not self.problem.folded

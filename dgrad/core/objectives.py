@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
+from dgrad.core.curvature import EXAMPLES, Curvature, combined, mean_of_products, random_signs
 from dgrad.core.evaluations import CombinedEvaluation, Evaluation
 from dgrad.core.modes import in_inference_mode, needs_transforms
 from dgrad.core.objective_guards import BatchNormError, agree, identity_of, refusing_batch_norm
@@ -80,6 +81,23 @@ class Objective(ABC):
         """The sweep of one-hot rows where nothing else is asked about them: `at(codes).sweep()`."""
         with torch.no_grad():
             return self.evaluate(codes).sweep()
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        """The mean over a batch of the loss's curvature in the code, for a surrogate of the sweep.
+
+        It is measured with random signs, at one code of each of the first `EXAMPLES` examples. Here it is the Hessian:
+        the loss needs a second derivative. A decoder has the Gauss-Newton matrix, which varies less.
+
+        Args:
+            generator: of the signs.
+
+        Raises:
+            InputError: the loss has no gradient in the codes.
+        """
+        at = self.at(codes, differentiable=True)
+        signs = random_signs(codes.detach(), generator)
+        products = at.hessian_times(signs)  # [1, B, *code]
+        return mean_of_products(signs[0, :EXAMPLES], products[0, :EXAMPLES])
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         """The loss of each of `batch` examples at each of these codes, differentiable as a call is.
@@ -277,6 +295,9 @@ class Sum(Objective):
     def shared(self, codes: Tensor, batch: int) -> Tensor | None:
         losses = [part.shared(codes, batch) for part in self.parts]
         return None if any(loss is None for loss in losses) else self.combine(*losses)
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        return combined(self.combine, [part.curvature(codes, generator=generator) for part in self.parts])
 
     def evaluate(self, codes: Tensor) -> Evaluation:
         return CombinedEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
+from dgrad.core.curvature import Curvature
 from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import without_gradient
@@ -75,6 +76,11 @@ class ProblemObjective(Objective):
         if self.problem.sites is None:
             return True
         return self.problem.credit == "example" and self.inner.takes_rows(self.problem.codes(codes))
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        if not self._sweeps_rows(codes):
+            return super().curvature(codes, generator=generator)
+        return self.inner.curvature(self.problem.folded_codes(self.problem.codes(codes)), generator=generator)
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
         evaluation: Evaluation

@@ -6,8 +6,9 @@ from collections.abc import Hashable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
+from dgrad.core.curvature import Curvature
 from dgrad.core.evaluations import CombinedEvaluation, Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objective_guards import check_dependence
@@ -55,6 +56,9 @@ class SweepCache(Objective):
 
     def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"] | None:
         return self.objective.shared(codes, batch)
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        return self.objective.curvature(codes, generator=generator)
 
     def evaluate(self, codes: Float[Tensor, "samples #batch *code"]) -> Evaluation:
         return _CachedEvaluation(self, self.objective.evaluate(codes))
@@ -111,6 +115,9 @@ class _InDtype(Objective):
         losses = self.inner.shared(codes.to(self.dtype), batch)
         return None if losses is None else losses.to(codes.dtype)
 
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        return self.inner.curvature(codes.to(self.dtype), generator=generator).to(codes.dtype)
+
     def evaluate(self, codes: Tensor) -> Evaluation:
         inner = self.inner.evaluate(codes.to(self.dtype))
         return CombinedEvaluation(self, codes, lambda losses: losses.to(codes.dtype), [inner])
@@ -131,6 +138,9 @@ class _Differentiated(Objective):
 
     def everywhere(self, codes: Tensor, batch: int) -> Tensor:
         return self.inner.everywhere(codes, batch)
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        return self.inner.curvature(codes, generator=generator)
 
     def evaluate(self, codes: Tensor) -> Evaluation:
         inner = self.inner.evaluate(codes)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dgrad.config import TrainConfig
+from dgrad.core.curvature import Curvature
 from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objectives import Objective
@@ -72,6 +73,12 @@ class ObservedObjective(Objective):
 
     def __call__(self, codes: Float[Tensor, "samples #batch n k"]) -> Float[Tensor, "samples batch"]:
         return self.objective(self._labelled(codes))
+
+    def curvature(self, codes: Float[Tensor, "one batch n k"], *, generator: Generator | None = None) -> Curvature:
+        raise InputError(
+            "a surrogate of the sweep has one curvature for all examples, and their known variables differ; expected "
+            "sweep=exact with --labels"
+        )
 
     def evaluate(self, codes: Float[Tensor, "samples #batch n k"]) -> Evaluation:
         return _ObservedEvaluation(self, codes, self.objective.evaluate(self._labelled(codes)))

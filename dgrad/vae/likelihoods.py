@@ -28,6 +28,10 @@ class Likelihood(ABC):
         """`-log p(image | outputs)` summed over the pixels, in `unit`."""
 
     @abstractmethod
+    def root_curvature(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        """The root of the loss's Gauss-Newton curvature in each output."""
+
+    @abstractmethod
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         """The expected image, in [0, 1]."""
 
@@ -45,6 +49,10 @@ class Bernoulli(Likelihood):
         self, outputs: Float[Tensor, "*lead #batch d"], images: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "*lead batch"]:
         return softplus(outputs).sum(-1) - _products(outputs, images)
+
+    def root_curvature(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        mean = outputs.sigmoid()
+        return (mean * (1 - mean)).sqrt()
 
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         return outputs.sigmoid()
@@ -66,6 +74,9 @@ class SquaredError(Likelihood):
         if _of_all_images(mean):
             return mean.square().sum(-1) - 2 * _products(mean, images) + images.square().sum(-1)
         return (images - mean).square().sum(-1)
+
+    def root_curvature(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        return (1 - outputs.tanh().square()) / 2**0.5  # sqrt(2) times the slope of the mean
 
     def mean(self, outputs: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         return (1 + torch.tanh(outputs)) / 2

@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from dgrad.core.curvature import EXAMPLES, Curvature, mean_of_squares, random_signs
+from dgrad.core.estimator_tools import vjp
 from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_transform, without_gradient
@@ -140,6 +142,19 @@ class DecoderObjective(Objective):
     @property
     def cost_advice(self) -> tuple[object, list[str]]:
         return type(self.decoder), ["fewer variables"]
+
+    def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
+        if not isinstance(self.output_loss, DataLoss):
+            return super().curvature(codes, generator=generator)
+        codes, others = codes.detach().tensor_split([EXAMPLES], 1)
+
+        def outputs(codes: Tensor) -> Tensor:
+            return _in_one_batch(self._decode, self.inputs(torch.cat([codes, others], 1))[:, : codes.shape[1]])
+
+        values, carry = vjp(outputs, codes)
+        # P = J' sqrt(C) v: with random signs v, P P' has the mean J' C J
+        root = self.output_loss.likelihood.root_curvature(values)
+        return mean_of_squares(carry(root * random_signs(root, generator))[0])
 
     def inputs(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples #batch *inputs"]:
         """What the decoder gets for these codes."""

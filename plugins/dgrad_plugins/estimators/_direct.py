@@ -17,9 +17,7 @@ from dgrad.core.estimator_tools import (
 )
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
-from dgrad_plugins.estimators._sweep_share import SweepShare
-
-SWEEPS = ("exact", "linear")
+from dgrad_plugins.estimators._sweep_share import SWEEPS, SweepShare
 
 
 class Direct(GradientEstimator):
@@ -69,8 +67,8 @@ class Direct(GradientEstimator):
         self.hyperparameter("epsilon", epsilon, above=0)
         self.samples = check_count("samples", samples)
         self.difference = check_choice("difference", difference, DIFFERENCES)
-        self.sweep = check_choice("sweep", sweep, SWEEPS)
-        self.sweep_share = SweepShare(sweep_share)
+        self.sweep = check_choice("sweep", sweep, (*SWEEPS, "linear"))
+        self.sweep_share = SweepShare(sweep_share, "exact" if sweep == "linear" else sweep)
         if self.sweep == "linear" and self.sweep_share.share < 1:
             raise InputError(f"sweep_share {sweep_share} is a share of the exact sweep; leave it out with sweep=linear")
 
@@ -92,29 +90,35 @@ class Direct(GradientEstimator):
             )
         return Traits(
             unbiased=False,
-            differentiable_objective=False,
-            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
+            differentiable_objective=self.sweep_share.differentiable,
+            evaluations=lambda layer: self.sweep_share.evaluations(layer, self.samples),
             reference="Lorberbom et al. 2019",
             why_unsupported=needs_all(self.sweep_share.why_unsupported("direct"), needs("direct", "noise")),
             kl_inside=True,
             perturbs=True,
-            limit=ExactLimit("any", {"epsilon": 0.01}, rows_only=True),
+            independent_examples=not self.sweep_share.differentiable,
+            limit=ExactLimit(self.sweep_share.exact_for, {"epsilon": 0.01}, rows_only=True),
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         potentials, codes = perturb_and_map(layer, logits, self.samples, generator=generator)
-        at = objective.at(codes, differentiable=self.sweep == "linear")
-        factor: float | Tensor = 1.0
         if self.sweep == "linear":
+            at = objective.at(codes, differentiable=True)
             # f(z) + h_i . (onehot(j) - z_i), less what is the same for every j of a row and moves no argmax
-            table = at.slope()  # [S, B, *code]
+            direction = self._direction(layer, potentials, at.slope(), codes)
         else:
-            table, factor = self.sweep_share.table(
-                at, layer, lambda: _likely_to_change(potentials, self.epsilon), generator
-            )  # [S, B, *code], [S, B, n, 1]
-        direction = factor * self._direction(layer, potentials, table, codes)
+            at = objective.at(codes, differentiable=self.sweep_share.differentiable)
+            direction = self.sweep_share.direction(
+                objective,
+                at,
+                layer,
+                lambda table: self._direction(layer, potentials, table, codes),
+                mean=layer.mean(logits) if self.sweep_share.differentiable else logits,
+                weights=lambda: _likely_to_change(potentials, self.epsilon),
+                generator=generator,
+            )  # [S, B, *code]
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
 
     def differentiable_codes(

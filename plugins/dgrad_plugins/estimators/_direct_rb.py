@@ -44,37 +44,47 @@ class DirectRaoBlackwell(GradientEstimator):
     epsilon: Tensor
 
     def __init__(
-        self, epsilon: float | Schedule = 0.1, samples: int = 1, difference: str = "backward", sweep_share: float = 1.0
+        self,
+        epsilon: float | Schedule = 0.1,
+        samples: int = 1,
+        difference: str = "backward",
+        sweep: str = "exact",
+        sweep_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.hyperparameter("epsilon", epsilon, above=0)
         self.samples = check_count("samples", samples)
         self.difference = check_choice("difference", difference, DIFFERENCES)
-        self.sweep_share = SweepShare(sweep_share)
+        self.sweep = sweep
+        self.sweep_share = SweepShare(sweep_share, sweep)
 
     @property
     def traits(self) -> Traits:
         return Traits(
             unbiased=False,
-            differentiable_objective=False,
-            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
+            differentiable_objective=self.sweep_share.differentiable,
+            evaluations=lambda layer: self.sweep_share.evaluations(layer, self.samples),
             reference="this project",
             why_unsupported=self.sweep_share.why_unsupported("direct-rb"),
             kl_inside=True,
-            limit=ExactLimit("any", {"epsilon": 0.01}, rows_only=True),
+            independent_examples=not self.sweep_share.differentiable,
+            limit=ExactLimit(self.sweep_share.exact_for, {"epsilon": 0.01}, rows_only=True),
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, *code]
-        at = objective.at(codes)
-        table, factor = self.sweep_share.table(
+        at = objective.at(codes, differentiable=self.sweep_share.differentiable)
+        mean = layer.mean(logits)
+        direction = self.sweep_share.direction(
+            objective,
             at,
             layer,
-            lambda: (1 - layer.mean(logits).square().sum(-1)).expand(codes.shape[:-1]),
-            generator,
+            lambda table: difference(layer.mean, logits, table, self.epsilon, self.difference, middle=mean),
+            mean=mean,
+            weights=lambda: (1 - mean.square().sum(-1)).expand(codes.shape[:-1]),
+            generator=generator,
             uniform=self.epsilon.clamp(UNIFORM, 1),
-        )  # [S, B, *code], [S, B, n, 1]
-        direction = factor * difference(layer.mean, logits, table, self.epsilon, self.difference)
+        )  # [S, B, *code]
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)

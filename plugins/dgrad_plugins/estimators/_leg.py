@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator
 
-from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
+from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._sweep_share import SweepShare
@@ -32,31 +32,39 @@ class LocalExpectation(GradientEstimator):
     tensor([[[-0.2500,  0.2500]]])
     """
 
-    def __init__(self, samples: int = 1, sweep_share: float = 1.0) -> None:
+    def __init__(self, samples: int = 1, sweep: str = "exact", sweep_share: float = 1.0) -> None:
         super().__init__()
         self.samples = check_count("samples", samples)
-        self.sweep_share = SweepShare(sweep_share)
+        self.sweep = sweep
+        self.sweep_share = SweepShare(sweep_share, sweep)
 
     @property
     def traits(self) -> Traits:
         return Traits(
-            unbiased=True,
-            differentiable_objective=False,
-            evaluations=lambda layer: self.samples * self.sweep_share.evaluations(layer),
+            unbiased=self.sweep != "surrogate",
+            differentiable_objective=self.sweep_share.differentiable,
+            evaluations=lambda layer: self.sweep_share.evaluations(layer, self.samples),
             reference="Titsias & Lázaro-Gredilla 2015",
             why_unsupported=needs_one_hot_rows("leg"),
+            independent_examples=not self.sweep_share.differentiable,
+            limit=ExactLimit("linear") if self.sweep == "surrogate" else None,
         )
 
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
         codes = layer.sample(logits, self.samples, generator=generator)  # [S, B, n, k]
-        at = objective.at(codes)
+        at = objective.at(codes, differentiable=self.sweep_share.differentiable)
         with torch.no_grad():
             p = layer.mean(logits)  # [B, n, k]
-            table, factor = self.sweep_share.table(
-                at, layer, lambda: (1 - p.square().sum(-1)).expand(codes.shape[:-1]), generator
-            )  # [S, B, n, k], [S, B, n, 1]
-            # p_ij (T_ij - sum_m p_im T_im)
-            direction = factor * p * (table - (p * table).sum(-1, keepdim=True))
+            direction = self.sweep_share.direction(
+                objective,
+                at,
+                layer,
+                # p_ij (T_ij - sum_m p_im T_im)
+                lambda table: p * (table - (p * table).sum(-1, keepdim=True)),
+                mean=p,
+                weights=lambda: (1 - p.square().sum(-1)).expand(codes.shape[:-1]),
+                generator=generator,
+            )  # [S, B, n, k]
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
