@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgrad.core.estimator_tools import add_gradient, replace_gradient
+    from dgrad.core.fenchel_young import fenchel_young
     from dgrad.core.gradient_estimator import Draw, Drawn, Estimate, ExactLimit, GradientEstimator, Limit, Traits
     from dgrad.core.latent_layer import LatentLayer, LogLinear, Moves, Toggles
     from dgrad.core.objectives import Evaluation, FunctionObjective, KLObjective, Objective
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
+    from dgrad.kernels.lookup import lookup
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
     from dgrad.vae.likelihoods import bernoulli, squared_error
     from dgrad.vae.objectives import objective
@@ -35,11 +37,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
     "core.estimator_tools": ["add_gradient", "replace_gradient"],
+    "core.fenchel_young": ["fenchel_young"],
     "core.gradient_estimator": ["Draw", "Drawn", "Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
     "hookspecs": ["hookimpl", "recordable"],
     "core.latent_layer": ["LatentLayer", "LogLinear", "Moves", "Toggles"],
     "core.objectives": ["Evaluation", "FunctionObjective", "KLObjective", "Objective"],
     "core.refinement": ["refine"],
+    "kernels.lookup": ["lookup"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
     "core.sites": ["restricted"],
@@ -75,10 +79,12 @@ __all__ = [
     "datasets",
     "estimator",
     "estimators",
+    "fenchel_young",
     "hookimpl",
     "latent",
     "latents",
     "load_plugin",
+    "lookup",
     "models",
     "objective",
     "recordable",
