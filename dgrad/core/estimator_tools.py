@@ -13,6 +13,7 @@ from torch import Tensor
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_inference_mode, in_transform, needs_transforms
 from dgrad.errors import InputError
+from dgrad.kernels.numerics import entmax
 
 
 def replace_gradient(
@@ -207,6 +208,32 @@ def layer_missing(name: str) -> InputError:
         f"{name} learns something of the latent layer's size; "
         "expected estimator.set_layer(layer) before the optimizer is made"
     )
+
+
+def check_alpha(alpha: float) -> float:
+    """The alpha of a relaxation, if it is one: see `relaxed`.
+
+    Raises:
+        InputError: it is not between 1 and 2.
+    """
+    if not 1 <= alpha <= 2:
+        raise InputError(f"alpha must lie in 1 .. 2; got {alpha}: 1 is softmax, 1.5 entmax, 2 sparsemax")
+    return float(alpha)
+
+
+def relaxed(
+    layer: LatentLayer, potentials: Float[Tensor, "*lead"], temperature: Tensor, alpha: float
+) -> Float[Tensor, "*lead"]:
+    """The relaxed argmax of a layer: its own for alpha 1, alpha-entmax of one-hot rows above."""
+    if alpha == 1:
+        return layer.relax(potentials, temperature)
+    return entmax(layer.lowered(potentials) / temperature, alpha)
+
+
+def needs_relaxation(name: str, alpha: float) -> Callable[[LatentLayer], str | None]:
+    """Why an estimator that perturbs logits and relaxes their argmax does not support a layer."""
+    perturbed = needs(name, "noise", "relax")
+    return perturbed if alpha == 1 else needs_all(perturbed, needs_one_hot_rows(f"{name} with alpha={alpha:g}"))
 
 
 def check_choice(name: str, got: Any, choices: tuple[str, ...]) -> str:
