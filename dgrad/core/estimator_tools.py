@@ -233,7 +233,13 @@ def relaxed(
 def needs_relaxation(name: str, alpha: float) -> Callable[[LatentLayer], str | None]:
     """Why an estimator that perturbs logits and relaxes their argmax does not support a layer."""
     perturbed = needs(name, "noise", "relax")
-    return perturbed if alpha == 1 else needs_all(perturbed, needs_one_hot_rows(f"{name} with alpha={alpha:g}"))
+
+    def why_unsupported(layer: LatentLayer) -> str | None:
+        if alpha == 1 or layer.one_hot_rows:
+            return perturbed(layer)
+        return needs_one_hot_rows(f"{name} with alpha={alpha:g}")(layer)
+
+    return why_unsupported
 
 
 def check_choice(name: str, got: Any, choices: tuple[str, ...]) -> str:
