@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dgrad.core.estimates import Drawn, Estimate
     from dgrad.core.estimator_tools import add_gradient, replace_gradient
     from dgrad.core.evaluations import Evaluation
+    from dgrad.core.fenchel_young import fenchel_young
     from dgrad.core.gradient_estimator import GradientEstimator
     from dgrad.core.kl_objective import KLObjective
     from dgrad.core.latent_layer import LatentLayer, LogLinear
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
+    from dgrad.kernels.lookup import lookup
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
     from dgrad.vae.likelihoods import bernoulli, squared_error
     from dgrad.vae.objectives import objective
@@ -44,6 +46,7 @@ _HOMES = {
     "core.draws": ["Draw"],
     "core.estimates": ["Drawn", "Estimate"],
     "core.evaluations": ["Evaluation"],
+    "core.fenchel_young": ["fenchel_young"],
     "core.gradient_estimator": ["GradientEstimator"],
     "core.kl_objective": ["KLObjective"],
     "hookspecs": ["hookimpl", "recordable"],
@@ -52,6 +55,7 @@ _HOMES = {
     "core.objectives": ["FunctionObjective", "Objective"],
     "core.traits": ["ExactLimit", "Limit", "Traits"],
     "core.refinement": ["refine"],
+    "kernels.lookup": ["lookup"],
     "registry": ["datasets", "estimator", "estimators", "latent", "latents", "load_plugin", "models"],
     "core.schedules": ["Schedule", "schedule"],
     "core.sites": ["restricted"],
@@ -89,10 +93,12 @@ __all__ = [
     "datasets",
     "estimator",
     "estimators",
+    "fenchel_young",
     "hookimpl",
     "latent",
     "latents",
     "load_plugin",
+    "lookup",
     "models",
     "objective",
     "recordable",

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_inference_mode, in_transform, needs_transforms
 from dgrad.errors import InputError, shown
+from dgrad.kernels.numerics import entmax
 
 
 def replace_gradient(
@@ -217,6 +218,38 @@ def layer_missing(name: str) -> InputError:
         f"{name} learns something of the latent layer's size; "
         "expected estimator.set_layer(layer) before the optimizer is made"
     )
+
+
+def check_alpha(alpha: float) -> float:
+    """The alpha of a relaxation, if it is one: see `relaxed`.
+
+    Raises:
+        InputError: it is not between 1 and 2.
+    """
+    if not 1 <= alpha <= 2:
+        raise InputError(f"alpha must lie in 1 .. 2; got {alpha}: 1 is softmax, 1.5 entmax, 2 sparsemax")
+    return float(alpha)
+
+
+def relaxed(
+    layer: LatentLayer, potentials: Float[Tensor, "*lead"], temperature: Tensor, alpha: float
+) -> Float[Tensor, "*lead"]:
+    """The relaxed argmax of a layer: its own for alpha 1, alpha-entmax of one-hot rows above."""
+    if alpha == 1:
+        return layer.relax(potentials, temperature)
+    return entmax(layer.lowered(potentials) / temperature, alpha)
+
+
+def needs_relaxation(name: str, alpha: float) -> Callable[[LatentLayer], str | None]:
+    """Why an estimator that perturbs logits and relaxes their argmax does not support a layer."""
+    perturbed = needs(name, "noise", "relax")
+
+    def why_unsupported(layer: LatentLayer) -> str | None:
+        if alpha == 1 or layer.one_hot_rows:
+            return perturbed(layer)
+        return needs_one_hot_rows(f"{name} with alpha={alpha:g}")(layer)
+
+    return why_unsupported
 
 
 def check_choice(name: str, got: Any, choices: tuple[str, ...]) -> str:

@@ -41,7 +41,7 @@ ONE_PASS = (
     "arm, arms, arsm, bitflip-1, direct-unbiased, disarm, exact, reinforce, relax, rloo, sum-and-sample, unordered-set"
 )
 PATHWISE = (
-    "aimle, direct-linear, gapped-st, gumbel-softmax, imle, perturbed, rao-st-gumbel-softmax, reinmax, "
+    "aimle, direct-linear, gapped-st, gumbel-softmax, imle, perturbed, rao-st-gumbel-softmax, reinmax, reinmax-rao, "
     "st-gumbel-softmax, straight-through"
 )
 """The built-in estimators with the two traits, for error messages. A test holds them to the traits."""

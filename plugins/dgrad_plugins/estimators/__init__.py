@@ -23,6 +23,7 @@ from dgrad_plugins.estimators._rao_st_gumbel_softmax import RaoStraightThroughGu
 from dgrad_plugins.estimators._rebar import Rebar
 from dgrad_plugins.estimators._reinforce import Reinforce
 from dgrad_plugins.estimators._reinmax import ReinMax
+from dgrad_plugins.estimators._reinmax_rao import ReinMaxRao
 from dgrad_plugins.estimators._relax import Relax
 from dgrad_plugins.estimators._rloo import LeaveOneOut
 from dgrad_plugins.estimators._rodeo import Rodeo
@@ -55,6 +56,7 @@ ESTIMATORS = {
     "rebar": Rebar,
     "reinforce": Reinforce,
     "reinmax": ReinMax,
+    "reinmax-rao": ReinMaxRao,
     "relax": Relax,
     "rloo": LeaveOneOut,
     "rodeo": Rodeo,

@@ -25,15 +25,17 @@ def binary_direction(gradient: Tensor) -> Tensor:
     return torch.stack([-gradient, gradient], -1)
 
 
-def antithetic_bits(phi: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two samples of `q` from one uniform number for each variable, as different as can be.
+def antithetic_bits(phi: Tensor, pairs: int = 1, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Pairs of samples of `q`, each from one uniform number for each variable: as different as can be.
 
     Args:
         phi: log-odds `[B, n]`.
+        pairs: S, how many independent pairs.
 
     Returns:
-        the uniform numbers u `[B, n]`, and the bits `1{u > sig(-phi)}` and `1{u < sig(phi)}`, boolean `[2, B, n]`.
+        the uniform numbers u `[S, B, n]`, and the bits `1{u > sig(-phi)}` of all pairs, then `1{u < sig(phi)}`: boolean
+        `[2 S, B, n]`.
     """
-    uniform = torch.rand(phi.shape, dtype=phi.dtype, device=phi.device, generator=generator)
+    uniform = torch.rand((pairs, *phi.shape), dtype=phi.dtype, device=phi.device, generator=generator)
     # A draw may be exactly 0, never 1: with these signs a probability of 0 or 1 is kept.
-    return uniform, torch.stack([uniform >= torch.sigmoid(-phi), uniform < torch.sigmoid(phi)])
+    return uniform, torch.cat([uniform >= torch.sigmoid(-phi), uniform < torch.sigmoid(phi)])

@@ -59,10 +59,10 @@ class ReinMax(GradientEstimator):
             p = layer.mean(logits)  # [B, n, k]
             middle = (layer.mean(logits / self.temperature) + codes) / 2  # [S, B, n, k]
         # [2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] phi, whose Jacobian in phi is the bracket
-        proxy = 2 * _jacobian_product(middle, logits) - _jacobian_product(p, logits) / 2
+        proxy = 2 * jacobian_product(middle, logits) - jacobian_product(p, logits) / 2
         return add_gradient(codes, proxy), codes
 
 
-def _jacobian_product(q: Tensor, vector: Tensor) -> Tensor:
+def jacobian_product(q: Tensor, vector: Tensor) -> Tensor:
     """`J(q) v = q (v - q.v)` for each row: the Jacobian of a softmax, times a vector."""
     return q * (vector - (q * vector).sum(-1, keepdim=True))

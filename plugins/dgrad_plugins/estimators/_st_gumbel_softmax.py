@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Generator, Tensor
 
 from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits, add_gradient
-from dgrad.core.estimator_tools import check_count, needs
+from dgrad.core.estimator_tools import check_alpha, check_count, needs_relaxation, relaxed
 from dgrad.core.latent_layer import Logits
 
 
@@ -13,6 +13,7 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
     """Straight-through Gumbel-softmax: a hard code forward, a relaxed one backward.
 
     The gradient of `f(z + soft - stop(soft))`, with `z = argmax(phi + G)` and `soft = softmax((phi + G) / tau)`.
+    With `alpha` above 1, up to 2, `soft` is alpha-entmax: 2 is sparsemax. Rows that are one-hot have no gradient then.
 
     Shapes: logits `[B, *code]`, loss `[B]`, codes `[S, B, *code]`.
 
@@ -22,7 +23,8 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
 
     Cost: S evaluations and one backward pass.
 
-    Reference: Jang, Gu & Poole 2016 (arXiv 1611.01144).
+    Reference: Jang, Gu & Poole 2016 (arXiv 1611.01144). Sparse relaxations: Martins & Astudillo 2016 (arXiv
+    1602.02068); Peters, Niculae & Martins 2019 (arXiv 1905.05702).
 
     >>> import torch, dgrad
     >>> layer, logits = dgrad.latent("2x3"), torch.zeros(4, 2, 3, requires_grad=True)
@@ -34,10 +36,11 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
 
     temperature: Tensor
 
-    def __init__(self, temperature: float | Schedule = 0.5, samples: int = 1) -> None:
+    def __init__(self, temperature: float | Schedule = 0.5, samples: int = 1, alpha: float = 1.0) -> None:
         super().__init__()
         self.hyperparameter("temperature", temperature, above=0)
         self.samples = check_count("samples", samples)
+        self.alpha = check_alpha(alpha)
 
     @property
     def traits(self) -> Traits:
@@ -46,7 +49,7 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
             differentiable_objective=True,
             evaluations=lambda layer: self.samples,
             reference="Jang et al. 2016",
-            why_unsupported=needs("st-gumbel-softmax", "noise", "relax"),
+            why_unsupported=needs_relaxation("st-gumbel-softmax", self.alpha),
             perturbs=True,
             limit=ExactLimit("quadratic", {"temperature": 0.005}),
             pathwise=True,
@@ -57,6 +60,6 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
     ) -> tuple[Tensor, Tensor]:
         potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
         codes = layer.argmax(potentials.detach())
-        soft = layer.relax(potentials, self.temperature)
+        soft = relaxed(layer, potentials, self.temperature, self.alpha)
         # z + soft - stop(soft), where the code stays exactly hard
         return add_gradient(codes, soft), codes
