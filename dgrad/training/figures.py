@@ -159,13 +159,10 @@ def collapse_warning(code: Mapping[str, Any] | None, config: TrainConfig) -> str
     """
     if code is None or code["collapsed"] is None:
         return None
-    ways = []
-    if config.kl_weight == "1":
-        ways.append("--kl-weight geometric:10:1")
-    if config.estimator != "direct-rb" or config.kl != "inside":
-        ways.append("--estimator direct-rb --kl inside --set epsilon=stable-decay:1:0.1:0.6")
-    ways.append("more epochs, a higher --lr, fewer values")
-    return f"the code has collapsed: {code['collapsed']}; try {', or '.join(ways)} (docs/guides/epsilon.md)"
+    near_one = "--estimator direct-rb --kl inside --set epsilon=stable-decay:1:0.1:0.6"
+    ways = [] if config.estimator == "direct-rb" and config.kl == "inside" else [near_one]
+    ways += ["a higher learning rate such as --lr cosine:0.1:0", "more epochs"]
+    return f"the code has collapsed: {code['collapsed']}; try {', '.join(ways)} (docs/guides/epsilon.md)"
 
 
 def figure_settings(config: TrainConfig) -> dict[str, Any]:
