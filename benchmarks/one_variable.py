@@ -42,10 +42,10 @@ def negative_log_likelihood(images: Tensor, means: Tensor) -> float:
     return math.log(len(means)) - float(log_likelihoods(images, means).logsumexp(1).mean())
 
 
-def fit(images: Tensor, k: int, generator: Generator, first_beta: float) -> Tensor:
+def fit(images: Tensor, k: int, generator: Generator, first_beta: float, prior_count: float = 1.0) -> Tensor:
     """Means `[k, pixels]` of a mixture of k components with equal weights, fitted to binary images `[N, pixels]`.
 
-    A component counts one image more than belong to it, the mean of all; so no mean is 0 or 1.
+    A component counts `prior_count` images more than belong to it, each the mean of all; so no mean is 0 or 1.
     """
 
     def mixed(means: Tensor, weight: float) -> Tensor:
@@ -58,13 +58,14 @@ def fit(images: Tensor, k: int, generator: Generator, first_beta: float) -> Tens
     while True:
         if beta < 1:
             means = mixed(means, SPREAD)
-        belongs = (beta * log_likelihoods(images, means)).softmax(1)  # [N, k]
-        means = (belongs.T @ images + prior) / (belongs.sum(0).unsqueeze(1) + 1)
+        likelihoods = log_likelihoods(images, means)  # [N, k]
         if beta >= 1:
-            now = negative_log_likelihood(images, means)
+            now = math.log(k) - float(likelihoods.logsumexp(1).mean())
             if before - now < ENOUGH:
                 return means
             before = now
+        belongs = (beta * likelihoods).softmax(1)
+        means = (belongs.T @ images + prior_count * prior) / (belongs.sum(0).unsqueeze(1) + prior_count)
         beta = min(1.0, beta * GROWTH)
 
 

@@ -9,7 +9,7 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 
 import dgrad
-from dgrad.core.gradient_estimator import Estimate
+from dgrad.core.estimates import Estimate
 from dgrad.testing import small_logits
 
 LAYER: Any = dgrad.latent("3x4")

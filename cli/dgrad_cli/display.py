@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -15,6 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dgrad.training.listener import Listener, Progress
+
+if TYPE_CHECKING:
+    from dgrad.config import TrainConfig
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_BARS = 0.1
@@ -72,6 +76,26 @@ def _accuracy(metrics: Mapping[str, Any], key: str) -> str:
     of = f"{key}_"
     by_class = [f"{name.removeprefix(of)} {100 * value:.1f}" for name, value in metrics.items() if name.startswith(of)]
     return f", accuracy {100 * metrics[key]:.2f} %" + (f" ({', '.join(by_class)})" if by_class else "")
+
+
+def code_figures(code: Mapping[str, Any]) -> str:
+    """`9,874 distinct codes for 10,000 images, 8.25 nats of information; 9.8 of 10 values in use, perplexity 8.90`."""
+    text = f"{code['distinct_codes']:,} distinct codes for {code['images']:,} images"
+    if code["information"] is not None:
+        text += f", {code['information']:.2f} nats of information"
+    if "values" in code:
+        used, values = (f"{code[name]:.1f}".removesuffix(".0") for name in ("values_in_use", "values"))
+        text += f"; {used} of {values} values in use, perplexity {code['perplexity']:.2f}"
+    return text
+
+
+def warn_of_collapse(code: Mapping[str, Any] | None, config: TrainConfig) -> None:
+    """Say on the standard error where a code has collapsed, and what to try."""
+    from dgrad.training.figures import collapse_warning
+
+    warning = collapse_warning(code, config)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 class Watcher(Listener):

@@ -9,14 +9,17 @@ TOML file and `config.json` all write it the same way: the kind, then its number
     geometric:1:0.02                from start to end over the whole run, by equal factors
     linear:1:0.1                    from start to end over the whole run, by equal amounts
     cosine:0.01:0                   from start to end over the whole run, along half a cosine
+    stable-decay:1:0.1:0.6          start for that share of the run, then to end by equal factors
 """
 
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from numbers import Real
+from typing import Any
 
 from dgrad.errors import InputError, shown, unknown_name
 
@@ -41,8 +44,17 @@ class Schedule(ABC):
         return self
 
     def __str__(self) -> str:
-        numbers = [getattr(self, field.name) for field in fields(self)]
-        return ":".join([type(self).__name__.lower(), *(f"{number:.12g}" for number in numbers if number is not None)])
+        numbers = [getattr(self, number.name) for number in _numbers(type(self))]
+        return ":".join([_kind(type(self)), *(f"{number:.12g}" for number in numbers if number is not None)])
+
+
+def _kind(schedule: type[Schedule]) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", schedule.__name__).lower()
+
+
+def _numbers(schedule: type[Schedule]) -> list[Field[Any]]:
+    """The fields in the order of the text: the optional length of the run is last."""
+    return sorted(fields(schedule), key=lambda number: number.name == "steps")
 
 
 @dataclass(frozen=True)
@@ -174,8 +186,34 @@ class Cosine(WholeRun):
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * fraction)) / 2
 
 
+@dataclass(frozen=True)
+class StableDecay(Geometric):
+    """`start` for a share `stable` of the run, then to `end` by equal factors.
+
+    For epsilon: near 1 the gradient brings back values of the code that q has given up. The decay then takes the bias
+    away. `docs/guides/epsilon.md` derives why.
+
+    Reference:
+        Hu et al. 2024, MiniCPM: the warmup-stable-decay schedule of learning rates, here without its warm-up.
+
+    >>> schedule = StableDecay(1.0, 0.01, 100, stable=0.6)
+    >>> schedule(0), schedule(60), round(schedule(80), 6)
+    (1.0, 1.0, 0.1)
+    """
+
+    stable: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.stable < 1:
+            raise InputError(f"a stable share of the run is at least 0 and below 1; got {self.stable:g} in {self}")
+
+    def at(self, fraction: float) -> float:
+        return super().at(max(0.0, (fraction - self.stable) / (1 - self.stable)))
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
-    kind.__name__.lower(): kind for kind in (Constant, Exponential, Geometric, Linear, Cosine)
+    _kind(schedule): schedule for schedule in (Constant, Exponential, Geometric, Linear, Cosine, StableDecay)
 }
 
 
@@ -197,7 +235,7 @@ def schedule(value: float | str | Schedule) -> Schedule:
     kind, *numbers = str(value).strip().split(":") if ":" in str(value) else ["constant", str(value)]
     if kind not in SCHEDULES:
         raise unknown_name("schedule", kind, SCHEDULES)
-    names = {field.name: field.default is MISSING for field in fields(SCHEDULES[kind])}  # whether each must be there
+    names = {number.name: number.default is MISSING for number in _numbers(SCHEDULES[kind])}  # must it be there?
     try:
         parsed = {
             name: int(text) if name in ("interval", "steps") else float(text)

@@ -18,7 +18,7 @@ from dgrad.config import TrainConfig
 from dgrad.devices import choose_device
 from dgrad.errors import DgradError, InputError
 from dgrad.experiments.experiment import Experiment, check
-from dgrad.experiments.results import spread
+from dgrad.experiments.results import code_values, spread
 from dgrad.experiments.variants import Variant
 from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
@@ -100,6 +100,8 @@ class Row:
         test_bound_spread: the same of the test bound.
         valid_bound_at_equal_time: the best validation bound after `Comparison.equal_seconds`; None where a seed had not
             been evaluated.
+        distinct_codes: among the most probable codes of the test images; None where runs of earlier versions lack it.
+        information: of the test images in the code, in nats; None also for a latent without probabilities.
         seconds: of the run, with the evaluations on the validation images and the checkpoints; without the final test.
         evaluations: of the decoder, for one example in one step; None where it cannot work with the latent.
         runs: each seed: path, seed, problem, summary, and metrics of each evaluation.
@@ -117,6 +119,8 @@ class Row:
     test_bound: float | None
     test_bound_spread: float | None
     valid_bound_at_equal_time: float | None
+    distinct_codes: float | None
+    information: float | None
     seconds: float | None
     evaluations: int | None
     runs: list[dict[str, Any]]
@@ -162,6 +166,7 @@ def summarize(entries: Sequence[Experiment], problems: Mapping[Path, str]) -> Co
     for label in ranked + [label for label in groups if label not in bounds]:
         first, done = groups[label][0], finished[label]
         tests = [run["summary"]["test_bound"] for run in done]
+        codes = code_values([run["summary"] for run in done])
         early = [_best_until(run, equal_seconds) for run in done]
         estimator = registry.estimator(first.config.estimator, **first.config.set)
         rows.append(
@@ -175,6 +180,7 @@ def summarize(entries: Sequence[Experiment], problems: Mapping[Path, str]) -> Co
                 test_bound=statistics.fmean(tests) if tests else None,
                 test_bound_spread=spread(tests),
                 valid_bound_at_equal_time=_mean_of_all(early),
+                **{name: _mean_of_all(codes[name]) for name in ("distinct_codes", "information")},
                 seconds=statistics.fmean(times[label]) if done else None,
                 evaluations=estimator.traits.evaluations(layer) if first.why_unsupported is None else None,
                 runs=runs[label],

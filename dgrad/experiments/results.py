@@ -27,7 +27,8 @@ class Combination:
         best: whether it is the best of those with the same data, latent and labels that are wholly finished. The
             validation figure that chose their weights decides.
         figures: for each of valid_bound, test_bound, test_reconstruction (the likelihood's unit, the lower the better),
-            accuracy (test, with labels only) and seconds: the mean, the standard deviation (None with one seed) and the
+            accuracy (test, with labels only), distinct_codes, information and values_in_use (of the code, among the
+            test images) and seconds: the mean, the standard deviation (None with one seed) and the
             values of the seeds.
         unit: of the bounds.
         problem: why it, or some of its seeds, are missing.
@@ -120,6 +121,7 @@ def _combination(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> C
         "test_bound": [summary["test_bound"] for summary in summaries],
         "test_reconstruction": [summary["best"]["test_reconstruction"] for summary in summaries],
         "accuracy": [summary["accuracy"] for summary in summaries if "accuracy" in summary],
+        **code_values(summaries),
         "seconds": [summary["seconds"] for summary in summaries],
     }
     config = figure_settings(experiment.config)
@@ -135,6 +137,12 @@ def _combination(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> C
         unit=summaries[0]["unit"] if summaries else None,
         problem="; ".join(problems) or None,
     )
+
+
+def code_values(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The figures of the code that tables have a column for, of each summary; None of runs of earlier versions."""
+    codes = [summary["best"].get("code", {}) for summary in summaries]
+    return {name: [code.get(name) for code in codes] for name in ("distinct_codes", "information", "values_in_use")}
 
 
 def _mean_of(values: Sequence[float]) -> dict[str, Any]:

@@ -11,17 +11,18 @@ from dgrad.data import Split
 from dgrad.errors import DgradError
 from dgrad.experiments.experiment import Experiment
 from dgrad.pictures.image_grids import save_reconstructions, save_samples
-from dgrad.pictures.plots import save_curves
+from dgrad.pictures.plots import save_curves, save_usage
 from dgrad.training.build import Build
 from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
 from dgrad.vae.model import DiscreteVAE
+from dgrad.vae.usage import code_usage
 
-RUN_PICTURES = ("reconstructions.png", "samples.png", "curves.png")
+RUN_PICTURES = ("reconstructions.png", "samples.png", "curves.png", "code.png")
 
 
 def save_run_pictures(run: Run, model: DiscreteVAE, test: Split) -> None:
-    """Write the curves, samples and reconstructions of a finished run.
+    """Write the curves, samples, reconstructions and use of the code of a finished run.
 
     Args:
         model: with the best weights, on the device of the images.
@@ -33,6 +34,7 @@ def save_run_pictures(run: Run, model: DiscreteVAE, test: Split) -> None:
     generator = Generator(test.images.device).manual_seed(config.seed)
     save_samples(run.path / "samples.png", model, generator=generator)
     save_reconstructions(run.path / "reconstructions.png", model, test)
+    save_usage(run.path / "code.png", code_usage(model, test, generator=None).variables, title)
 
 
 def draw_missing_pictures(run: Run) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dgrad.experiments.comparison import Comparison
     from dgrad.experiments.diagnosis import Diagnosis, Row
+    from dgrad.vae.usage import Variables
 
 
 def save_curves(path: Path, metrics: list[dict[str, Any]], unit_name: str, title: str) -> None:
@@ -37,6 +38,33 @@ def save_curves(path: Path, metrics: list[dict[str, Any]], unit_name: str, title
     axes.set(xlabel="epoch", ylabel=unit_name, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
+    _save(figure, path)
+
+
+def save_usage(path: Path, variables: Variables | None, title: str) -> None:
+    """Write how frequent the values of each variable are, and how much each variable tells of the image."""
+    figure = _figure(9, 4)
+    if variables is None:
+        figure.suptitle(f"{title}: this latent has no marginal probabilities")
+        _save(figure, path)
+        return
+    of_values, of_variables = figure.subplots(1, 2)
+    count, style = len(variables.values), {"color": "black", "linestyle": "--", "linewidth": 1}
+    alpha = max(0.2, count**-0.5)
+    for frequencies, values in zip(variables.frequencies, variables.values, strict=True):
+        shares = frequencies.sort(descending=True).values[:values]
+        marker = "o" if values <= 20 else None
+        of_values.plot(range(1, values + 1), shares, color="C0", alpha=alpha, marker=marker, markersize=3)
+    for values in sorted({*variables.values}):
+        of_values.plot([1, values], [1 / values] * 2, **style)
+    of_values.set(xlabel="value, by frequency", ylabel="share of the images", yscale="log", title="values")
+    of_values.set_ylim(bottom=min(1e-3, 0.1 / max(variables.values)))
+    of_variables.bar(range(count), sorted(variables.information, reverse=True), color="C0")
+    of_variables.axhline(math.log(max(variables.values)), **style)
+    of_variables.set(xlabel="variable, by information", ylabel="nats", title="information (dashed: the most)")
+    for axes in (of_values, of_variables):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
     _save(figure, path)
 
 

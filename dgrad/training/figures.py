@@ -21,6 +21,7 @@ from dgrad.training.listener import Progress
 from dgrad.training.step import TrainingStep
 from dgrad.vae.evaluation import Bound, evaluate_accuracies, evaluate_bound, evaluation_generator
 from dgrad.vae.model import DiscreteVAE
+from dgrad.vae.usage import code_usage
 
 
 class Figures:
@@ -91,9 +92,9 @@ class Figures:
         """The figures of the test images, and how they came about. The model has its best weights afterwards."""
         config, run = self.config, progress.run
         parameters = sum(tensor.numel() for tensor in self.model.state_dict().values())
-        final = {"epoch": progress.epoch, "step": progress.step, **self._test()}
+        final = {"epoch": progress.epoch, "step": progress.step, **self._test(), "code": self._code()}
         self.model.load_state_dict(self.best_weights)
-        best = {**self.best, **self._test()}
+        best = {**self.best, **self._test(), "code": self._code()}
         return {
             "test_bound": best["test_bound"],
             **({"accuracy": best["test_accuracy"]} if config.labels else {}),
@@ -125,6 +126,12 @@ class Figures:
         figures |= self._accuracies("test")
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
+    def _code(self) -> dict[str, Any]:
+        """What the code is used for among the test images."""
+        images = self.splits["test"]
+        generator = evaluation_generator(images.images.device, self.config.seed)
+        return code_usage(self.model, images, generator=generator).to_json()
+
     def _bound(self, split: str, *, samples: int, refine_steps: int) -> Bound:
         images = self.splits[split]
         generator = evaluation_generator(images.images.device, self.config.seed)
@@ -142,6 +149,20 @@ def selection_key(figures: Mapping[str, Any], criterion: str) -> tuple[float, fl
     if criterion == "accuracy":
         return figures["valid_accuracy"], -figures["valid_bound"]
     return 0.0, -figures[f"valid_{criterion}"]
+
+
+def collapse_warning(code: Mapping[str, Any] | None, config: TrainConfig) -> str | None:
+    """What to say of a collapsed code, and what to try; None for another.
+
+    Args:
+        code: the figures of `code_usage`, as the summary has them; None where they were not measured.
+    """
+    if code is None or code["collapsed"] is None:
+        return None
+    near_one = "--estimator direct-rb --kl inside --set epsilon=stable-decay:1:0.1:0.6"
+    ways = [] if config.estimator == "direct-rb" and config.kl == "inside" else [near_one]
+    ways += ["a higher learning rate such as --lr cosine:0.1:0", "more epochs"]
+    return f"the code has collapsed: {code['collapsed']}; try {', '.join(ways)} (docs/guides/epsilon.md)"
 
 
 def figure_settings(config: TrainConfig) -> dict[str, Any]:

@@ -33,6 +33,11 @@ from dgrad.vae.networks import Decoder
 
 COMPILED_LOSSES = {Bernoulli: cpu.bernoulli_loss, SquaredError: cpu.squared_error}
 """Losses of a decoder's outputs, in C++, for tensors that `cpu.serves`."""
+WIDE = 32
+"""A single variable of that many values is swept by one product of matrices, data times columns of the decoder.
+
+Steps of `direct-rb` on MNIST, one thread, milliseconds without and with it: 5.9 and 6.3 at 1x10, 10.4 and 4.6 at 1x40,
+140 and 43 at 1x1024. The compiled kernel: 3.0 and 3.4, 4.8 and 4.2, 61 and 39."""
 
 KEEP_SHAPES = (nn.Flatten, nn.Identity, Dropout, _DropoutNd)
 """Layers that a decoder may have before its first linear one, which still says what it takes."""
@@ -358,6 +363,8 @@ class DecoderEvaluation(Evaluation):
     @without_gradient
     def sweep(self) -> Float[Tensor, "samples batch n k"]:
         of, codes = self.objective, self.codes
+        if self.support_serves and codes.shape[-2] == 1 and codes.shape[-1] >= WIDE:
+            return self._support_sweep()
         table = None if self.kernel is None else self.kernel.sweep()
         if table is not None:
             return table
@@ -369,10 +376,16 @@ class DecoderEvaluation(Evaluation):
                 codes, of.code_weight(), hidden, of.output_loss.data, self.loss.detach(), compiled=compiled
             )
         if self.support_serves and support_is_smaller(codes):
-            refuse_batch_norm(of.decoder)
-            losses_of = functools.partial(of.losses_of_values, like=codes)
-            return support_sweep(codes, losses_of, numbers_per_code=of.numbers_per_code)
+            return self._support_sweep()
         return super().sweep()
+
+    def _support_sweep(self) -> Float[Tensor, "samples batch n k"]:
+        of = self.objective
+        refuse_batch_norm(of.decoder)
+        losses_of = functools.partial(of.losses_of_values, like=self.codes)
+        # a compiled kernel does not count them
+        numbers = of.numbers_per_code or (1 if of.front is None else of.front.out_features)
+        return support_sweep(self.codes, losses_of, numbers_per_code=numbers)
 
     def full_sweep_is_free(self, rows: int) -> bool:
         return self.linear_bernoulli or (self.support_serves and support_is_smaller(self.codes, rows))

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from dgrad.core.schedules import Constant, Cosine, Exponential, Geometric, Linear, schedule
+from dgrad.core.schedules import Constant, Cosine, Exponential, Geometric, Linear, StableDecay, schedule
 from dgrad.errors import InputError
 
 
@@ -21,6 +21,8 @@ from dgrad.errors import InputError
         Linear(1, 0),
         Cosine(0.024, 0),
         Geometric(1, 0.5, 200),
+        StableDecay(1, 0.1, stable=0.6),
+        StableDecay(1, 0.1, 200, stable=0.6),
     ],
 )
 def test_text_and_pickle_round_trip(value: object) -> None:
@@ -45,6 +47,12 @@ def test_whole_run_schedules_go_from_start_to_end(kind: type[Geometric]) -> None
     assert bound.over(7) == bound, "a length once set stays"
 
 
+def test_stable_decay_stays_and_then_falls_by_equal_factors() -> None:
+    epsilon = schedule("stable-decay:1:0.01:0.6").over(100)
+    assert [epsilon(step) for step in (0, 30, 60, 80, 100, 101)] == pytest.approx([1, 1, 1, 0.1, 0.01, 0.01])
+    assert epsilon.lowest == 0.01
+
+
 def test_a_whole_run_schedule_without_a_length_says_so() -> None:
     with pytest.raises(InputError, match="set_run_length"):
         Geometric(1, 0.1)(3)
@@ -64,6 +72,9 @@ def test_a_whole_run_schedule_without_a_length_says_so() -> None:
         ("exponential:1:0.1:0", "interval >= 1"),
         ("cosine:a:b", "cosine:START:END[:STEPS]"),
         ("linear:1:0:0", "at least 1"),
+        ("stable-decay:1:0.1", "stable-decay:START:END:STABLE[:STEPS]"),
+        ("stable-decay:1:0.1:1", "at least 0 and below 1"),
+        ("stable-decay:1:0:0.5", "between positive values"),
     ],
 )
 def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:

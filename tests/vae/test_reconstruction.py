@@ -91,6 +91,17 @@ def test_the_loss_the_sweep_and_the_gradient_are_those_of_the_decoder(
     assert ours.full_sweep_is_free(1) == (spec == "1x12" or (name in LINEAR and loss_name == "bernoulli"))
 
 
+@pytest.mark.parametrize("compiled", [False, None])
+def test_a_wide_variable_is_swept_by_a_product_of_matrices(compiled: bool | None) -> None:
+    torch.manual_seed(0)
+    k = reconstruction.WIDE
+    decoder, codes, data = nn.Linear(k, PIXELS), dgrad.latent(f"1x{k}").codes(torch.tensor([[[3], [5]]])), torch.eye(2)
+    loss = dgrad.bernoulli(data @ torch.rand(2, PIXELS))
+    table = DecoderObjective(decoder, loss, compiled=compiled).at(codes).sweep()
+    every = torch.eye(k).view(k, 1, 1, k).expand(k, 2, 1, k)
+    torch.testing.assert_close(table.squeeze(), _by_hand(decoder, loss, every).T)
+
+
 def test_relaxed_codes_have_their_gradient() -> None:
     decoder, codes, x = _problem("linear")
     soft = (codes + 0.1).requires_grad_()

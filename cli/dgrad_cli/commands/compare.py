@@ -18,7 +18,7 @@ from dgrad_cli.options import Estimators, Json, Quiet, check_length, check_singl
 from dgrad_cli.writing import as_text, check_directory
 
 if TYPE_CHECKING:
-    from dgrad.experiments.comparison import Comparison
+    from dgrad.experiments.comparison import Comparison, Row
     from dgrad.experiments.experiment import Experiment
 
 
@@ -84,9 +84,16 @@ def compare(
         raise RunError(f"{len(problems)} of {len(entries)} runs failed: {'; '.join(dict.fromkeys(problems.values()))}")
 
 
+def _used(row: Row) -> str:
+    """`9,874 (8.3 nats)`: distinct codes among the test images, and what they tell of them."""
+    if row.distinct_codes is None:
+        return "-"
+    return f"{row.distinct_codes:,.0f}" + ("" if row.information is None else f" ({row.information:.2f} nats)")
+
+
 def _show_comparison(comparison: Comparison, out: Path) -> None:
     seconds = comparison.equal_seconds
-    columns = ["rank", "estimator", "validation bound", "test bound", "evaluations", "seconds"]
+    columns = ["rank", "estimator", "validation bound", "test bound", "distinct codes", "evaluations", "seconds"]
     if seconds is not None:
         columns.append(f"validation after {seconds:.3g} s")
     if failed := any(row.problem for row in comparison.rows):
@@ -98,6 +105,7 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
             row.label,
             with_spread(row.valid_bound, row.valid_bound_spread),
             with_spread(row.test_bound, row.test_bound_spread),
+            _used(row),
             "-" if row.evaluations is None else str(row.evaluations),
             "-" if row.seconds is None else f"{row.seconds:.3g}",
         ]
@@ -115,6 +123,7 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
     print(
         "evaluations: of the decoder, for one example in one step. seconds: with the evaluations on validation images."
     )
+    print("distinct codes: the most probable ones of the test images, and the information on the image in the code.")
     if seconds is not None:
         time = duration(seconds) if seconds >= 1 else f"{seconds:.3g} s"
         print(f"validation after {time}: the best bound by the time the fastest estimator was done.")

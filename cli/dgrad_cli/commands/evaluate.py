@@ -12,7 +12,7 @@ import typer
 from dgrad.config import about
 from dgrad.errors import InputError
 from dgrad.files.atomic import check_place
-from dgrad_cli.display import figures, print_json
+from dgrad_cli.display import code_figures, figures, print_json, warn_of_collapse
 from dgrad_cli.options import FIELDS, Json
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def evaluate(
 ) -> None:
     """Measure the bound of a trained model."""
     from dgrad.vae import evaluation
+    from dgrad.vae.usage import code_usage
 
     model, state, images, config = load_split(run, split, dataset, data_root, weights, device)
     target = images.images.device
@@ -79,10 +80,12 @@ def evaluate(
         result["gaussian_kl"] = bound.gaussian_kl
     if steps:
         result |= {"refine_steps": steps, "encoder_bound": measure(evaluation.evaluate_bound, eval_samples, 0).bound}
+    result["code"] = code_usage(model, images, generator=evaluation.evaluation_generator(target, seed)).to_json()
     if importance_samples is not None:
         result["importance_samples"] = importance_samples
         weighted = measure(evaluation.importance_weighted_bound, importance_samples, steps)
         result["importance_weighted_bound"] = weighted
+    warn_of_collapse(result["code"], config)
     if json:
         print_json(result)
         return
@@ -96,6 +99,7 @@ def evaluate(
             f"encoder     {result['encoder_bound']:.2f} {result['unit']} with its own q; above, q was refined in "
             f"{steps} steps for each image"
         )
+    print(f"code        {code_figures(result['code'])}")
     if importance_samples is not None:
         print(
             f"-log p(x)   at most {result['importance_weighted_bound']:.2f} {result['unit']} "

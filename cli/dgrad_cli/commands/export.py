@@ -9,7 +9,7 @@ import typer
 
 from dgrad.errors import InputError
 from dgrad_cli.commands.evaluate import Weights, check_choice, note_unfinished
-from dgrad_cli.display import print_json
+from dgrad_cli.display import print_json, warn_of_collapse
 from dgrad_cli.options import Json
 
 
@@ -69,7 +69,9 @@ def export(
             raise InputError(
                 f"{option} is about the ONNX files, which a page has not; give --out DIR too, or leave it out"
             )
+    from dgrad.training.run_directory import Run
     from dgrad_export import build_page, export_run
+    from dgrad_export.write.run_facts import run_figures
 
     check_choice("--weights", weights, ("best", "last"))
     built = None if page is None else build_page(run, page, weights=weights, overwrite=overwrite)
@@ -80,6 +82,7 @@ def export(
         )
     if built is not None:
         built.save()
+    warn_of_collapse(run_figures(Run.open(run), weights).get("code"), Run.open(run).config)
     if json:
         result: dict[str, Any] = {} if manifest is None else {"out": str(out), **manifest}
         print_json(result if built is None else {**result, "page": {"path": str(page), **built.comparison}})

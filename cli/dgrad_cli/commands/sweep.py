@@ -243,6 +243,7 @@ def show_results(results: Results, out: Path, *, dry_run: bool = False) -> None:
         columns["test reconstruction"] = "test_reconstruction"
     if any("accuracy" in one.figures for one in trained):
         columns["test accuracy"] = "accuracy"
+    columns |= {name: key for name, key in CODE_COLUMNS.items() if any(key in one.figures for one in trained)}
     print_table(
         ["", "combination", "seeds", *columns, "seconds"],
         (
@@ -266,6 +267,9 @@ def show_results(results: Results, out: Path, *, dry_run: bool = False) -> None:
         for line in _reasons({row[name]: row["problem"] for row in results.runs if row["state"] == state}):
             print(f"{state}: {line}")
     print(f"{out}: results.json, logs, and a run directory for each")
+
+
+CODE_COLUMNS = {"distinct codes": "distinct_codes", "information": "information"}
 
 
 def figure_text(one: Combination, name: str) -> str:

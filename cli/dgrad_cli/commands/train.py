@@ -13,7 +13,7 @@ import typer
 from dgrad.config import TrainConfig, option
 from dgrad.errors import InputError, RunError
 from dgrad.training.processes import ProcessGroup
-from dgrad_cli.display import Watcher, duration, figures, print_json, print_table
+from dgrad_cli.display import Watcher, code_figures, duration, figures, print_json, print_table, warn_of_collapse
 from dgrad_cli.options import Json, Quiet, read_run, takes_settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def train(
 ) -> None:
     """Train a discrete variational auto-encoder, evaluate it on test images, and keep everything in a run directory.
 
-    SCHEDULE is a number, or linear, geometric, cosine or exponential such as cosine:0.01:0.
+    SCHEDULE is a number, or linear, geometric, cosine, exponential or stable-decay, such as cosine:0.01:0.
     """
     group = ProcessGroup.from_environment()
     watcher = Watcher(quiet=quiet, to_stderr=json)
@@ -252,6 +252,8 @@ def _report_seeds(summary: dict[str, Any], path: Path, *, as_json: bool) -> None
     seeds = summary["seeds"]
     if not seeds:
         return
+    for seed, one in seeds.items():
+        warn_of_collapse(one["best"].get("code"), Run(path / f"seed{seed}").config)
     names = {"test bound": "test_bound", "reconstruction": "test_reconstruction", "KL": "test_kl"}
     any_ = next(iter(seeds.values()))
     if "test_accuracy" in any_["best"]:
@@ -280,11 +282,14 @@ def _number(value: float | None) -> str:
 
 
 def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
+    from dgrad.training.run_directory import Run
+
+    config = Run(path).config
+    warn_of_collapse(summary["best"].get("code"), config)
     if as_json:
         print_json({"run": str(path), **summary})
         return
     from dgrad.pictures.of_a_run import RUN_PICTURES
-    from dgrad.training.run_directory import Run
 
     best, final, unit = summary["best"], summary["final"], summary["unit"]
     print(f"test bound  {figures(best, 'test', unit)}, weights of epoch {best['epoch']:g}, the best by validation")
@@ -292,9 +297,11 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
         print(f"encoder     {best['test_encoder_bound']:.2f} {unit} with its own q, before it was refined")
     if best["step"] != final["step"]:
         print(f"at the end  {figures(final, 'test', unit)}, epoch {final['epoch']:g}")
+    if "code" in best:  # runs of earlier versions have none
+        print(f"code        {code_figures(best['code'])}")
     processes = f", {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
     print(f"training    {summary['steps']} steps in {duration(summary['seconds'])} on {summary['device']}{processes}")
-    print(f"objective   KL {Run(path).config.kl}")
+    print(f"objective   KL {config.kl}")
     print(f"run         {path}: {', '.join(RUN_PICTURES)}, summary.json")
     print(f"next        dgrad evaluate {path} --importance-samples 1000")
     print(f"            dgrad export {path} --out model")

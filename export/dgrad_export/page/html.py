@@ -65,7 +65,7 @@ def _hash(html: str, tag: str) -> str:
 def model_facts(manifest: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The facts of an exported model that the page shows, from its manifest and the settings of its run."""
     latent, run = manifest["latent"], manifest.get("run", {})
-    attributes = manifest.get("attributes")
+    attributes, code = manifest.get("attributes"), run.get("code", {})
     # With labels the values of the one variable are the classes. Without, they have no names.
     named = settings.get("labels") and not attributes
     return {
@@ -83,4 +83,5 @@ def model_facts(manifest: dict[str, Any], settings: dict[str, Any]) -> dict[str,
         "rounds_at": manifest.get("preprocessing", {}).get("rounds_at"),
         "test_bound": run.get("test_bound"),
         "unit": run.get("unit"),
+        "code": {name: code.get(name) for name in ("distinct_codes", "images", "values_in_use", "values")},
     }

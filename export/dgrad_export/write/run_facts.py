@@ -22,10 +22,11 @@ SUMMARY_PART = {"best": "best", "last": "final"}
 
 
 def run_figures(run: Run, weights: str) -> dict[str, Any]:
-    """The test bound of these weights and its unit; empty where the run is not finished."""
+    """The test bound of these weights, its unit, and what the code is used for; empty of a run that is not finished."""
     summary = run.summary() or {}
-    bound = (summary.get(SUMMARY_PART[weights]) or {}).get("test_bound")
-    return {} if bound is None else {"test_bound": bound, "unit": summary.get("unit")}
+    part = summary.get(SUMMARY_PART[weights]) or {}
+    figures = {} if part.get("test_bound") is None else {"test_bound": part["test_bound"], "unit": summary.get("unit")}
+    return {**figures, "code": part["code"]} if "code" in part else figures
 
 
 def run_data(config: TrainConfig, model: DiscreteVAE) -> Build | None:
