@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
+    from dgrad.hyperparameters import run_defaults
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
-    from dgrad.vae.likelihoods import bernoulli, squared_error
+    from dgrad.vae.likelihoods import bernoulli, discretized_logistic, squared_error
     from dgrad.vae.objectives import objective
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOMES = {
     "core.estimator_tools": ["add_gradient", "replace_gradient"],
     "core.gradient_estimator": ["Draw", "Drawn", "Estimate", "ExactLimit", "GradientEstimator", "Limit", "Traits"],
     "hookspecs": ["hookimpl", "recordable"],
+    "hyperparameters": ["run_defaults"],
     "core.latent_layer": ["LatentLayer", "LogLinear", "Moves", "Toggles"],
     "core.objectives": ["Evaluation", "FunctionObjective", "KLObjective", "Objective"],
     "core.refinement": ["refine"],
@@ -44,7 +46,7 @@ _HOMES = {
     "core.schedules": ["Schedule", "schedule"],
     "core.sites": ["restricted"],
     "core.weights": ["weights"],
-    "vae.likelihoods": ["bernoulli", "squared_error"],
+    "vae.likelihoods": ["bernoulli", "discretized_logistic", "squared_error"],
     "vae.objectives": ["objective"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -73,6 +75,7 @@ __all__ = [
     "add_gradient",
     "bernoulli",
     "datasets",
+    "discretized_logistic",
     "estimator",
     "estimators",
     "hookimpl",
@@ -85,6 +88,7 @@ __all__ = [
     "refine",
     "replace_gradient",
     "restricted",
+    "run_defaults",
     "schedule",
     "squared_error",
     "weights",

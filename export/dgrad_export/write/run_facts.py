@@ -19,13 +19,17 @@ from dgrad_export.write.graphs import code_shape
 
 SUMMARY_PART = {"best": "best", "last": "final"}
 """Where a run's summary has the figures of which weights."""
+TEST_FIGURES = ("test_bound", "test_bits_per_dimension", "test_psnr")
+"""What a manifest has of them."""
 
 
 def run_figures(run: Run, weights: str) -> dict[str, Any]:
-    """The test bound of these weights and its unit; empty where the run is not finished."""
+    """The test figures of these weights and the bound's unit; empty where the run is not finished."""
     summary = run.summary() or {}
-    bound = (summary.get(SUMMARY_PART[weights]) or {}).get("test_bound")
-    return {} if bound is None else {"test_bound": bound, "unit": summary.get("unit")}
+    figures = summary.get(SUMMARY_PART[weights]) or {}
+    if figures.get("test_bound") is None:
+        return {}
+    return {"unit": summary.get("unit")} | {name: figures[name] for name in TEST_FIGURES if name in figures}
 
 
 def run_data(config: TrainConfig, model: DiscreteVAE) -> Build | None:
