@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from dgrad.core.weights import weights
     from dgrad.errors import DgradError, InputError, RunError
     from dgrad.hookspecs import hookimpl, recordable
+    from dgrad.hyperparameters import run_defaults
     from dgrad.kernels.lookup import lookup
     from dgrad.registry import datasets, estimator, estimators, latent, latents, load_plugin, models
-    from dgrad.vae.likelihoods import bernoulli, squared_error
+    from dgrad.vae.likelihoods import bernoulli, discretized_logistic, squared_error
     from dgrad.vae.objectives import objective
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ _HOMES = {
     "core.gradient_estimator": ["GradientEstimator"],
     "core.kl_objective": ["KLObjective"],
     "hookspecs": ["hookimpl", "recordable"],
+    "hyperparameters": ["run_defaults"],
     "core.latent_layer": ["LatentLayer", "LogLinear"],
     "core.moves": ["Exchanges", "Moves", "Substitutions", "Toggles"],
     "core.objectives": ["FunctionObjective", "Objective"],
@@ -60,7 +62,7 @@ _HOMES = {
     "core.schedules": ["Schedule", "schedule"],
     "core.sites": ["restricted"],
     "core.weights": ["weights"],
-    "vae.likelihoods": ["bernoulli", "squared_error"],
+    "vae.likelihoods": ["bernoulli", "discretized_logistic", "squared_error"],
     "vae.objectives": ["objective"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -91,6 +93,7 @@ __all__ = [
     "add_gradient",
     "bernoulli",
     "datasets",
+    "discretized_logistic",
     "estimator",
     "estimators",
     "fenchel_young",
@@ -105,6 +108,7 @@ __all__ = [
     "refine",
     "replace_gradient",
     "restricted",
+    "run_defaults",
     "schedule",
     "squared_error",
     "weights",

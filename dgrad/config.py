@@ -150,11 +150,14 @@ class ModelSettings(Settings):
         lambda widths: "" if min(widths, default=1) >= 1 else "widths of at least 1, for example 400,200",
     )
     gaussian: int | None = setting(
-        None, "Gaussian variables beside the code.", at_least(1), otherwise="mixture 20, conv 64"
+        None,
+        "Gaussian variables beside the code; 0 for none in conv.",
+        at_least(0),
+        otherwise="mixture 20, conv 64 with --labels, else 0",
     )
     dropout: float | None = setting(None, "Share of hidden units left out; mixture only.", SHARE, otherwise="0")
     input_dropout: float = setting(0.0, "Share of pixels hidden from the encoder in a step.", SHARE)
-    likelihood: str = setting("bernoulli", "bernoulli, or squared-error (behind a tanh).")
+    likelihood: str = setting("bernoulli", "bernoulli, squared-error (behind a tanh), discretized-logistic (grey).")
 
 
 @dataclass(frozen=True)
@@ -189,14 +192,15 @@ class OptimisationSettings(Settings):
     epochs: int = setting(100, "Passes over the training images.", at_least(1))
     steps: int | None = setting(None, "Number of steps, instead of epochs.", at_least(1))
     batch_size: int = setting(100, "Images in a step.", at_least(1))
-    lr: str = setting(
-        "cosine:0.01:0",
+    lr: str | None = setting(
+        None,
         "Adam's learning rate: a number or a schedule.",
         scheduled(
             "a positive number or a schedule such as cosine:0.01:0",
             lambda rate: rate.lowest >= 0 and rate.over(1)(0) > 0,
         ),
         metavar="SCHEDULE",
+        otherwise="what suits the model and the estimator",
     )
     weight_decay: float = setting(0.0, "Decoupled weight decay, not on biases.", WEIGHT)
 

@@ -7,10 +7,60 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from dgrad.core.schedules import Schedule, schedule
 from dgrad.errors import InputError, unknown_name
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class RunDefaults:
+    """What a training run gets for settings that nobody gave, said by its model or its estimator.
+
+    Attributes:
+        lr: the learning rate, a schedule. The model's goes before the estimator's.
+        set: hyper-parameters of the estimator. They and its `lr` are for runs without labels and with the KL inside
+            the objective.
+        gaussian: how many Gaussian variables the model has in a run without labels.
+        evaluations: how many of the model's decoder an image costs in a step, at most. Where a sweep costs more, an
+            estimator with `sweep_share` sweeps a share of the rows.
+        why: the reason, in a few words.
+    """
+
+    lr: str | None = None
+    set: Mapping[str, str] = field(default_factory=dict)
+    gaussian: int | None = None
+    evaluations: int | None = None
+    why: str = ""
+
+
+def run_defaults(**values: Any) -> Callable[[Factory], Factory]:
+    """Say what training runs get for settings that nobody gave: a decorator of a model's or an estimator's factory.
+
+    Args:
+        values: the attributes of `RunDefaults`.
+
+    >>> @run_defaults(lr="cosine:0.002:0", why="convolutions")
+    ... def factory(layer, image_shape, likelihood, hidden): ...
+    >>> run_defaults_of(factory).lr
+    'cosine:0.002:0'
+    """
+    defaults = RunDefaults(**values)
+
+    def decorate(factory: Factory) -> Factory:
+        factory.run_defaults = defaults  # type: ignore[attr-defined]
+        return factory
+
+    return decorate
+
+
+def run_defaults_of(factory: Callable[..., Any]) -> RunDefaults:
+    """What `run_defaults` said of a factory itself; an estimator does not inherit it."""
+    defaults: RunDefaults = vars(factory).get("run_defaults", RunDefaults())
+    return defaults
 
 
 def hyperparameters_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

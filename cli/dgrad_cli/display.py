@@ -20,7 +20,13 @@ from dgrad.training.listener import Listener, Progress
 if TYPE_CHECKING:
     from dgrad.config import TrainConfig
 
+OF_GREY_PIXELS = {"bits_per_dimension": "bits per dimension", "psnr": "PSNR"}
+"""The columns of figures of grey pixels."""
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_OF_STEPS = 1.0
+"""After so many seconds, and at least two steps, a step's time is known."""
+LONG_RUN = 60.0
+"""Of a run that takes so many seconds or more, the expected time is said."""
 SECONDS_BETWEEN_BARS = 0.1
 """Moving the bar takes the host longer than launching a whole recorded step."""
 
@@ -62,10 +68,14 @@ def with_spread(mean: float | None, spread: float | None) -> str:
 
 
 def figures(metrics: Mapping[str, Any], prefix: str, unit: str) -> str:
-    """`21.37 nats (reconstruction 15.20, KL 6.17)`, with the Gaussian KL and the accuracy where there are such."""
+    """`21.37 nats (reconstruction 15.20, KL 6.17)`, and what else there is: Gaussian KL, grey pixels, accuracy."""
     parts = [f"reconstruction {metrics[f'{prefix}_reconstruction']:.2f}", f"KL {metrics[f'{prefix}_kl']:.2f}"]
     if f"{prefix}_gaussian_kl" in metrics:
         parts.append(f"Gaussian KL {metrics[f'{prefix}_gaussian_kl']:.2f}")
+    if f"{prefix}_bits_per_dimension" in metrics:
+        parts.append(f"{metrics[f'{prefix}_bits_per_dimension']:.3f} bits per dimension")
+    if f"{prefix}_psnr" in metrics:
+        parts.append(f"PSNR {metrics[f'{prefix}_psnr']:.2f} dB")
     return f"{metrics[f'{prefix}_bound']:.2f} {unit} ({', '.join(parts)}){_accuracy(metrics, f'{prefix}_accuracy')}"
 
 
@@ -111,6 +121,8 @@ class Watcher(Listener):
         self.last_bar = -SECONDS_BETWEEN_BARS
         self.first_step = 0
         self.first_seconds = 0.0
+        self.seconds_of_first_step = 0.0
+        self.cost_is_known = False
 
     def started(self, progress: Progress) -> None:
         """Say what is trained, on what."""
@@ -129,6 +141,8 @@ class Watcher(Listener):
                 f"{run.steps} steps{pretraining}{share}, on {run.device}{processes}",
                 soft_wrap=True,
             )
+            if run.choices:
+                self.console.print(f"{prefix}chosen: {', '.join(run.choices)}", soft_wrap=True)
         if self.live:
             columns = (
                 TextColumn("{task.description}epoch {task.fields[epoch]}"),
@@ -151,9 +165,23 @@ class Watcher(Listener):
             self.bar.update(self.bar.task_ids[0], epoch=f"0, pretraining {made}/{total}")
 
     def stepped(self, progress: Progress) -> None:
-        """Move the bar now and then."""
+        """Move the bar now and then. Say once what the run will take."""
+        if not self.cost_is_known:
+            self._measure_cost(progress)
         if self.bar is not None and self._bar_is_due(last=progress.done):
             self.bar.update(self.bar.task_ids[0], completed=progress.step, rate=f"{self._rate(progress):.0f}")
+
+    def _measure_cost(self, progress: Progress) -> None:
+        """When a few steps are made, say what one takes, if the run is long; the first has to warm up."""
+        made = progress.step - self.first_step
+        if made <= 1:
+            self.seconds_of_first_step = progress.seconds
+        elif progress.seconds - self.first_seconds >= SECONDS_OF_STEPS:
+            self.cost_is_known = True
+            seconds = (progress.seconds - self.seconds_of_first_step) / (made - 1)
+            left = seconds * (progress.steps - progress.step)
+            if left >= LONG_RUN and not self.quiet:
+                self.console.print(cost_line(progress, seconds, left), soft_wrap=True)
 
     def _bar_is_due(self, *, last: bool) -> bool:
         now = time.monotonic()
@@ -187,6 +215,23 @@ class Watcher(Listener):
         """Leave the terminal as it was."""
         if self.bar is not None:
             self.bar.stop()
+
+
+def cost_line(progress: Progress, seconds: float, left: float) -> str:
+    """What a step takes, what the remaining ones will take, and what would be cheaper.
+
+    Args:
+        seconds: of one step.
+        left: of all remaining steps.
+    """
+    run = progress.run
+    count = run.evaluations
+    evaluations = f"{count} evaluation{'s' if count > 1 else ''} of the decoder for an image"
+    cheaper = ", ".join(run.cheaper) or "fewer --epochs"
+    return (
+        f"a step takes {1000 * seconds:.3g} ms, {evaluations}: about {duration(left)} for "
+        f"{progress.steps - progress.step} steps, without evaluations of the bound; cheaper: {cheaper}"
+    )
 
 
 def duration(seconds: float) -> str:

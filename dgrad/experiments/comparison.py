@@ -21,6 +21,7 @@ from dgrad.experiments.experiment import Experiment, check
 from dgrad.experiments.results import code_values, spread
 from dgrad.experiments.variants import Variant
 from dgrad.training.build import Build
+from dgrad.training.choices import lr_of_model
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Interrupted, Trainer
 
@@ -38,7 +39,8 @@ def plan(config: TrainConfig, variants: Sequence[Variant], seeds: int, out: Path
     if seeds < 1:
         raise InputError(f"--seeds must be a whole number of at least 1; got {seeds}")
     choose_device(config.device)
-    common = replace(config, kl=config.kl or "outside")
+    # One rate for all: an estimator's own would favour it.
+    common = replace(config, kl=config.kl or "outside", lr=config.lr or lr_of_model(config.model))
     entries = []
     for seed in range(seeds):
         for variant in variants:
@@ -104,6 +106,8 @@ class Row:
         information: of the test images in the code, in nats; None also for a latent without probabilities.
         seconds: of the run, with the evaluations on the validation images and the checkpoints; without the final test.
         evaluations: of the decoder, for one example in one step; None where it cannot work with the latent.
+        bits_per_dimension: the mean of the test figure; None where the likelihood has none or pixels are binary.
+        psnr: the same, in decibels.
         runs: each seed: path, seed, problem, summary, and metrics of each evaluation.
         curve: for each evaluation epoch and step, mean seconds, and the mean, least and greatest validation bound over
             seeds.
@@ -123,6 +127,8 @@ class Row:
     information: float | None
     seconds: float | None
     evaluations: int | None
+    bits_per_dimension: float | None
+    psnr: float | None
     runs: list[dict[str, Any]]
     curve: list[dict[str, float]]
     problem: str | None
@@ -183,6 +189,8 @@ def summarize(entries: Sequence[Experiment], problems: Mapping[Path, str]) -> Co
                 **{name: _mean_of_all(codes[name]) for name in ("distinct_codes", "information")},
                 seconds=statistics.fmean(times[label]) if done else None,
                 evaluations=estimator.traits.evaluations(layer) if first.why_unsupported is None else None,
+                bits_per_dimension=_test_figure(done, "bits_per_dimension"),
+                psnr=_test_figure(done, "psnr"),
                 runs=runs[label],
                 curve=_curve(done),
                 problem=_problem(runs[label]),
@@ -212,6 +220,10 @@ def _best(run: dict[str, Any]) -> float:
 
 def _best_until(run: dict[str, Any], seconds: float | None) -> float | None:
     return min((line["valid_bound"] for line in run["metrics"] if line["seconds"] <= (seconds or 0.0)), default=None)
+
+
+def _test_figure(runs: list[dict[str, Any]], name: str) -> float | None:
+    return _mean_of_all([run["summary"]["best"].get(f"test_{name}") for run in runs])
 
 
 def _mean_of_all(values: list[float | None]) -> float | None:

@@ -14,6 +14,8 @@ from dgrad.training.run_directory import Run
 
 COMPARABLE = ("dataset", "binarize", "likelihood", "latent", "labels", "attributes", "criterion")
 """What combinations must have in common to be compared."""
+OF_GREY_PIXELS = ("bits_per_dimension", "psnr")
+"""Test figures of runs whose pixels are not binary."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Combination:
         best: whether it is the best of those with the same data, latent and labels that are wholly finished. The
             validation figure that chose their weights decides.
         figures: for each of valid_bound, test_bound, test_reconstruction (the likelihood's unit, the lower the better),
-            accuracy (test, with labels only), distinct_codes, information and values_in_use (of the code, among the
-            test images) and seconds: the mean, the standard deviation (None with one seed) and the
+            accuracy (test, with labels only), bits_per_dimension and psnr (test, of grey pixels), distinct_codes,
+            information and values_in_use (of the code, among the test images) and seconds: the mean, the standard
+            deviation (None with one seed) and the
             values of the seeds.
         unit: of the bounds.
         problem: why it, or some of its seeds, are missing.
@@ -121,6 +124,7 @@ def _combination(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> C
         "test_bound": [summary["test_bound"] for summary in summaries],
         "test_reconstruction": [summary["best"]["test_reconstruction"] for summary in summaries],
         "accuracy": [summary["accuracy"] for summary in summaries if "accuracy" in summary],
+        **{name: [summary["best"].get(f"test_{name}") for summary in summaries] for name in OF_GREY_PIXELS},
         **code_values(summaries),
         "seconds": [summary["seconds"] for summary in summaries],
     }

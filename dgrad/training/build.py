@@ -16,6 +16,7 @@ from dgrad.core.latent_layer import LatentLayer
 from dgrad.data import Dataset, binarize, dataset_loader, default_data_root
 from dgrad.errors import InputError
 from dgrad.hyperparameters import hyperparameters_of
+from dgrad.training.choices import Choice, choose, with_choices
 from dgrad.vae.likelihoods import likelihood
 from dgrad.vae.model import DiscreteVAE
 
@@ -42,12 +43,16 @@ class Build:
             self.dataset = dataset
 
     @cached_property
+    def choices(self) -> list[Choice]:
+        """What was chosen for settings that nobody gave."""
+        return choose(self.given, self.layer, self._estimator_as_given)
+
+    @cached_property
     def settings(self) -> TrainConfig:
-        """The settings with the KL's place filled in and absolute paths, so that a run resumes from anywhere."""
-        config = self.given
+        """The settings with the choices filled in and absolute paths, so that a run resumes from anywhere."""
+        config = with_choices(self.given, self.choices)
         return replace(
             config,
-            kl=config.kl or ("inside" if self.estimator.traits.kl_inside else "outside"),
             dataset=config.dataset if config.dataset in registry.datasets() else _absolute(config.dataset),
             data_root=None if config.data_root is None else str(Path(config.data_root).resolve()),
             plugins=tuple(_absolute(plugin) for plugin in config.plugins),
@@ -67,6 +72,12 @@ class Build:
     @cached_property
     def estimator(self) -> GradientEstimator:
         """The gradient estimator. `model` gives it its parameters."""
+        if self.settings.set == self.given.set:
+            return self._estimator_as_given
+        return registry.estimator(self.given.estimator, **self.settings.set)
+
+    @cached_property
+    def _estimator_as_given(self) -> GradientEstimator:
         return registry.estimator(self.given.estimator, **self.given.set)
 
     @cached_property
@@ -117,7 +128,7 @@ class Build:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.given.seed)
-            model = build_model(self.given, self.dataset.image_shape, self.layer)
+            model = build_model(self.settings, self.dataset.image_shape, self.layer)
             if self.why_unsupported is None:
                 self.estimator.set_layer(self.layer)
         return model

@@ -19,7 +19,7 @@ from dgrad.data import Split
 from dgrad.errors import RunError
 from dgrad.training.listener import Progress
 from dgrad.training.step import TrainingStep
-from dgrad.vae.evaluation import Bound, evaluate_accuracies, evaluate_bound, evaluation_generator
+from dgrad.vae.evaluation import Bound, evaluate_accuracies, evaluate_bound, evaluation_generator, grey_figures
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.usage import code_usage
 
@@ -51,6 +51,7 @@ class Figures:
             "valid_reconstruction": bound.reconstruction,
             "valid_kl": bound.kl,
             **({} if bound.gaussian_kl is None else {"valid_gaussian_kl": bound.gaussian_kl}),
+            **self._of_grey_pixels("valid", bound.bound),
             **self._accuracies("valid"),
         }
 
@@ -123,7 +124,7 @@ class Figures:
         figures = {f"test_{name}": value for name, value in asdict(bound).items() if value is not None}
         if refine_steps:
             figures["test_encoder_bound"] = self._bound("test", samples=samples, refine_steps=0).bound
-        figures |= self._accuracies("test")
+        figures |= self._of_grey_pixels("test", bound.bound) | self._accuracies("test")
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
     def _code(self) -> dict[str, Any]:
@@ -136,6 +137,12 @@ class Figures:
         images = self.splits[split]
         generator = evaluation_generator(images.images.device, self.config.seed)
         return evaluate_bound(self.model, images, samples=samples, generator=generator, refine_steps=refine_steps)
+
+    def _of_grey_pixels(self, split: str, bound: float) -> dict[str, float]:
+        if self.config.binarize != "none":
+            return {}
+        figures = grey_figures(self.model, self.splits[split], bound)
+        return {f"{split}_{name}": value for name, value in figures.items()}
 
     def _accuracies(self, split: str) -> dict[str, float]:
         if not self.config.labels:

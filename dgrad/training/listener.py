@@ -21,6 +21,9 @@ class RunFacts:
         unit: of the bounds.
         device: what the run is trained on, for people.
         processes: how many processes train it.
+        choices: what was chosen for settings that nobody gave, and why, each as it is given.
+        evaluations: how many of the decoder a step costs for an image.
+        cheaper: settings that cost fewer, each with its evaluations.
     """
 
     config: TrainConfig
@@ -30,6 +33,9 @@ class RunFacts:
     unit: str
     device: str
     processes: int
+    choices: tuple[str, ...] = ()
+    evaluations: int = 1
+    cheaper: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

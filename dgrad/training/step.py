@@ -58,6 +58,7 @@ class TrainingStep:
         self.compiled = config.compile == "on" or (config.compile == "auto" and self.total >= STEPS_WORTH_COMPILING)
         model.compiled_kernels = self.compiled
         model.sweep_dtype = getattr(torch, config.sweep_precision)
+        assert config.lr is not None  # chosen by Build
         self.lr = schedule(config.lr).over(self.total)
         labels = batches.labelled.labels if isinstance(batches, SemiSupervisedBatches) else None
         self.loss = TrainingLoss(model, estimator, config, self.noise, labels).to(device)

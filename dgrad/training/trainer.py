@@ -15,6 +15,7 @@ from dgrad.errors import InputError, RunError
 from dgrad.training.batches import TrainingData, training_batches
 from dgrad.training.build import Build
 from dgrad.training.checkpoint import Checkpoint
+from dgrad.training.cost import step_cost
 from dgrad.training.figures import Figures
 from dgrad.training.listener import Listener, Progress, RunFacts
 from dgrad.training.processes import ProcessGroup
@@ -66,8 +67,18 @@ class Trainer:
         self.checkpoint = Checkpoint(config, self.training_step, self.figures, self.group)
         self.listener = listener if listener is not None and self.group.is_first else Listener()
         step, unit, device = self.training_step, self.model.likelihood.unit, describe_device(self.device)
+        cost = step_cost(self.model, self.estimator)
         self.facts = RunFacts(
-            config, step.total, self.batches.steps_per_epoch, step.labelled_images, unit, device, self.group.size
+            config,
+            step.total,
+            self.batches.steps_per_epoch,
+            step.labelled_images,
+            unit,
+            device,
+            self.group.size,
+            tuple(map(str, build.choices)),
+            cost.evaluations,
+            cost.cheaper,
         )
         self.seconds = 0.0
         self._alone = Lockstep([self.training_step])

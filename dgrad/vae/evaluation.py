@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dgrad.core.objectives import Objective
 from dgrad.core.random import seed_for
 from dgrad.core.refinement import refine
 from dgrad.data import Split, unit
+from dgrad.vae.likelihoods import bits_per_dimension
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.posterior import Posterior
 
@@ -64,6 +66,26 @@ def evaluate_accuracies(model: DiscreteVAE, split: Split, attributes: Sequence[s
     accuracies = [count / len(split) for count in right.sum(0).tolist()]
     named = zip(attributes, accuracies, strict=True) if attributes else ()
     return {"accuracy": sum(accuracies) / len(accuracies), **{f"accuracy_{name}": value for name, value in named}}
+
+
+@torch.no_grad()
+def evaluate_psnr(model: DiscreteVAE, split: Split) -> float:
+    """The peak signal-to-noise ratio of reconstructions, in decibels: `-10 log10` of their mean squared error.
+
+    An image is decoded from its most probable code, with the means of Gaussian variables. The error is the mean over
+    all pixels of the split, in [0, 1].
+    """
+    squared = torch.zeros((), dtype=torch.float64)
+    for images, posterior in _encoded(model, split, 1):
+        decoded = model.decode(model.layer.argmax(posterior.logits), posterior.mean)
+        squared += (decoded - images).square().sum().cpu()
+    return -10 * math.log10(max(float(squared) / split.images.numel(), sys.float_info.min))
+
+
+def grey_figures(model: DiscreteVAE, split: Split, bound: float) -> dict[str, float]:
+    """What is said of grey pixels beside a bound: `psnr`, and where the likelihood has them `bits_per_dimension`."""
+    bits = bits_per_dimension(model.likelihood, bound, math.prod(model.image_shape))
+    return {**({} if bits is None else {"bits_per_dimension": bits}), "psnr": evaluate_psnr(model, split)}
 
 
 @contextmanager

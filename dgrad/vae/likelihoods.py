@@ -5,6 +5,7 @@ A likelihood has no parameters: it turns outputs `[..., D]` and images `[B, D]` 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -16,10 +17,18 @@ from dgrad.kernels.numerics import softplus
 
 
 class Likelihood(ABC):
-    """The distribution of an image given the decoder's outputs."""
+    """The distribution of an image given the decoder's outputs.
+
+    Attributes:
+        outputs_per_pixel: how many outputs of the decoder a pixel has. All first ones come before all second ones.
+        grey_levels: of how many levels of grey a pixel's loss is `-log` of a probability. 0 where grey pixels have no
+            probability: then the bound is none on their code length, and has no bits per dimension.
+    """
 
     name: str
     unit: str
+    outputs_per_pixel = 1
+    grey_levels = 0
 
     @abstractmethod
     def loss(
@@ -39,7 +48,8 @@ class Likelihood(ABC):
 class Bernoulli(Likelihood):
     """Independent binary pixels, the outputs their logits: `sum_d softplus(a_d) - x_d a_d`, in nats.
 
-    `x` may be grey.
+    `x` may be grey. The loss is then a cross-entropy, at least the entropy of a coin of each pixel's grey, and no
+    probability of the grey.
     """
 
     name = "bernoulli"
@@ -82,6 +92,57 @@ class SquaredError(Likelihood):
         return (1 + torch.tanh(outputs)) / 2
 
 
+class DiscretizedLogistic(Likelihood):
+    """Independent pixels of 256 levels, each a logistic variable rounded to its level, in nats.
+
+    With `x` from -1 to 1, location `m` and scale `s`, and half a level `h = 1/255`:
+
+        p(x) = sigmoid((x + h - m) / s) - sigmoid((x - h - m) / s)
+
+    The darkest level has all that lies below it, the brightest all above, so that the levels add up to 1. The outputs
+    are the locations of all pixels, then the logarithms of all scales. Pixels are rounded to the nearest level.
+
+    Reference:
+        Kingma et al. 2016 (arXiv 1606.04934); Salimans et al. 2017, PixelCNN++ (arXiv 1701.05517), with one component.
+    """
+
+    name = "discretized-logistic"
+    unit = "nats"
+    outputs_per_pixel = 2
+    grey_levels = 256
+
+    def loss(
+        self, outputs: Float[Tensor, "*lead #batch d2"], images: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "*lead batch"]:
+        location, log_scale = outputs.chunk(2, dim=-1)
+        level = (images * (self.grey_levels - 1)).round()
+        half, dark, bright = 1 / (self.grey_levels - 1), level == 0, level == self.grey_levels - 1
+        inverse = (-log_scale.clamp(min=LEAST_LOG_SCALE)).exp()
+        middle = (2 * half * level - 1 - location) * inverse
+        # sigmoid(u) - sigmoid(v) = sigmoid(u) sigmoid(-v) (1 - exp(v - u)), where nothing cancels
+        below = softplus(-middle - half * inverse).masked_fill(bright, 0.0)
+        above = softplus(middle - half * inverse).masked_fill(dark, 0.0)
+        width = (-torch.expm1(-2 * half * inverse)).log()
+        return (below + above - torch.where(dark | bright, 0.0, width)).sum(-1)
+
+    def mean(self, outputs: Float[Tensor, "*lead d2"]) -> Float[Tensor, "*lead d"]:
+        """The locations, in [0, 1]."""
+        return ((1 + outputs.chunk(2, dim=-1)[0]) / 2).clamp(0, 1)
+
+
+LEAST_LOG_SCALE = -7.0
+"""A smaller scale is a fifth of a level, and changes no probability."""
+
+
+def bits_per_dimension(likelihood: Likelihood, bound: float, dimensions: int) -> float | None:
+    """A bound in nats as bits for each pixel and channel; None for a likelihood without probabilities of grey pixels.
+
+    >>> bits_per_dimension(DiscretizedLogistic(), 8 * math.log(2), 8)
+    1.0
+    """
+    return bound / (dimensions * math.log(2)) if likelihood.grey_levels else None
+
+
 def _of_all_images(outputs: Float[Tensor, "*lead #batch d"]) -> bool:
     """Whether the outputs are the same for every image."""
     return outputs.shape[-2] == 1
@@ -115,10 +176,12 @@ class DataLoss:
 
     def __call__(self, outputs: Float[Tensor, "samples #batch *data"]) -> Float[Tensor, "samples batch"]:
         flat = outputs.flatten(2)
-        if flat.shape[-1] != self.data.shape[-1] or flat.shape[1] not in (1, len(self.data)):
+        each = self.likelihood.outputs_per_pixel
+        if flat.shape[-1] != each * self.data.shape[-1] or flat.shape[1] not in (1, len(self.data)):
+            expected = "the same of both" if each == 1 else f"{each} outputs for each number of as many examples"
             raise InputError(
                 f"the decoder gives {flat.shape[-1]} outputs for each of {flat.shape[1]} examples, and the data are "
-                f"{len(self.data)} examples of {self.data.shape[-1]} numbers; expected the same of both"
+                f"{len(self.data)} examples of {self.data.shape[-1]} numbers; expected {expected}"
             )
         return self.likelihood.loss(flat, self.data)
 
@@ -167,7 +230,26 @@ def squared_error(x: Shaped[Tensor, "batch *data"]) -> DataLoss:
     return _of_unit_range("squared-error", x)
 
 
-LIKELIHOODS: dict[str, Likelihood] = {likelihood.name: likelihood for likelihood in (Bernoulli(), SquaredError())}
+def discretized_logistic(x: Shaped[Tensor, "batch *data"]) -> DataLoss:
+    """The loss of locations and log-scales: `-log p(x | outputs)` of pixels of 256 levels, in nats.
+
+    The decoder has two outputs for each number of x: `[..., 2 D]` when flat, all locations first.
+
+    Args:
+        x: the data, `[B, *data]`, in [0, 1]; rounded to the nearest level.
+
+    Raises:
+        InputError: x is not in [0, 1].
+
+    >>> round(float(discretized_logistic(torch.ones(1, 1))(torch.zeros(1, 1, 2))), 4)
+    1.3107
+    """
+    return _of_unit_range("discretized-logistic", x)
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    likelihood.name: likelihood for likelihood in (Bernoulli(), SquaredError(), DiscretizedLogistic())
+}
 
 
 def likelihood(name: str) -> Likelihood:

@@ -13,7 +13,7 @@ from dgrad.errors import RunError
 from dgrad_cli.commands.lists import load_plugins
 from dgrad_cli.commands.sweep import STOPPED, stop_if
 from dgrad_cli.commands.train import finish
-from dgrad_cli.display import Watcher, duration, print_json, print_table, with_spread
+from dgrad_cli.display import OF_GREY_PIXELS, Watcher, duration, print_json, print_table, with_spread
 from dgrad_cli.options import Estimators, Json, Quiet, check_length, check_single, takes_settings
 from dgrad_cli.writing import as_text, check_directory
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from dgrad.experiments.experiment import Experiment
 
 
-@takes_settings(but=("estimator", "seed"), several=("set",), shown={"kl": "outside, for all alike"})
+@takes_settings(
+    but=("estimator", "seed"),
+    several=("set",),
+    shown={"kl": "outside, for all alike", "lr": "what suits the model, for all alike"},
+)
 def compare(
     *,
     out: Annotated[
@@ -94,6 +98,8 @@ def _used(row: Row) -> str:
 def _show_comparison(comparison: Comparison, out: Path) -> None:
     seconds = comparison.equal_seconds
     columns = ["rank", "estimator", "validation bound", "test bound", "distinct codes", "evaluations", "seconds"]
+    grey = [name for name in OF_GREY_PIXELS if any(getattr(row, name) is not None for row in comparison.rows)]
+    columns += [OF_GREY_PIXELS[name] for name in grey]
     if seconds is not None:
         columns.append(f"validation after {seconds:.3g} s")
     if failed := any(row.problem for row in comparison.rows):
@@ -108,6 +114,7 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
             _used(row),
             "-" if row.evaluations is None else str(row.evaluations),
             "-" if row.seconds is None else f"{row.seconds:.3g}",
+            *("-" if (value := getattr(row, name)) is None else f"{value:.3f}" for name in grey),
         ]
         if seconds is not None:
             cells.append(with_spread(row.valid_bound_at_equal_time, None))
@@ -118,7 +125,7 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
     spread = f"mean ± standard deviation of {comparison.seeds} seeds" if comparison.seeds > 1 else "1 seed"
     print(
         f"\nBounds in {comparison.unit or 'nats'}, the lower the better, {spread}; {length}, "
-        f"latent {config['latent']}, {config['dataset']}, KL {config['kl']} for all; ranks by validation."
+        f"latent {config['latent']}, {config['dataset']}, KL {config['kl']} and lr {config['lr']} for all; ranks by validation."
     )
     print(
         "evaluations: of the decoder, for one example in one step. seconds: with the evaluations on validation images."

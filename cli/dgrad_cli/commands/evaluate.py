@@ -76,6 +76,8 @@ def evaluate(
     }  # fmt: skip
     if config.labels and images.labels is not None:
         result |= evaluation.evaluate_accuracies(model, images, config.attributes)
+    if config.binarize == "none":
+        result |= evaluation.grey_figures(model, images, bound.bound)
     if bound.gaussian_kl is not None:
         result["gaussian_kl"] = bound.gaussian_kl
     if steps:

@@ -14,7 +14,7 @@ from dgrad.config import read_toml
 from dgrad.errors import InputError, RunError
 from dgrad.experiments.launchers import Job, run_here, run_submitted, submitit_executor
 from dgrad_cli.commands.lists import load_plugins
-from dgrad_cli.display import duration, print_json, print_table, with_spread
+from dgrad_cli.display import OF_GREY_PIXELS, duration, print_json, print_table, with_spread
 from dgrad_cli.options import FIELDS, Devices, DryRun, Jobs, Json, Quiet, Seeds, read_overrides, takes_settings
 from dgrad_cli.writing import as_text, check_directory
 
@@ -241,6 +241,8 @@ def show_results(results: Results, out: Path, *, dry_run: bool = False) -> None:
     columns = {"validation bound": "valid_bound", "test bound": "test_bound"}
     if any(one.config["choose_by"] == "reconstruction" for one in trained):
         columns["test reconstruction"] = "test_reconstruction"
+    grey = OF_GREY_PIXELS.items()
+    columns |= {title: name for name, title in grey if any(name in one.figures for one in trained)}
     if any("accuracy" in one.figures for one in trained):
         columns["test accuracy"] = "accuracy"
     columns |= {name: key for name, key in CODE_COLUMNS.items() if any(key in one.figures for one in trained)}

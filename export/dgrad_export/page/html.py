@@ -82,6 +82,8 @@ def model_facts(manifest: dict[str, Any], settings: dict[str, Any]) -> dict[str,
         "image_shape": manifest["image_shape"],
         "rounds_at": manifest.get("preprocessing", {}).get("rounds_at"),
         "test_bound": run.get("test_bound"),
+        "bits_per_dimension": run.get("test_bits_per_dimension"),
+        "psnr": run.get("test_psnr"),
         "unit": run.get("unit"),
         "code": {name: code.get(name) for name in ("distinct_codes", "images", "values_in_use", "values")},
     }

@@ -19,14 +19,18 @@ from dgrad_export.write.graphs import code_shape
 
 SUMMARY_PART = {"best": "best", "last": "final"}
 """Where a run's summary has the figures of which weights."""
+TEST_FIGURES = ("test_bound", "test_bits_per_dimension", "test_psnr")
+"""What a manifest has of them."""
 
 
 def run_figures(run: Run, weights: str) -> dict[str, Any]:
-    """The test bound of these weights, its unit, and what the code is used for; empty of a run that is not finished."""
+    """The test figures of these weights, the bound's unit, and what the code is used for; empty of an unfinished run."""
     summary = run.summary() or {}
     part = summary.get(SUMMARY_PART[weights]) or {}
-    figures = {} if part.get("test_bound") is None else {"test_bound": part["test_bound"], "unit": summary.get("unit")}
-    return {**figures, "code": part["code"]} if "code" in part else figures
+    figures = {"code": part["code"]} if "code" in part else {}
+    if part.get("test_bound") is not None:
+        figures |= {"unit": summary.get("unit")} | {name: part[name] for name in TEST_FIGURES if name in part}
+    return figures
 
 
 def run_data(config: TrainConfig, model: DiscreteVAE) -> Build | None:

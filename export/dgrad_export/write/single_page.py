@@ -20,7 +20,7 @@ from dgrad.files.atomic import check_place, write_text
 from dgrad.training.run_directory import Run
 from dgrad.training.trained_model import load_model
 from dgrad.vae.dropout import Dropout
-from dgrad.vae.likelihoods import Bernoulli
+from dgrad.vae.likelihoods import Bernoulli, DiscretizedLogistic, SquaredError
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.networks import Decoder, Encoder, MixtureEncoder
 from dgrad_export.page.html import model_facts, page, sealed
@@ -28,6 +28,9 @@ from dgrad_export.write.comparison import COUNT
 from dgrad_export.write.graphs import code_shape
 from dgrad_export.write.run_facts import comparison_images, label_names, model_shapes, run_data, run_figures
 
+GAINS = {Bernoulli: 1, SquaredError: 2, DiscretizedLogistic: None}
+"""An output is a pixel by `sigmoid(gain * output)`, where `(1 + tanh a) / 2` is `sigmoid(2 a)`. None stands for locations
+in [-1, 1], the first half of the outputs."""
 LARGEST = 127
 """The integers that stand for weights go from minus this to this."""
 
@@ -154,8 +157,7 @@ def _round(model: DiscreteVAE, *, rounds: bool) -> dict[str, Any]:
             # A row for each coordinate of the code: few are not zero.
             "first": _layer(decoder.first, relu=len(decoder.rest) > 0, transposed=True),
             "rest": _layers(list(decoder.rest)[1:]),
-            # (1 + tanh a) / 2 = sigmoid(2 a)
-            "gain": 1 if isinstance(model.likelihood, Bernoulli) else 2,
+            "gain": GAINS[type(model.likelihood)],
         },
     }
 

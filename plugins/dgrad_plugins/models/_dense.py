@@ -45,4 +45,5 @@ def _dense_vae(
     for wide in pairwise(wider):
         body += [nn.ReLU(), nn.Linear(*wide)]
     encoder = Encoder(layer, image_shape, nn.Sequential(*body))
-    return DiscreteVAE(layer, image_shape, likelihood, encoder, Decoder(layer, [*reversed(hidden), pixels]))
+    decoder = Decoder(layer, [*reversed(hidden), pixels * likelihood.outputs_per_pixel])
+    return DiscreteVAE(layer, image_shape, likelihood, encoder, decoder)

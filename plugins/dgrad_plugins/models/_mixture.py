@@ -42,7 +42,7 @@ def mixture_vae(
         )
     hidden = hidden or SHARED
     encoder = MixtureEncoder(layer, image_shape, hidden, gaussian, dropout)
-    decoder = Decoder(layer, [hidden[0], math.prod(image_shape)], gaussian)
+    decoder = Decoder(layer, [hidden[0], math.prod(image_shape) * likelihood.outputs_per_pixel], gaussian)
     _keep_scale(encoder, decoder)
     return DiscreteVAE(layer, image_shape, likelihood, encoder, decoder, gaussian)
 
