@@ -125,6 +125,13 @@ class DiscretizedLogistic(Likelihood):
         width = (-torch.expm1(-2 * half * inverse)).log()
         return (below + above - torch.where(dark | bright, 0.0, width)).sum(-1)
 
+    def root_curvature(self, outputs: Float[Tensor, "*lead d2"]) -> Float[Tensor, "*lead d2"]:
+        """That of a logistic variable that is not rounded: its Fisher information, which is diagonal."""
+        log_scale = outputs.chunk(2, dim=-1)[1]
+        of_location = (-log_scale.clamp(min=LEAST_LOG_SCALE)).exp() / 3**0.5
+        of_log_scale = torch.full_like(log_scale, ((math.pi**2 + 3) / 9) ** 0.5)
+        return torch.cat([of_location, of_log_scale], -1)
+
     def mean(self, outputs: Float[Tensor, "*lead d2"]) -> Float[Tensor, "*lead d"]:
         """The locations, in [0, 1]."""
         return ((1 + outputs.chunk(2, dim=-1)[0]) / 2).clamp(0, 1)

@@ -24,7 +24,7 @@ TEST_FIGURES = ("test_bound", "test_bits_per_dimension", "test_psnr")
 
 
 def run_figures(run: Run, weights: str) -> dict[str, Any]:
-    """The test figures of these weights, the bound's unit, and what the code is used for; empty of an unfinished run."""
+    """Test figures of these weights, the bound's unit, and what the code is used for; empty of an unfinished run."""
     summary = run.summary() or {}
     part = summary.get(SUMMARY_PART[weights]) or {}
     figures = {"code": part["code"]} if "code" in part else {}
