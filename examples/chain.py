@@ -50,18 +50,18 @@ class Chain(dgrad.LogLinear):
         totals = self._forward(logits, total)
         values = [pick(totals[-1])]
         for before, pair in zip(totals[-2::-1], reversed(logits.unbind(-3)), strict=True):
-            values.append(pick(before + pair.take_along_dim(values[-1][..., None, None], -1).squeeze(-1)))
+            values.append(pick(before + (F.one_hot(values[-1], self.values).unsqueeze(-2) * pair).sum(-1)))
         return self.codes(torch.stack(values[::-1], -1), logits.dtype)
 
     def argmax(self, potentials: Tensor) -> Tensor:  # Viterbi
         return self._backward(potentials, torch.amax, lambda scores: scores.argmax(-1))
 
     def sample(self, logits: Tensor, samples: int = 1, *, generator: Generator | None = None) -> Tensor:
-        def draw(scores: Tensor) -> Tensor:
-            return (scores + gumbel(scores, generator=generator)[0]).argmax(-1)
-
         potentials = wide(logits.detach()).expand(samples, *logits.shape)
-        return self._backward(potentials, torch.logsumexp, draw).to(logits.dtype)
+        codes = self._backward(
+            potentials, torch.logsumexp, lambda x: (x + gumbel(x, generator=generator)[0]).argmax(-1)
+        )
+        return codes.to(logits.dtype)
 
 
 @dgrad.hookimpl

@@ -43,8 +43,9 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(function, FunctionType):
         return function
     hints = {name: _resolved(hint, function.__globals__) for name, hint in function.__annotations__.items()}
-    function.__annotations__ = hints
+    written, function.__annotations__ = function.__annotations__, hints
     with_types = beartyped(function)
+    function.__annotations__ = written  # what inspect.signature shows
     shapes = any(map(_has_shape, hints.values()))
 
     @functools.wraps(function)

@@ -173,6 +173,11 @@ class LatentLayer(ABC):
             self._supports[like.device] = self._search().to(like.device)
         return self._supports[like.device].to(like.dtype)
 
+    @property
+    def listable(self) -> bool:
+        """Whether `enumerate` lists the support where that is small, whatever the shape of a code."""
+        return self.defines("enumerate") or math.prod(self.shape) <= LISTED
+
     @cached_property
     def _supports(self) -> dict[torch.device, Tensor]:
         """The support as small integers on each device that asked for it."""

@@ -105,8 +105,8 @@ def evaluate_bound(
 ) -> Bound:
     """The bound of a split, from `samples` draws for each image.
 
-    Over a support of at most 256 codes the expectation is exact, unless the decoder is so large that this would take
-    long. Then only Gaussian variables are drawn, where there are some.
+    Over a support of at most 256 codes the expectation is exact, where the layer can list them and the decoder is not
+    so large that this would take long. Then only Gaussian variables are drawn, where there are some.
 
     Args:
         refine_steps: how many steps q is refined for each image (`dgrad.core.refinement.refine`). With Gaussian
@@ -114,7 +114,8 @@ def evaluate_bound(
             draws.
     """
     support = model.layer.support_size
-    exact = support <= EXACT_SUPPORT and support * model.numbers_per_code <= EXACT_NUMBERS
+    small = support <= EXACT_SUPPORT and support * model.numbers_per_code <= EXACT_NUMBERS
+    exact = small and model.layer.listable
     totals = torch.zeros(4, dtype=torch.float64, device=generator.device if generator.device.type != "mps" else "cpu")
     for images, posterior in _encoded(model, split, support if exact else samples):
         losses, kl = _losses_and_kl(model, images, posterior, samples, exact, refine_steps, generator)

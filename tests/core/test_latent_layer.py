@@ -101,6 +101,7 @@ def test_a_support_of_many_coordinates_is_not_searched() -> None:
         def shape(self) -> tuple[int, ...]:
             return (LISTED + 1,)
 
+    assert (Large().listable, Bare().listable, dgrad.latent("20x10").listable) == (False, True, True)
     with pytest.raises(dgrad.InputError, match="bare has 4 codes of 17 coordinates, too many to list; at most 16"):
         Large().enumerate(like=torch.zeros(()))
 

@@ -244,8 +244,11 @@ def test_the_latent_trains_with(name: str, train: Callable[..., Run]) -> None:
 
 
 @pytest.mark.slow
-def test_the_latent_exports(train: Callable[..., Run], tmp_path: Path) -> None:
-    run = train(latent="bits:6", plugins=("examples/latent.py",))
+@pytest.mark.parametrize(
+    ("spec", "plugin"), [("bits:6", "latent"), ("chain:4x3", "chain"), ("tree:4", "spanning_tree")]
+)
+def test_the_latent_exports(spec: str, plugin: str, train: Callable[..., Run], tmp_path: Path) -> None:
+    run = train(latent=spec, plugins=(f"examples/{plugin}.py",))
     assert run_dgrad("export", run.path, "--out", tmp_path / "model") == 0
 
 
