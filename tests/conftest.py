@@ -5,9 +5,11 @@ from __future__ import annotations
 import typechecking  # noqa: F401 (before anything imports dgrad)
 
 # isort: split
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,18 @@ def _no_user_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     os.chdir(tmp_path)
     yield
     os.chdir(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_of_onnx_are_read_once() -> Iterator[None]:
+    """Each export of torch parses the source of 1,000 operators, which takes half of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "dgrad_export.write.graphs" in sys.modules:
+            with suppress(ImportError, AttributeError):  # an internal name of torch, which may move
+                from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+                patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 WAITING = """

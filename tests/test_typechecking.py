@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import TypeCheckError
 
 import dgrad
 from dgrad.core.estimates import Estimate
@@ -25,5 +25,5 @@ LAYER: Any = dgrad.latent("3x4")
     ],
 )
 def test_what_an_annotation_does_not_allow_is_refused(function: Any, arguments: tuple[Any, ...]) -> None:
-    with pytest.raises(BeartypeCallHintViolation, match="violates type hint"):
+    with pytest.raises(TypeCheckError, match="violates type hint"):
         function(*arguments)

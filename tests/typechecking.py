@@ -18,12 +18,12 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, get_args, get_type_hints
 
 from beartype import BeartypeConf, beartype
-from jaxtyping import AbstractArray, config, jaxtyped
+from jaxtyping import AbstractArray, TypeCheckError, config, jaxtyped
 
 PACKAGES = ("dgrad", "dgrad_plugins")
 
-beartyped = beartype(conf=BeartypeConf(is_pep484_tower=True))
-"""An int is as good as a float (PEP 484)."""
+beartyped = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError))
+"""An int is as good as a float (PEP 484). The error is jaxtyping's, a TypeError."""
 
 
 def checked(function: Any) -> Any:
@@ -45,7 +45,7 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     hints = {name: _resolved(hint, function.__globals__) for name, hint in function.__annotations__.items()}
     written, function.__annotations__ = function.__annotations__, hints
     with_types = beartyped(function)
-    function.__annotations__ = written  # what inspect.signature shows
+    function.__annotations__ = written
     shapes = any(map(_has_shape, hints.values()))
 
     @functools.wraps(function)
