@@ -15,6 +15,8 @@ from benchmarks.measuring import compared, take_turns
 from benchmarks.naive import naive_sweep
 from benchmarks.reporting import Bars, Table, milliseconds, ratio
 from benchmarks.settings import PIXELS, Settings, sweep_problem, widely_spread
+from dgrad.core.evaluations import Evaluation
+from dgrad.core.objectives import FunctionObjective
 from dgrad.kernels import cpu
 from dgrad.kernels.code_sweeps import bernoulli_linear_sweep, difference_sweep
 from dgrad.vae.networks import Decoder
@@ -109,6 +111,7 @@ def forms(latent: str, batch: int, device: torch.device) -> dict[str, Callable[[
         loss = model.likelihood.loss(logits, pixels)
     weight = first.weight.detach()
     rows = torch.arange(codes.shape[2], device=device).expand(codes.shape[:3])
+    by_calls = Evaluation(FunctionObjective(lambda codes: loss), codes, loss)
 
     def linear(weight: Tensor, *, compiled: bool) -> Callable[[], Tensor]:
         return lambda: bernoulli_linear_sweep(codes, weight, logits, pixels, loss, compiled=compiled)
@@ -120,7 +123,7 @@ def forms(latent: str, batch: int, device: torch.device) -> dict[str, Callable[[
     result: dict[str, Callable[[], Tensor]] = {
         "naive": naive,
         "difference": lambda: difference_sweep(
-            codes, rows, weight, logits, lambda outputs: model.likelihood.loss(outputs, pixels), loss
+            codes, *by_calls.changes(rows), weight, logits, lambda outputs: model.likelihood.loss(outputs, pixels), loss
         ),
     }
     if device.type == "cpu":

@@ -195,17 +195,9 @@ class Evaluation:
         if sharable and (shared := self._shared(own)) is not None:
             return shared
         warn_if_expensive(rows.shape[-1] * (k - 1), *self.objective.cost_advice)
-        own = own.gather(-1, rows)  # [S, B, m]
         result = self.loss.detach()[..., None].repeat(1, 1, n * k)  # [S, B, n*k]
-        # A change is an index into `rows` and an offset from 1 to k-1: a row's own value is not evaluated again.
-        device, per_call = codes.device, self.objective.changes_per_call(codes, samples * batch)
-        changes = torch.cartesian_prod(torch.arange(rows.shape[-1], device=device), torch.arange(1, k, device=device))
-        indices, offsets = changes.unbind(-1)
-        all_values, all_rows = (own[..., indices] + offsets) % k, rows[..., indices]  # [S, B, C]
-        if self.allowed is not None:
-            all_values, all_rows = _allowed_changes(
-                all_values, all_rows, own[..., indices], self.allowed.expand_as(codes)
-            )
+        all_rows, all_values = self.changes(rows)  # [S, B, C]
+        per_call = self.objective.changes_per_call(codes, samples * batch)
         guard = refusing_batch_norm()
         for values, of_row in zip(all_values.split(per_call, -1), all_rows.split(per_call, -1), strict=True):
             with guard:
@@ -213,6 +205,21 @@ class Evaluation:
             guard = nullcontext()  # the first call shows which modules there are
             result.scatter_(-1, of_row * k + values, losses.movedim(0, -1).to(result.dtype))
         return result.view(samples, batch, n, k)
+
+    def changes(
+        self, rows: Int[Tensor, "samples batch m"]
+    ) -> tuple[Int[Tensor, "samples batch c"], Int[Tensor, "samples batch c"]]:
+        """The row and the value of every change that a sweep of some rows evaluates, `[S, B, C]` each."""
+        k, device = self.codes.shape[-1], self.codes.device
+        own = self.codes.argmax(-1).gather(-1, rows)  # [S, B, m]
+        # A change is an index into `rows` and an offset from 1 to k-1: a row's own value is not evaluated again.
+        pairs = torch.cartesian_prod(torch.arange(rows.shape[-1], device=device), torch.arange(1, k, device=device))
+        indices, offsets = pairs.unbind(-1)
+        own = own[..., indices]
+        values, of_row = (own + offsets) % k, rows[..., indices]  # [S, B, C]
+        if self.allowed is not None:
+            values, of_row = _allowed_changes(values, of_row, own, self.allowed.expand_as(self.codes))
+        return of_row, values
 
     def replaced(
         self, rows: Int[Tensor, "changes samples batch"], values: Int[Tensor, "changes samples batch"]

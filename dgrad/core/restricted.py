@@ -169,7 +169,7 @@ class Restricted(LatentLayer):
     def kl(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         check_batch(self, logits)
         if not self.one_hot_rows:
-            return -self.log_prior - self.entropy(logits)
+            return (-self.log_prior - self.entropy(logits)).to(logits.dtype)
         log_p = self._low(logits).log_softmax(-1)
         # sum_ij p_ij (log p_ij + log of how many values the prior has), exactly 0 for a row with one value
         return (log_p.exp() * (log_p + self._log_counts(logits).unsqueeze(-1))).sum((-2, -1))

@@ -49,7 +49,8 @@ class SweepCache(Objective):
 
     def of_call(self, problem: Problem) -> Objective:
         inner = self.objective.of_call(problem)
-        return self if inner is self.objective else SweepCache(inner, self.tables, self.name, most=self.most)
+        # Other losses, of which the tables know nothing.
+        return self if inner is self.objective else SweepCache(inner, {}, self.name, most=self.most)
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         return self.objective.everywhere(codes, batch)

@@ -34,7 +34,8 @@ BYTES_PER_CALL_ELSEWHERE = 2**26
 @torch.no_grad()
 def difference_sweep(
     codes: Float[Tensor, "samples batch n k"],
-    rows: Int[Tensor, "samples batch m"],
+    rows: Int[Tensor, "samples batch changes"],
+    values: Int[Tensor, "samples batch changes"],
     weight: Float[Tensor, "*each width n*k"],
     hidden: Float[Tensor, "samples batch width"],
     rest_loss: Callable[[Tensor], Tensor],
@@ -47,7 +48,7 @@ def difference_sweep(
 
     Args:
         codes: one-hot rows.
-        rows: the rows that are changed; all others hold the loss of the code.
+        rows, values: the row of each change, and its new value; all others hold the loss of the code.
         weight: of the first layer; `[B, width, n*k]` where each example has one of its own.
         hidden: the first layer's outputs for `codes`.
         rest_loss: the loss as a function of the first layer's outputs, `[R, B, width] -> [R, B]` for any R.
@@ -57,12 +58,9 @@ def difference_sweep(
     """
     samples, batch, n, k = codes.shape
     own = codes.argmax(-1)  # [S, B, n]
-    own = own.gather(-1, rows).unsqueeze(-1)  # [S, B, m, 1]
-    others = (own + torch.arange(1, k, device=own.device)) % k  # [S, B, m, k-1]
-    row_start = k * rows.unsqueeze(-1)  # [S, B, m, 1]
-    indices = (row_start + others).flatten(-2)  # [S, B, C], C = m(k-1) changes
+    indices = k * rows + values  # [S, B, C]
     new = indices.movedim(-1, 0)  # [C, S, B]
-    old = (row_start + own).expand_as(others).flatten(-2).movedim(-1, 0)  # [C, S, B]
+    old = (k * rows + own.gather(-1, rows)).movedim(-1, 0)  # [C, S, B]
     # [n*k, width], or those of all examples one after the other, in rows that a lookup reads fast
     columns = weight.mT.contiguous().reshape(-1, weight.shape[-2])
     if weight.ndim == 3:

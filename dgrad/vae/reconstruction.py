@@ -405,7 +405,7 @@ class DecoderEvaluation(Evaluation):
         rest_loss = of.changed_loss if noise is None else self._changed_loss_with_same_noise
         return difference_sweep(
             codes,
-            rows,
+            *self.changes(rows),
             of.code_weight(),
             hidden,
             rest_loss,

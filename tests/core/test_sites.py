@@ -327,6 +327,7 @@ def test_a_forbidden_code_has_the_log_probability_of_what_is_impossible(
         leaf = logits.clone().requires_grad_()
         log_q = of.log_prob(leaf, of_codes)
         assert torch.equal(log_q == -torch.inf, forbidden), name
+        assert of.kl(leaf).dtype in (dtype, torch.float32)
         total = torch.where(forbidden, 0, log_q.exp()).sum(0)
         torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=0.02, msg=name)
         for value in (

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 import dgrad
 from benchmarks.naive import naive_sweep
 from dgrad.config import configure
+from dgrad.core.evaluations import Evaluation
 from dgrad.core.kl_objective import KLObjective
 from dgrad.core.objectives import FunctionObjective
 from dgrad.core.wrapped_objectives import SweepCache, in_dtype
@@ -180,7 +181,9 @@ def test_the_difference_sweep_keeps_to_its_budget(budget: int) -> None:
         changes_of_call.clear()
         sweep = sweeps.difference_sweep(
             codes,
-            torch.arange(codes.shape[2]).expand(codes.shape[:3]),
+            *Evaluation(FunctionObjective(rest_loss), codes, loss).changes(
+                torch.arange(codes.shape[2]).expand(codes.shape[:3])
+            ),
             decoder.first.weight,
             hidden,
             rest_loss,

@@ -462,3 +462,23 @@ def test_a_decoder_that_begins_with_dropout_gets_flat_codes() -> None:
     plain = dgrad.objective(decoder=decoder[1], loss=loss, compiled=False).at(codes)
     torch.testing.assert_close(ours.loss, plain.loss)
     torch.testing.assert_close(ours.sweep(), plain.sweep())
+
+
+def test_forbidden_values_are_not_evaluated_behind_hidden_layers() -> None:
+    """As many changes as the example with the most allowed ones has, and the gradient of a sweep by calls."""
+    decoder = nn.Sequential(nn.Linear(20, 7), nn.ReLU(), nn.Linear(7, 6)).double()
+    data = torch.rand(2, 6, dtype=torch.float64).round()
+    allowed = torch.ones(2, 2, 10, dtype=torch.bool)
+    allowed[0, :, 2:] = allowed[1, :, 3:] = False
+    logits = torch.randn(2, 2, 10, dtype=torch.float64, generator=Generator().manual_seed(0)).requires_grad_()
+    evaluated: list[int] = []
+    decoder[2].register_forward_hook(lambda module, inputs, outputs: evaluated.append(len(outputs)))
+    layer, loss, gradients = dgrad.latent("2x10"), dgrad.bernoulli(data), []
+    for objective in (dgrad.objective(decoder=decoder, loss=loss), lambda codes: loss(decoder(codes.flatten(2)))):
+        estimate = dgrad.estimator("leg")(
+            layer, logits, objective, allowed=allowed, generator=Generator().manual_seed(0)
+        )
+        gradients.append(torch.autograd.grad(estimate.loss.sum(), logits)[0])
+        if isinstance(objective, dgrad.Objective):
+            assert sum(evaluated) == 2 * (1 + 2 * (3 - 1))
+    torch.testing.assert_close(*gradients)
