@@ -21,6 +21,9 @@ from dgrad.registry import load_plugin, registry
 from dgrad.training.run_directory import Run
 from dgrad.training.trainer import Trainer
 
+collect_ignore = ["typechecking.py"]
+"""It has no doctest, and pytest would import it a second time, behind dgrad."""
+
 NEEDS = {
     "gpu": (torch.cuda.is_available(), "needs a CUDA device"),
     "browser": (
