@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from dgrad.core.evaluations import Evaluation
     from dgrad.core.gradient_estimator import GradientEstimator
     from dgrad.core.kl_objective import KLObjective
-    from dgrad.core.latent_layer import LatentLayer, LogLinear, Moves, Toggles
+    from dgrad.core.latent_layer import LatentLayer, LogLinear
+    from dgrad.core.moves import Exchanges, Moves, Substitutions, Toggles
     from dgrad.core.objectives import FunctionObjective, Objective
     from dgrad.core.refinement import refine
     from dgrad.core.schedules import Schedule, schedule
@@ -46,7 +47,8 @@ _HOMES = {
     "core.gradient_estimator": ["GradientEstimator"],
     "core.kl_objective": ["KLObjective"],
     "hookspecs": ["hookimpl", "recordable"],
-    "core.latent_layer": ["LatentLayer", "LogLinear", "Moves", "Toggles"],
+    "core.latent_layer": ["LatentLayer", "LogLinear"],
+    "core.moves": ["Exchanges", "Moves", "Substitutions", "Toggles"],
     "core.objectives": ["FunctionObjective", "Objective"],
     "core.traits": ["ExactLimit", "Limit", "Traits"],
     "core.refinement": ["refine"],
@@ -66,6 +68,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "ExactLimit",
+    "Exchanges",
     "FunctionObjective",
     "GradientEstimator",
     "InputError",
@@ -77,6 +80,7 @@ __all__ = [
     "Objective",
     "RunError",
     "Schedule",
+    "Substitutions",
     "Toggles",
     "Traits",
     "__version__",

@@ -9,6 +9,9 @@ import difflib
 import math
 from collections.abc import Iterable
 
+LONGEST_VALUE = 60
+"""How many characters of a value a message shows."""
+
 
 class DgradError(Exception):
     """The base of all errors of dgrad. `exit_code` is what the command line ends with."""
@@ -53,6 +56,16 @@ def unknown_name(kind: str, got: str, known: Iterable[str], remedy: str = "") ->
     question = f"; did you mean {close[0]!r}?" if close else ";"
     message = f"unknown {kind} {got!r}{question} {'Known' if close else 'known'}: {', '.join(names) or 'none'}"
     return InputError(f"{message}. {remedy}" if remedy else message)
+
+
+def shown(value: object) -> str:
+    """A value of any kind for a message: its `repr` in one line, cut where it is long.
+
+    >>> shown("two"), shown(["a\\nlist"] * 99)
+    ("'two'", "['a\\\\nlist', 'a\\\\nlist', 'a\\\\nlist', 'a\\\\nlist', ...")
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def approx_int(number: int) -> str:

@@ -365,5 +365,10 @@ def code_losses(batch: Any, config: Any) -> list[Callable[..., Any]]:
 
 
 def describe(factories: Mapping[str, Factory]) -> dict[str, str]:
-    """The first line of each factory's docstring."""
-    return {name: (inspect.getdoc(factory) or "").partition("\n")[0] for name, factory in factories.items()}
+    """The first line of each factory's docstring, and of a layer's where it inherits `parse`."""
+    inherited = LatentLayer.parse.__doc__
+    documented = {
+        name: factory.__self__ if factory.__doc__ == inherited else factory  # type: ignore[attr-defined]
+        for name, factory in factories.items()
+    }
+    return {name: (inspect.getdoc(source) or "").partition("\n")[0] for name, source in documented.items()}

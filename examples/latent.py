@@ -1,6 +1,5 @@
 """A latent of independent bits: `dgrad train --plugin examples/latent.py --latent bits:20 --estimator rloo`."""
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -12,19 +11,10 @@ import dgrad
 
 @dataclass(frozen=True)
 class Bits(dgrad.LogLinear):
-    """`count` independent bits: codes are `[n]`, zeros and ones. The family of nx2, with one logit for a bit."""
+    """Independent bits: `bits:N`, for example bits:20. The family of Nx2, with one logit for a bit."""
 
     count: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Bits":
-        """Independent bits: `bits:N`, for example bits:20."""
-        if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
-            raise dgrad.InputError(f"cannot read {text!r} as a number of bits; expected for example bits:20")
-        return cls(int(text))
-
-    def __str__(self) -> str:
-        return f"bits:{self.count}"
+    spec = "bits:{count}"
 
     @property
     def shape(self) -> tuple[int, ...]:

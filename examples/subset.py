@@ -1,7 +1,6 @@
 """Subsets of k of n: `dgrad train --plugin examples/subset.py --latent subset:3of6 --estimator rloo`."""
 
 import math
-import re
 from dataclasses import dataclass
 
 import torch
@@ -16,25 +15,19 @@ NEVER = -1e30  # log 0, but finite, as its derivatives are
 
 @dataclass(frozen=True)
 class Subset(dgrad.LogLinear):
-    """`size` of `items` items: codes are `[items]`, 1 for an item that is in."""
+    """Subsets: `subset:KofN`, K of N items, for example subset:3of6. Codes are `[N]`, 1 for an item that is in."""
 
     size: int
     items: int
+    spec = "subset:{size}of{items}"
 
-    @classmethod
-    def parse(cls, text: str) -> "Subset":
-        """Subsets: `subset:KofN`, K of N items, for example subset:3of6."""
-        match = re.fullmatch("([0-9]{1,4})of([0-9]{1,4})", text)
-        if not match or not 0 < int(match[1]) < int(match[2]):
-            raise dgrad.InputError(f"cannot read {text!r} as K of N with 0 < K < N; expected for example subset:3of6")
-        return cls(int(match[1]), int(match[2]))
-
-    def __str__(self) -> str:
-        return f"subset:{self.size}of{self.items}"
+    def __post_init__(self) -> None:
+        if not 0 < self.size < self.items:
+            raise dgrad.InputError(f"{self} is no subset of fewer than all items; expected for example subset:3of6")
 
     shape = property(lambda self: (self.items,))
     support_size = property(lambda self: math.comb(self.items, self.size))
-    moves = property(lambda self: dgrad.Toggles(self.shape))  # n of them; swaps would be k(n - k)
+    moves = property(lambda self: dgrad.Toggles(self.shape))  # N of them; dgrad.Exchanges has K(N - K)
 
     def log_z(self, logits: Tensor) -> Tensor:
         return self._tables(logits)[-1][0][..., self.size]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import typechecking  # noqa: F401 (before anything imports dgrad)
+
+# isort: split
 import os
 import sys
 from collections.abc import Callable, Iterator

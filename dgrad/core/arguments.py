@@ -5,6 +5,7 @@ Each message says what was given, what was expected, and what to write instead. 
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -39,6 +40,17 @@ def check_arguments(layer: Any, logits: Any, generator: Any, *objective: Any) ->
         )
 
 
+def check_layer(layer: Any) -> None:
+    """Make sure that a layer is one, outside of an estimator's call.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(layer, LatentLayer):
+        spec = layer if isinstance(layer, str) else "20x10"
+        raise InputError(f'the layer is {_kind(layer)}; expected a latent layer: dgrad.latent("{spec}")')
+
+
 def check_spec(spec: Any, *more: Any) -> str:
     """`spec`, if it is the text of a latent.
 
@@ -48,7 +60,7 @@ def check_spec(spec: Any, *more: Any) -> str:
     if isinstance(spec, str) and not more:
         return spec
     numbers = spec if isinstance(spec, (tuple, list, torch.Size)) else (spec, *more)
-    if len(numbers) == 2 and all(isinstance(number, int) for number in numbers):
+    if len(numbers) == 2 and all(isinstance(number, Integral) for number in numbers):
         remedy = f'write dgrad.latent("{numbers[0]}x{numbers[1]}")'
     elif isinstance(spec, LatentLayer):
         remedy = "it is a latent layer already"

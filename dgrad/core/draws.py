@@ -102,7 +102,8 @@ class Draw:
         drawn = Drawn(_outside_inference_mode(self.drawn.codes), tuple(map(_outside_inference_mode, self.drawn.kept)))
         estimate = self.estimator.estimate_from(problem.layer, problem.logits, drawn, problem.losses(loss))
         check_estimate(f"{type(self.estimator).__name__}.estimate_from", estimate, problem.logits)
-        return Estimate(loss=problem.loss(estimate.loss, loss), codes=problem.codes(estimate.codes))
+        of_examples = problem.nan_where_logits_are(estimate.loss)
+        return Estimate(loss=problem.loss(of_examples, loss), codes=problem.codes(estimate.codes))
 
     def _check_loss(self, loss: Any) -> None:
         expected = list(self.codes.shape[: 2 if self.credit == "example" else 3])

@@ -16,6 +16,9 @@ from dgrad.errors import InputError
 class Estimate:
     """What an estimator returns.
 
+    The `loss` of a relaxation, such as `gumbel-softmax`, is that of relaxed codes, and mostly lower than that of hard
+    ones. Compare estimators by the loss of hard codes: `objective(estimate.codes)`.
+
     Attributes:
         loss: `[B]`, estimates `E_q[f(z)]` for each example; its gradient is the estimator's.
         codes: `[S, B, *code]`, the hard codes that were drawn (for `exact`: the whole support).

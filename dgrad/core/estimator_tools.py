@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_inference_mode, in_transform, needs_transforms
-from dgrad.errors import InputError
+from dgrad.errors import InputError, shown
 
 
 def replace_gradient(
@@ -194,6 +195,15 @@ class _CarryBack(torch.autograd.Function):
         return None, _once(result, *ctx.saved_tensors), None
 
 
+@torch.no_grad()
+def perturb_and_map(
+    layer: LatentLayer, logits: Float[Tensor, "batch *code"], samples: int, *, generator: Generator | None
+) -> tuple[Float[Tensor, "samples batch *code"], Float[Tensor, "samples batch *code"]]:
+    """Perturbed logits `phi + G`, and the codes that are their argmax."""
+    potentials = logits + layer.noise(logits, samples, generator=generator)
+    return potentials, layer.argmax(potentials)
+
+
 def weighted(
     vectors: Float[Tensor, "samples batch *code"], weights: Float[Tensor, "samples batch"]
 ) -> Float[Tensor, "samples batch *code"]:
@@ -215,20 +225,42 @@ def check_choice(name: str, got: Any, choices: tuple[str, ...]) -> str:
     Raises:
         InputError: it is none of them.
     """
-    if got not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}; got {got!r}")
-    return str(got)
+    if not isinstance(got, str) or got not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {shown(got)}")
+    return got
 
 
-def check_count(name: str, got: int, *, least: int = 1) -> int:
-    """`got`, if it is a whole number of at least `least`.
+def check_count(name: str, got: Any, *, least: int = 1) -> int:
+    """`got`, if it is a whole number of at least `least`. Integers of numpy are whole numbers too.
 
     Raises:
         InputError: it is not.
     """
-    if isinstance(got, bool) or not isinstance(got, int) or got < least:
-        remedy = ": for one code an example take reinforce or relax" if name == "samples" and got == 1 else ""
-        raise InputError(f"{name} must be a whole number of at least {least}; got {got!r}{remedy}")
+    if isinstance(got, bool) or not isinstance(got, Integral) or int(got) < least:
+        remedy = ": for one code an example take reinforce or relax" if name == "samples" and shown(got) == "1" else ""
+        raise InputError(f"{name} must be a whole number of at least {least}; got {shown(got)}{remedy}")
+    return int(got)
+
+
+def check_number(name: str, got: Any, expected: str, fits: Callable[[float], bool]) -> float:
+    """`got`, if it is a number that fits. Numbers of numpy are numbers too.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(got, bool) or not isinstance(got, Real) or not fits(float(got)):
+        raise InputError(f"{name} must be {expected}; got {shown(got)}")
+    return float(got)
+
+
+def check_flag(name: str, got: Any) -> bool:
+    """`got`, if it is true or false.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(got, bool):
+        raise InputError(f"{name} must be True or False; got {shown(got)}")
     return got
 
 

@@ -87,7 +87,7 @@ class Evaluation:
 
     @without_gradient
     def _masked(self, rows: Int[Tensor, "samples batch m"]) -> Float[Tensor, "samples batch n k"]:
-        """The same from the sweep of all rows."""
+        """`sweep_rows` by the sweep of all rows."""
         swept = torch.zeros(self.codes.shape[:-1], dtype=torch.bool, device=rows.device).scatter_(-1, rows, True)
         return torch.where(swept.unsqueeze(-1), self.sweep(), self.loss[..., None, None])
 

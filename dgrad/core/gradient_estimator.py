@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dgrad.core.arguments import check_arguments
+from dgrad.core.arguments import check_arguments, check_layer
 from dgrad.core.draws import Draw
 from dgrad.core.estimates import Drawn, Estimate, check_estimate
 from dgrad.core.estimator_tools import check_choice
@@ -180,7 +180,7 @@ class GradientEstimator(ScheduledModule, ABC):
             codes = codes.view_as(codes)
             codes.register_hook(lambda gradient: gradient * losses)
             wide.register_hook(lambda gradient: gradient / losses)
-        return problem.codes(codes).to(logits.dtype)
+        return problem.codes(problem.nan_where_logits_are(codes, 1)).to(logits.dtype)
 
     def forward(
         self,
@@ -201,7 +201,8 @@ class GradientEstimator(ScheduledModule, ABC):
         Logits of half precision are widened to float32 for the estimate; the objective still gets codes in their dtype.
 
         Logits of -inf forbid values. Forbidden values have probability 0 and are not evaluated. Their logits have no
-        gradient. On other devices than the CPU and under `torch.compile` only `allowed` spares their evaluation.
+        gradient. On other devices than the CPU and under `torch.compile` only `allowed` spares their evaluation. A
+        logit of NaN or +inf makes the loss of its example NaN, and every gradient of it.
 
         A sequence is one example of T sites: logits `[B, T, *layer.shape]` and codes `[S, B, T, *layer.shape]`. The
         code of a padded site is zeros.
@@ -230,10 +231,11 @@ class GradientEstimator(ScheduledModule, ABC):
         else:
             estimate = _of_no_example(problem, usable)
         check_estimate(f"{type(self).__name__}.estimate", estimate, problem.logits)
+        loss = problem.nan_where_logits_are(estimate.loss)
         if problem.plain:
-            return estimate
+            return estimate if problem.seen_finite else Estimate(loss=loss, codes=estimate.codes)
         assert isinstance(of_problem, ProblemObjective)
-        return Estimate(loss=problem.loss(estimate.loss, of_problem.losses), codes=problem.codes(estimate.codes))
+        return Estimate(loss=problem.loss(loss, of_problem.losses), codes=problem.codes(estimate.codes))
 
     def _prepare(
         self,
@@ -322,7 +324,11 @@ class GradientEstimator(ScheduledModule, ABC):
         """Make the learned parts whose size depends on the layer.
 
         Call it before the optimizer is made and before a state dict is loaded. Without such parts nothing happens.
+
+        Raises:
+            InputError: it is no latent layer.
         """
+        check_layer(layer)
 
     def _keeps_averages(self) -> bool:
         """Whether buffers travel in the state dict: what earlier calls have left."""

@@ -9,8 +9,8 @@ from dgrad.core.curvature import Curvature
 from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import without_gradient
-from dgrad.core.objectives import Objective
-from dgrad.core.sites import prepare
+from dgrad.core.objectives import Objective, check_examples
+from dgrad.core.sites import Problem, both, prepare
 
 
 class KLObjective(Objective):
@@ -18,6 +18,9 @@ class KLObjective(Objective):
 
     `log q` carries no gradient to the logits: the mean of `grad log q` is 0. With reparameterised codes this saves
     variance (Roeder et al. 2017). The sweep is closed-form, because `log q` is linear in the code.
+
+    In a call of an estimator it takes over the call's `mask`, `allowed` and `credit`. They are arguments here for use
+    outside of a call.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class KLObjective(Objective):
         allowed: Tensor | None = None,
         credit: str = "example",
     ) -> None:
+        self.as_given = (layer, logits)
         self.problem = prepare(layer, logits.detach(), mask=mask, allowed=allowed, credit=credit, local_losses=True)
         self.layer = self.problem.layer
         self.logits = self.problem.logits.to(logits.dtype)
@@ -39,6 +43,14 @@ class KLObjective(Objective):
             log_prior = log_prior.to(self.logits.dtype)
         loss = self.layer.log_prob(self.logits, self.problem.folded_codes(codes)) - log_prior
         return loss.unflatten(-1, (-1, self.problem.sites or 1)) if self.problem.folded else loss
+
+    def of_call(self, problem: Problem) -> KLObjective:
+        own, (layer, logits) = self.problem, self.as_given
+        check_examples(len(own.given), len(problem.given))
+        if problem.mask is None and problem.permitted is None and problem.credit == own.credit:
+            return self
+        mask, allowed = both(own.mask, problem.mask), both(own.permitted, problem.permitted)
+        return KLObjective(layer, logits, mask=mask, allowed=allowed, credit=problem.credit)
 
     def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         return self(codes.unsqueeze(1))

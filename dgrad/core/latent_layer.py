@@ -15,15 +15,17 @@ follow its mean, entropy, KL and probabilities.
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
+from dgrad.core.moves import Moves
 from dgrad.core.random import gumbel
 from dgrad.errors import InputError, approx_int
 
@@ -33,68 +35,6 @@ LISTED = 16
 """The most coordinates of a code whose support is found by trying every setting: 65,536 of them."""
 LOWEST = -1e6
 """The logit of a forbidden value where nobody may look whether there is one."""
-RIDGE = 1e-8
-"""Makes a least-squares fit unique. In float64 it moves fitted potentials by some 1e-8 of their size."""
-
-
-# How a code is changed a little
-
-
-class Moves(ABC):
-    """The neighbours of a code, in a layer without one-hot rows, and the potentials that describe them."""
-
-    count: int
-    """How many neighbours a code has."""
-
-    @abstractmethod
-    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
-        """Every code that differs a little from these.
-
-        Neighbours may leave the support, where decoders do not mind. A code that has fewer than `count` is its own
-        neighbour.
-        """
-
-    def potentials(
-        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
-    ) -> Float[Tensor, "samples batch *code"]:
-        """Potentials `T` by which the neighbours differ from the codes: `<T, z'> - <T, z> = changes`.
-
-        By default they are fitted by least squares. That is exact for losses that are linear in the code.
-        """
-        steps = (self.neighbours(codes) - codes).flatten(3).movedim(0, -2).double()  # D: [S, B, C, d]
-        target = changes.movedim(0, -1).double().unsqueeze(-1)  # [S, B, C, 1]
-        # T = (D' D + r)^-1 D' changes = D' (D D' + r)^-1 changes, by the smaller of the two matrices
-        if self.count > steps.shape[-1]:
-            fitted = _solve(steps.mT @ steps, steps.mT @ target)
-        else:
-            fitted = steps.mT @ _solve(steps @ steps.mT, target)
-        return fitted.reshape(codes.shape).to(codes.dtype)
-
-
-def _solve(matrix: Tensor, target: Tensor) -> Tensor:
-    ridge = RIDGE * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.solve_ex(matrix + ridge, target).result
-
-
-class Toggles(Moves):
-    """Each coordinate of a code is changed by itself, from 0 to 1 or from 1 to 0."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.count = math.prod(shape)
-
-    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
-        each = torch.eye(self.count, dtype=codes.dtype, device=codes.device).view(self.count, 1, 1, *self.shape)
-        return codes + each * (1 - 2 * codes)
-
-    def potentials(
-        self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]
-    ) -> Float[Tensor, "samples batch *code"]:
-        # what a coordinate that is 1 loses by becoming 0 is what it gains by being 1
-        return (1 - 2 * codes) * changes.movedim(0, -1).reshape(codes.shape)
-
-
-# The contract
 
 
 class LatentLayer(ABC):
@@ -103,6 +43,30 @@ class LatentLayer(ABC):
     A layer has no parameters: the logits come from an encoder. Its prior is uniform over the support. All information
     is in nats. What a layer leaves out raises an InputError where it is used. Estimators that need it refuse the layer.
     """
+
+    spec: ClassVar[str] = ""
+    """The text of the layer, with its whole-number fields in braces: `subset:{size}of{items}`."""
+    least: ClassVar[int] = 1
+    """The least number that `parse` takes for a field."""
+
+    def __str__(self) -> str:
+        """The spec string that `dgrad.latent` parses back into this layer."""
+        return self.spec.format_map(vars(self)) if self.spec else repr(self)
+
+    @classmethod
+    def parse(cls, text: str) -> LatentLayer:
+        """The layer whose `spec` has this text behind its colon.
+
+        Raises:
+            InputError: the text does not fit.
+        """
+        form = cls.spec.partition(":")[2]
+        match = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>[0-9]{1,9})", form), text)
+        numbers = {name: int(number) for name, number in match.groupdict().items()} if match else {}
+        if match is None or any(number < cls.least for number in numbers.values()):
+            expected = re.sub(r"{(\w+)}", lambda field: field[1].upper(), cls.spec)
+            raise InputError(f"cannot read {text!r}; expected {expected} with whole numbers of at least {cls.least}")
+        return cls(**numbers)
 
     # ---- Must be defined ----------------------------------------------------------------------------------------
 
@@ -115,10 +79,6 @@ class LatentLayer(ABC):
     @abstractmethod
     def support_size(self) -> int:
         """How many different codes there are."""
-
-    @abstractmethod
-    def __str__(self) -> str:
-        """The spec string that `dgrad.latent` parses back into this layer."""
 
     @abstractmethod
     def argmax(self, potentials: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
@@ -143,7 +103,11 @@ class LatentLayer(ABC):
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        """`log q(z)`, in nats; codes `[S, 1, *code]` are shared by the whole batch."""
+        """`log q(z)`, in nats; codes `[S, 1, *code]` are shared by the whole batch.
+
+        A forbidden code has -inf, without a gradient. Inside an estimator it is a finite number, some -1e4 nats:
+        differences of such numbers are needed there.
+        """
         raise self._lacks("log_prob")
 
     def mean(self, logits: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
@@ -286,7 +250,7 @@ class LatentLayer(ABC):
 class LogLinear(LatentLayer):
     """A family that is log-linear in the code: `log q(z) = <logits, z> - log Z`.
 
-    A structure defines `shape`, `support_size`, `__str__`, `argmax`, `sample` and `log_z`, often `moves` too. The rest
+    A structure defines `spec`, `shape`, `support_size`, `argmax`, `sample` and `log_z`, often `moves` too. The rest
     follows. A layer with a faster formula overrides what follows from `log_z`.
 
     Reference: Wainwright & Jordan 2008, Graphical models, exponential families, and variational inference.
@@ -320,7 +284,8 @@ class LogLinear(LatentLayer):
     ) -> Float[Tensor, "samples batch"]:
         potentials = wide(logits)
         # <l, z> - log Z
-        return (self._inner(potentials, codes) - self.log_z(potentials)).to(logits.dtype)
+        log_q = (self._inner(potentials, codes) - self.log_z(potentials)).to(logits.dtype)
+        return forbid(self, log_q, codes, logits != -torch.inf)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         check_batch(self, logits)
@@ -352,6 +317,12 @@ class LogLinear(LatentLayer):
 
     def _inner(self, logits: Tensor, codes: Tensor) -> Tensor:
         return (logits * codes).flatten(-len(self.shape)).sum(-1)
+
+
+def forbid(layer: LatentLayer, log_q: Tensor, codes: Tensor, allowed: Tensor) -> Tensor:
+    """Log-probabilities `[S, B]`, but -inf where a code has a coordinate that is not allowed."""
+    forbidden = ((codes.detach() > 0.5) & ~allowed).flatten(-len(layer.shape)).any(-1)
+    return torch.where(forbidden, -torch.inf, log_q)
 
 
 def check_batch(layer: LatentLayer, logits: Tensor) -> None:

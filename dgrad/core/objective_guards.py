@@ -55,7 +55,7 @@ class _RefusingBatchNorm(TorchFunctionMode):
 
 
 def refusing_batch_norm() -> AbstractContextManager[object]:
-    """The same for any function of codes that is called inside. Under `torch.compile` it sees nothing."""
+    """Within it, a BatchNorm in training mode raises an InputError. Under `torch.compile` it sees nothing."""
     return nullcontext() if torch.compiler.is_compiling() else _RefusingBatchNorm()
 
 

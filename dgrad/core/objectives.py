@@ -5,10 +5,12 @@ An objective is built anew for every batch, around that batch's data. It knows n
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,7 @@ from dgrad.core.evaluations import CombinedEvaluation, Evaluation
 from dgrad.core.modes import in_inference_mode, needs_transforms
 from dgrad.core.objective_guards import BatchNormError, agree, identity_of, refusing_batch_norm
 from dgrad.core.random import RandomState
+from dgrad.core.sites import Problem
 from dgrad.errors import InputError
 
 CodeLoss = Callable[[Tensor], Tensor]
@@ -116,6 +119,14 @@ class Objective(ABC):
         """Whether codes of sequences may come with all rows in one axis, `[S, B, T*n, k]`, for a faster sweep."""
         return False
 
+    def of_call(self, problem: Problem) -> Objective:
+        """This objective in a call of an estimator: for its padding, its allowed values and its credit.
+
+        Raises:
+            InputError: it is of another number of examples.
+        """
+        return self
+
     def changes_per_call(self, codes: Tensor, count: int) -> int:
         """How many changes a sweep hands to one call, where each is made to `count` codes like these."""
         if self.codes_per_call is not None:
@@ -148,7 +159,7 @@ def _floating(loss: Tensor, inputs: Tensor) -> Tensor:
     return loss if loss.is_floating_point() else loss.to(torch.promote_types(inputs.dtype, torch.float32))
 
 
-_LOSSES = {
+LOSSES = {
     2: ("code", "samples, batch", "sum over everything but the first two axes"),
     3: ("site", "samples, batch, sites", "or take credit='example'"),
 }
@@ -199,12 +210,15 @@ class FunctionObjective(Objective):
     def __call__(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "samples batch *sites"]:
         return self.loss_of(codes)
 
+    def of_call(self, problem: Problem) -> Objective:
+        return self if problem.credit == "example" else with_losses_of_sites(self)
+
     def loss_of(self, inputs: Tensor) -> Float[Tensor, "samples batch *sites"]:
         """The function's result for codes, in the form in which the function takes them."""
         loss, shape = self.function(inputs), inputs.shape[: self.loss_axes]
         if not isinstance(loss, Tensor) or loss.shape != shape:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            each, axes, remedy = _LOSSES[self.loss_axes]
+            each, axes, remedy = LOSSES[self.loss_axes]
             raise InputError(
                 f"the objective returned {got} for codes of shape {list(inputs.shape)}; expected one loss for each "
                 f"{each}, [{axes}] = {list(shape)}: {remedy}"
@@ -260,7 +274,7 @@ class Sum(Objective):
                 shapes = " and ".join(str(list(loss.shape)) for loss in losses)
                 raise InputError(
                     f"the parts of a sum of objectives gave losses of shapes {shapes}; expected a loss for each site "
-                    "of all of them, or of none: dgrad.KLObjective takes mask= and credit= too"
+                    "of all of them, or of none: mask= and credit= belong to the call of the estimator"
                 )
             return combine(*losses)
 
@@ -268,6 +282,9 @@ class Sum(Objective):
 
     def __call__(self, codes: Tensor) -> Tensor:
         return self.combine(*(part(codes) for part in self.parts))
+
+    def of_call(self, problem: Problem) -> Objective:
+        return Sum(self.combine, *(part.of_call(problem) for part in self.parts))
 
     def takes_rows(self, codes: Tensor) -> bool:
         return all(part.takes_rows(codes) for part in self.parts)
@@ -284,6 +301,26 @@ class Sum(Objective):
 
     def evaluate(self, codes: Tensor) -> Evaluation:
         return CombinedEvaluation(self, codes, self.combine, [part.evaluate(codes) for part in self.parts])
+
+
+Local = TypeVar("Local", bound=Objective)
+
+
+def with_losses_of_sites(objective: Local) -> Local:
+    """A copy of an objective with `loss_axes`, whose losses are `[S, B, T]`."""
+    objective = copy.copy(objective)
+    objective.loss_axes = 3  # type: ignore[attr-defined]
+    return objective
+
+
+def check_examples(data: int, logits: int) -> None:
+    """Make sure that an objective has a loss for each example of a call.
+
+    Raises:
+        InputError: they are not as many. A single one would broadcast to a wrong gradient.
+    """
+    if data != logits:
+        raise InputError(f"data of {data} examples for logits of {logits}; expected as many of both")
 
 
 def as_objective(objective: Objective | CodeLoss) -> Objective:

@@ -69,7 +69,8 @@ def refine(
     check_refinable(layer)
     refined = problem.logits.log_softmax(-1)
     if layer.shape[0] == 1:
-        return problem.refined(_best_rows(layer, refined, objective, generator)).to(logits.dtype)
+        best = problem.nan_where_logits_are(_best_rows(layer, refined, objective, generator))
+        return problem.refined(best).to(logits.dtype)
     for step in range(steps):
         best = _best_rows(layer, refined, objective, generator)
         refined = refined.lerp(best, FIRST_STEP / (step + 1) ** 0.5)

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from dgrad.core.latent_layer import LatentLayer, Moves, check_batch
+from dgrad.core.latent_layer import LatentLayer, check_batch, forbid
+from dgrad.core.moves import Moves
 from dgrad.errors import InputError
 
 GAP = 1e4
@@ -156,7 +157,10 @@ class Restricted(LatentLayer):
     def log_prob(
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
-        return self.layer.log_prob(self._low(logits), codes)
+        log_q = self.layer.log_prob(self._low(logits), codes)
+        if self.finite:
+            return log_q
+        return forbid(self, log_q, codes, self.allowed_on(codes.device) & (logits != -torch.inf))
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         check_batch(self, logits)
@@ -255,7 +259,14 @@ class Product(LatentLayer):
 
     @property
     def support_size(self) -> int:
-        return self.layer.support_size**self.parts
+        """How many codes an example has at most; on other devices than the CPU padding counts."""
+        return self.layer.support_size**self._most_parts
+
+    @property
+    def _most_parts(self) -> int:
+        """How many parts of an example are no padding, at most."""
+        counts = None if self.mask is None else visible(self.mask.sum(-1))
+        return self.parts if counts is None else int(counts.max(initial=0))
 
     @property
     def one_hot_rows(self) -> bool:
@@ -337,23 +348,34 @@ class Product(LatentLayer):
         return self.join(self.layer.linear_sweep(self.split(weights), self.split(codes)))
 
     def enumerate(self, like: Tensor) -> Float[Tensor, "support *code"]:
-        if self.support_size > ENUMERABLE:
+        codes = self._listed(like, self.parts)
+        return codes.flatten(1, 2) if self.one_hot_rows else codes
+
+    def _listed(self, like: Tensor, parts: int) -> Tensor:
+        """Every code of so many parts, `[K, parts, *layer.shape]`."""
+        if self.layer.support_size**parts > ENUMERABLE:
             raise InputError(f"latent {self} has more than {ENUMERABLE} codes, too many to list: sample them")
         codes = self.layer.enumerate(like)
         numbers = torch.arange(len(codes), device=like.device)
-        chosen = torch.cartesian_prod(*[numbers] * self.parts).view(-1, self.parts)  # [K, parts]
-        return codes[chosen].flatten(1, 2) if self.one_hot_rows else codes[chosen]
+        return codes[torch.cartesian_prod(*[numbers] * parts).view(-1, parts)]
 
     def support(
         self, logits: Float[Tensor, "batch *code"]
     ) -> tuple[Float[Tensor, "codes #batch *code"], Float[Tensor, "codes batch"]]:
-        codes = self.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
-        log_q = self.log_prob(logits, codes)
         if self.mask is None:
-            return codes, log_q
-        # A part outside of the mask has one code, zeros: others of the list are that code again.
-        first = (codes == codes[:1]).flatten(3).all(-1)  # [K, 1, parts]
-        return self.join(codes), torch.where((first | self.mask).all(-1), log_q, -torch.inf)
+            codes = self.enumerate(like=logits).unsqueeze(1)  # [K, 1, *code]
+            return codes, self.log_prob(logits, codes)
+        most = self._most_parts
+        listed = self._listed(logits, most).unsqueeze(1) if most else logits.new_zeros(1, 1, 0, *self.layer.shape)
+        # Each example has them at the parts of its own that are no padding.
+        order = self.mask.int().argsort(dim=-1, descending=True, stable=True)[:, :most]  # [B, most]
+        places = order[(None, ..., *[None] * len(self.layer.shape))].expand(len(listed), -1, -1, *self.layer.shape)
+        codes = logits.new_zeros(len(listed), *logits.shape)
+        codes = self.join(codes.scatter(2, places, listed.expand_as(places)))
+        # An example with fewer parts has one code for the rest, the first: others of the list are that code again.
+        first = (listed == listed[:1]).flatten(3).all(-1)  # [K, 1, most]
+        once = (first | self.mask.gather(1, order)).all(-1)
+        return codes, torch.where(once, self.log_prob(logits, codes), -torch.inf)
 
     def indices(self, codes: Float[Tensor, "*lead"]) -> Int[Tensor, "*integers"]:
         indices = self.layer.indices(self.split(codes))

@@ -32,9 +32,12 @@ class ScheduledModule(nn.Module):
         """Declare a hyper-parameter: `self.name` becomes a 0-d buffer that holds the value of the current step.
 
         Raises:
-            InputError: a value of the schedule is not above `above`.
+            InputError: the value is no schedule, or one of its values is not above `above`.
         """
-        self.schedules[name] = schedule(value)
+        try:
+            self.schedules[name] = schedule(value)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
         # As the buffer will hold it: a number that float32 rounds to the limit is not above it.
         if above is not None and not torch.tensor(self.schedules[name].lowest, dtype=torch.float32) > above:
             raise InputError(f"{name} must stay above {above:g}; got {self.schedules[name]}: give a larger one")

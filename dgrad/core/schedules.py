@@ -16,8 +16,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields, replace
+from numbers import Real
 
-from dgrad.errors import InputError, unknown_name
+from dgrad.errors import InputError, shown, unknown_name
+
+A_NUMBER = "a finite number or a schedule such as geometric:1:0.02"
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ def schedule(value: float | str | Schedule) -> Schedule:
     """
     if isinstance(value, Schedule):
         return value
+    if isinstance(value, bool) or not isinstance(value, (str, Real)):
+        raise InputError(f"cannot read {shown(value)} as a schedule; expected {A_NUMBER}")
     kind, *numbers = str(value).strip().split(":") if ":" in str(value) else ["constant", str(value)]
     if kind not in SCHEDULES:
         raise unknown_name("schedule", kind, SCHEDULES)
@@ -205,9 +210,9 @@ def schedule(value: float | str | Schedule) -> Schedule:
         if isinstance(error, InputError):
             raise
         expected = (
-            "a finite number or a schedule such as geometric:1:0.02"
+            A_NUMBER
             if kind == "constant"
             else kind
             + "".join(f":{name.upper()}" if needed else f"[:{name.upper()}]" for name, needed in names.items())
         )
-        raise InputError(f"cannot read {str(value)!r} as a schedule; expected {expected}") from None
+        raise InputError(f"cannot read {shown(str(value))} as a schedule; expected {expected}") from None

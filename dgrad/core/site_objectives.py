@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
@@ -12,7 +10,7 @@ from dgrad.core.curvature import Curvature
 from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import without_gradient
-from dgrad.core.objectives import CodeLoss, FunctionObjective, Objective, Sum, as_objective
+from dgrad.core.objectives import CodeLoss, Objective, as_objective
 from dgrad.core.random import RandomState
 from dgrad.core.restricted import Restricted
 from dgrad.core.sites import Problem
@@ -22,9 +20,7 @@ from dgrad.errors import InputError
 
 def objective_of(problem: Problem, objective: Objective | CodeLoss) -> Objective:
     """The caller's objective as a function of the estimator's codes."""
-    inner = as_objective(objective)
-    if problem.credit != "example":
-        inner = _per_site(inner)
+    inner = as_objective(objective).of_call(problem)
     if problem.given.dtype != problem.logits.dtype:
         inner = in_dtype(inner, problem.given.dtype)
     return inner if problem.plain else ProblemObjective(problem, inner)
@@ -65,8 +61,7 @@ class ProblemObjective(Objective):
         if self.problem.credit != "example" and self.losses.shape != of_sites.shape[:3]:
             raise InputError(
                 f"the objective returned shape {list(self.losses.shape)} for codes of shape {list(of_sites.shape)}; "
-                f"credit={self.problem.credit!r} expects one loss for each site, {list(of_sites.shape[:3])}: an "
-                "objective of a decoder has one for each example, a function of codes may have more"
+                f"credit={self.problem.credit!r} expects one loss for each site, {list(of_sites.shape[:3])}"
             )
         return self.problem.losses(self.losses)
 
@@ -142,12 +137,3 @@ class _OfMoves(Evaluation):
         losses = self.losses_of(neighbours)  # [C, S, B]
         forbidden = ((neighbours > 0.5) & ~self.allowed).flatten(3).any(-1)
         return layer.moves.potentials(self.codes, torch.where(forbidden, 0, losses - self.loss))
-
-
-def _per_site(objective: Objective) -> Objective:
-    if isinstance(objective, FunctionObjective):
-        objective = copy.copy(objective)
-        objective.loss_axes = 3
-    if isinstance(objective, Sum):
-        return Sum(objective.combine, *map(_per_site, objective.parts))
-    return objective

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
+from dgrad.core.arguments import check_layer
 from dgrad.core.estimator_tools import check_choice
-from dgrad.core.latent_layer import LOWEST, LatentLayer
+from dgrad.core.latent_layer import LOWEST, LatentLayer, forbid
 from dgrad.core.restricted import GAP, Product, Restricted, visible
 from dgrad.errors import InputError
 
@@ -37,6 +38,7 @@ def restricted(layer: LatentLayer, *, mask: Tensor | None = None, allowed: Tenso
     >>> [round(float(value), 3) for value in (layer.entropy(torch.zeros(1, 1, 4)), layer.kl(torch.zeros(1, 1, 4)))]
     [0.693, 0.0]
     """
+    check_layer(layer)
     _check_bool("mask", mask)
     _check_bool("allowed", allowed)
     axes = len(layer.shape)
@@ -47,7 +49,7 @@ def restricted(layer: LatentLayer, *, mask: Tensor | None = None, allowed: Tenso
             raise InputError(
                 f"mask of shape {list(mask.shape)} for a layer with one of {list(layer.mask.shape)}; expected the same"
             )
-        return Sites(layer.layer, layer.sites, _both(layer.mask, mask), _both(layer.allowed, allowed))
+        return Sites(layer.layer, layer.sites, both(layer.mask, mask), both(layer.allowed, allowed))
     if mask is not None:
         return Sites(layer, mask.shape[1], mask, allowed)
     if allowed is None:
@@ -75,6 +77,8 @@ class Problem:
         credit: `example`, `site` or `future`.
         folded: whether each site is an example of its own, B' = B T.
         only_padding: whether nothing but padding is forbidden.
+        permitted: what the layer and the call allow, `[B or 1, (T,) *code_shape]`; None for everything.
+        seen_finite: whether the logits were looked at, and none is NaN or +inf.
     """
 
     layer: LatentLayer
@@ -86,6 +90,8 @@ class Problem:
     credit: str = "example"
     folded: bool = False
     only_padding: bool = False
+    permitted: Tensor | None = None
+    seen_finite: bool = False
 
     @property
     def plain(self) -> bool:
@@ -123,6 +129,17 @@ class Problem:
         if self.folded:
             return codes.expand(-1, len(self.given), *codes.shape[2:]).flatten(1, 2)
         return codes.reshape(*codes.shape[:2], *self.layer.shape)
+
+    def nan_where_logits_are(self, values: Tensor, batch_axis: int = 0) -> Tensor:
+        """The values, but NaN for an example with a logit that is NaN or +inf: they would hide it in a hard code.
+
+        Nothing waits for the device. The gradients of such an example are NaN too.
+        """
+        if self.seen_finite or not self.logits.numel():
+            return values
+        # 1 - 0 max: 1 for a number, else NaN
+        factor = torch.rsub(self.logits.detach().flatten(1).amax(-1), 1, alpha=0)
+        return values * factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1 - batch_axis))
 
     def losses(self, losses: Float[Tensor, "samples b *sites"]) -> Float[Tensor, "samples batch"]:
         """The caller's losses as the estimator gets them, `[S, B']`."""
@@ -193,11 +210,12 @@ def prepare(
     Raises:
         InputError: a shape, a dtype or a choice is wrong, or a row has no allowed value.
     """
+    check_layer(layer)
     check_choice("credit", credit, CREDITS)
     _check_bool("mask", mask)
     _check_bool("allowed", allowed)
     if isinstance(layer, Sites):
-        mask, allowed, layer = _both(layer.mask, mask), _both(layer.allowed, allowed), layer.layer
+        mask, allowed, layer = both(layer.mask, mask), both(layer.allowed, allowed), layer.layer
     if not logits.is_floating_point():
         raise InputError(f"logits of {logits.dtype}; expected a floating-point tensor: convert them with .float()")
     axes, given = len(layer.shape), logits
@@ -219,15 +237,18 @@ def prepare(
         logits = logits.float()
     permitted = _permitted(layer, allowed, logits.shape, logits.device)  # [B or 1, (T,) *shape] or None
     prior, layer = permitted, _unrestricted(layer)
+    values = visible(logits)
+    seen_finite = values is not None and bool(values.max(initial=0.0) < float("inf"))
     reachable = _reachable(logits, permitted)
     if reachable is None and visible(logits) is None:
         logits = logits.clamp_min(LOWEST)
     if not with_sites:
         if reachable is None:
-            return Problem(layer, logits, given, layer.shape)
+            return Problem(layer, logits, given, layer.shape, seen_finite=seen_finite)
         reachable = _never_empty(layer, reachable)
         limited = Restricted(layer, reachable, prior, finite=True)
-        return Problem(limited, _finite(limited, logits), given, layer.shape)
+        plain = _finite(limited, logits)
+        return Problem(limited, plain, given, layer.shape, permitted=permitted, seen_finite=seen_finite)
 
     sites, code_shape = logits.shape[1], layer.shape
     folded = credit == "site" or (credit == "future" and local_losses)
@@ -249,7 +270,8 @@ def prepare(
             return None
         if folded:
             return tensor.expand(len(logits), sites, *code_shape).flatten(0, 1)
-        return tensor.expand(-1, sites, *code_shape).reshape(-1, *whole.shape)
+        examples = -1 if mask is None else len(logits)  # padding is each example's own
+        return tensor.expand(examples, sites, *code_shape).reshape(-1, *whole.shape)
 
     plain = logits.flatten(0, 1) if folded else logits.reshape(len(logits), *whole.shape)
     if mask is not None and not layer.one_hot_rows:
@@ -259,11 +281,12 @@ def prepare(
     if reachable is not None:
         whole = Restricted(whole, reachable, fold(prior), finite=True)
         plain = _finite(whole, plain, only_padding=only_padding)
-    return Problem(whole, plain, given, code_shape, sites, mask, credit, folded, only_padding)
+    return Problem(whole, plain, given, code_shape, sites, mask, credit, folded, only_padding, permitted, seen_finite)
 
 
 def plain_shape(layer: LatentLayer) -> tuple[int, ...]:
     """The shape of a code of this layer as an estimator sees it."""
+    check_layer(layer)
     if not isinstance(layer, Sites):
         return layer.shape
     return Product(layer.layer, layer.sites).shape
@@ -298,10 +321,6 @@ class Sites(LatentLayer):
     @property
     def support_size(self) -> int:
         return self.layer.support_size**self.sites
-
-    @property
-    def one_hot_rows(self) -> bool:
-        return False
 
     @property
     def independent_parts(self) -> bool:
@@ -342,7 +361,11 @@ class Sites(LatentLayer):
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
         problem = self._problem(logits)
-        return problem.layer.log_prob(problem.logits, self._whole(codes))
+        if self.mask is not None:  # codes at padding count as zeros, which they are
+            codes = codes * self.mask[(..., *[None] * len(self.layer.shape))].to(codes.dtype)
+        log_q = problem.layer.log_prob(problem.logits, self._whole(codes))
+        allowed = logits != -torch.inf
+        return forbid(self, log_q, codes, allowed if problem.permitted is None else allowed & problem.permitted)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         problem = self._problem(logits)
@@ -412,7 +435,7 @@ def _permitted(layer: LatentLayer, allowed: Tensor | None, shape: torch.Size, de
     own = layer.allowed_on(device)
     if len(shape) > own.ndim:  # with sites, which all have the layer's values
         own = own.unsqueeze(1)
-    return _both(own.expand(-1, *shape[1:]), allowed)
+    return both(own.expand(-1, *shape[1:]), allowed)
 
 
 def _reachable(logits: Tensor, permitted: Tensor | None) -> Tensor | None:
@@ -420,9 +443,10 @@ def _reachable(logits: Tensor, permitted: Tensor | None) -> Tensor | None:
     values = visible(logits)
     if values is None:
         return None if permitted is None else permitted & (logits != -torch.inf)
-    if values.min(initial=0.0) > -float("inf"):
+    lowest = values.min(initial=0.0)
+    if lowest > -float("inf") or (lowest != lowest and not (values == -float("inf")).any()):  # NaN is no number
         return permitted
-    return _both(logits != -torch.inf, permitted)
+    return both(logits != -torch.inf, permitted)
 
 
 def _never_empty(layer: LatentLayer, reachable: Tensor) -> Tensor:
@@ -458,7 +482,8 @@ def _finite(layer: Restricted, logits: Tensor, *, only_padding: bool = False) ->
     return torch.where(free, logits, decided)
 
 
-def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Where both are true; None stands for true everywhere."""
     if first is None or second is None:
         return second if first is None else first
     return first & second

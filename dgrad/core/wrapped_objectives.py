@@ -13,6 +13,7 @@ from dgrad.core.evaluations import CombinedEvaluation, Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.objective_guards import check_dependence
 from dgrad.core.objectives import Objective
+from dgrad.core.sites import Problem
 
 
 class SweepCache(Objective):
@@ -45,6 +46,10 @@ class SweepCache(Objective):
 
     def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
         return self.objective(codes)
+
+    def of_call(self, problem: Problem) -> Objective:
+        inner = self.objective.of_call(problem)
+        return self if inner is self.objective else SweepCache(inner, self.tables, self.name, most=self.most)
 
     def everywhere(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         return self.objective.everywhere(codes, batch)

@@ -141,13 +141,13 @@ def serves_rows(x: Float[Tensor, "*lead k"]) -> bool:
 
 def softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     """The softmax over the last axis, where this module `serves_rows`."""
-    result: Tensor = _Softmax.apply(x)
+    result: Tensor = _OfRows.apply(x, "dgrad_softmax", _softmax_gradient)
     return result
 
 
 def log_softmax(x: Float[Tensor, "*lead k"]) -> Float[Tensor, "*lead k"]:
     """The log-softmax over the last axis, where this module `serves_rows`."""
-    result: Tensor = _LogSoftmax.apply(x)
+    result: Tensor = _OfRows.apply(x, "dgrad_log_softmax", _log_softmax_gradient)
     return result
 
 
@@ -181,34 +181,30 @@ class _KLToUniform(torch.autograd.Function):
         return slope * gradient.unsqueeze(-1)
 
 
-class _Softmax(torch.autograd.Function):
+class _OfRows(torch.autograd.Function):
+    """A function of rows whose gradient follows from its result."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        result = _of_rows("dgrad_softmax", x)
+    def forward(ctx: Any, x: Tensor, function: str, gradient_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        result = _of_rows(function, x)
+        ctx.function, ctx.gradient_of = function, gradient_of
         ctx.save_for_backward(result)
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (result,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
-            return result * (gradient - (result * gradient).sum(-1, keepdim=True))
-        return _of_rows("dgrad_softmax_gradient", result, gradient)
+            return ctx.gradient_of(result, gradient), None, None
+        return _of_rows(f"{ctx.function}_gradient", result, gradient), None, None
 
 
-class _LogSoftmax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        result = _of_rows("dgrad_log_softmax", x)
-        ctx.save_for_backward(result)
-        return result
+def _softmax_gradient(result: Tensor, gradient: Tensor) -> Tensor:
+    return result * (gradient - (result * gradient).sum(-1, keepdim=True))
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (result,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return gradient - result.exp() * gradient.sum(-1, keepdim=True)
-        return _of_rows("dgrad_log_softmax_gradient", result, gradient)
+
+def _log_softmax_gradient(result: Tensor, gradient: Tensor) -> Tensor:
+    return gradient - result.exp() * gradient.sum(-1, keepdim=True)
 
 
 def _of_rows(function: str, x: Tensor, y: Tensor | None = None) -> Tensor:

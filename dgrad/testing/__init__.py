@@ -12,7 +12,7 @@ def test_layer_conforms(layer, check):
     check(layer)
 """
 
-from dgrad.testing._checks import CHECKS, NotApplicable
+from dgrad.testing._checks import CHECKS
 from dgrad.testing._kit import (
     CheckResult,
     ConformanceError,
@@ -26,6 +26,7 @@ from dgrad.testing._kit import (
 from dgrad.testing._latent_checks import LATENT_CHECKS
 from dgrad.testing._objective_checks import ObjectiveError, check_objective
 from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
+from dgrad.testing._shared import NotApplicable
 
 __all__ = [
     "CHECKS",

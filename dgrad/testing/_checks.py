@@ -12,13 +12,9 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgrad.core.estimates import Estimate
 from dgrad.core.gradient_estimator import GradientEstimator
@@ -27,19 +23,23 @@ from dgrad.core.objectives import CodeLoss, Objective
 from dgrad.core.restricted import Product
 from dgrad.core.sites import restricted
 from dgrad.testing._problems import exact_gradient, monte_carlo_gradient, small_logits, small_objectives
+from dgrad.testing._shared import (
+    LARGEST_SUPPORT,
+    NotApplicable,
+    needs_cuda,
+    needs_small_support,
+    no_waiting,
+    no_waiting_on_cuda,
+    other_strides,
+)
 
 DRAWS = 20_000
 LIMIT_DRAWS = 100_000
 STANDARD_ERRORS = 5
 ROUNDING = 1e-6
 """Hyper-parameters and learned parts are float32, also where the logits are float64."""
-LARGEST_SUPPORT = 4096
 
 Check = Callable[[GradientEstimator, LatentLayer], None]
-
-
-class NotApplicable(Exception):
-    """The check says nothing about this estimator; the text says why."""
 
 
 CHECKS: list[Check] = []
@@ -95,15 +95,14 @@ def values_without_gradients(estimator: GradientEstimator, layer: LatentLayer) -
 def non_contiguous_logits(estimator: GradientEstimator, layer: LatentLayer) -> None:
     """Logits with other strides give the same gradient."""
     logits, loss = small_logits(layer, batch=4), small_objectives(layer)["smooth"]
-    order = range(logits.ndim - 1, -1, -1)
-    strange = logits.permute(*order).contiguous().permute(*order)
-    torch.testing.assert_close(_gradient(estimator, layer, strange, loss), _gradient(estimator, layer, logits, loss))
+    gradients = [_gradient(estimator, layer, given, loss) for given in (other_strides(logits), logits)]
+    torch.testing.assert_close(*gradients)
 
 
 @_check
 def other_devices(estimator: GradientEstimator, layer: LatentLayer) -> None:
     """On CUDA, loss, codes and gradients stay there."""
-    _needs_cuda()
+    needs_cuda()
     estimator.cuda()
     logits = small_logits(layer, batch=16).float().cuda().requires_grad_()
     loss = small_objectives(layer, device="cuda")["smooth"]
@@ -117,19 +116,13 @@ def other_devices(estimator: GradientEstimator, layer: LatentLayer) -> None:
 @_check
 def no_host_synchronisation(estimator: GradientEstimator, layer: LatentLayer) -> None:
     """On CUDA, nothing in an estimate or its backward pass waits for the device."""
-    _needs_cuda()
+    needs_cuda()
     estimator.cuda()
     logits = small_logits(layer, batch=16).float().cuda().requires_grad_()
     loss, generator = small_objectives(layer, device="cuda")["smooth"], Generator("cuda").manual_seed(0)
     estimator(layer, logits, loss, generator=generator).loss.sum().backward()  # the first call may allocate and compile
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting_on_cuda():
         estimator(layer, logits, loss, generator=generator).loss.sum().backward()
-    except RuntimeError as error:
-        raise AssertionError(f"it waits for the device: {error}") from None
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @_check
@@ -139,52 +132,13 @@ def asks_the_device_nothing(estimator: GradientEstimator, layer: LatentLayer) ->
     loss, generator = small_objectives(layer)["smooth"], Generator().manual_seed(0)
     estimator(layer, logits, loss, generator=generator).loss.sum().backward()
     addresses = {name: buffer.data_ptr() for name, buffer in estimator.named_buffers()}
-    with _OneHotAsOnGPU(), _NoWaiting():  # type: ignore[no-untyped-call]
+    with no_waiting():
         estimator(layer, logits, loss, generator=generator).loss.sum().backward()
     for name, buffer in estimator.named_buffers():
         assert buffer.data_ptr() == addresses[name], (
             f"it replaces its buffer {name}, so that a recorded step would not see the change; "
             "expected one in place: copy_, lerp_"
         )
-
-
-class _NoWaiting(TorchDispatchMode):
-    """Raises an AssertionError at operations whose result, or its shape, depends on values on a GPU."""
-
-    WAITING = frozenset(
-        [
-            "_local_scalar_dense",
-            "is_nonzero",
-            "equal",
-            "nonzero",
-            "masked_select",
-            "_unique2",
-            "unique_dim",
-            "bincount",
-            "_linalg_check_errors",
-        ]
-    )
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        assert name not in self.WAITING and not by_mask, (
-            f"it would wait for a GPU at aten.{name}; expected no .item(), no bool(tensor), "
-            "no boolean mask as an index: torch.where instead"
-        )
-        return function(*args, **(kwargs or {}))
-
-
-class _OneHotAsOnGPU(TorchFunctionMode):
-    """On a CPU one_hot looks at its indices, on a GPU it does not."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is F.one_hot:
-            indices, count = args
-            return (indices.unsqueeze(-1) == torch.arange(count, device=indices.device)).long()
-        return function(*args, **(kwargs or {}))
 
 
 @_check
@@ -275,7 +229,7 @@ def value(estimator: GradientEstimator, layer: LatentLayer) -> None:
     """The mean of the loss's value is `E_q[f(z)]`, within 5 standard errors."""
     if not estimator.traits.value_is_unbiased(layer):
         raise NotApplicable("its traits say that the objective is evaluated at codes that are not drawn from q")
-    _needs_small_support(layer)
+    needs_small_support(layer)
     logits, loss = small_logits(layer), small_objectives(layer)["smooth"]
     with torch.no_grad():
         values = estimator(layer, logits.expand(DRAWS, *layer.shape), loss, generator=Generator().manual_seed(0)).loss
@@ -319,7 +273,7 @@ def unbiased(estimator: GradientEstimator, layer: LatentLayer) -> None:
     """The mean gradient is that of enumeration, within 5 standard errors, on every objective."""
     if not estimator.traits.unbiased:
         raise NotApplicable("its traits say that it is biased")
-    _needs_small_support(layer)
+    needs_small_support(layer)
     logits = small_logits(layer)
     for name, loss in small_objectives(layer).items():
         if name == "steps" and estimator.traits.differentiable_objective:
@@ -374,7 +328,7 @@ def limit(estimator: GradientEstimator, layer: LatentLayer) -> None:
         raise NotApplicable("it is unbiased" if estimator.traits.unbiased else "it is biased and states no limit")
     if stated.rows_only and not layer.one_hot_rows:
         raise NotApplicable("it states a limit for independent rows alone")
-    _needs_small_support(layer)
+    needs_small_support(layer)
     names = {"linear": ["linear"], "quadratic": ["linear", "smooth"], "any": ["linear", "smooth", "cross-entropy"]}
     assert stated.exact_for in names, f"a limit for {stated.exact_for!r} objectives; expected one of {', '.join(names)}"
     allowed = list(names[stated.exact_for])
@@ -589,13 +543,3 @@ def _after_some_steps(
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
     return estimator
-
-
-def _needs_small_support(layer: LatentLayer) -> None:
-    if layer.support_size > LARGEST_SUPPORT:
-        raise NotApplicable(f"latent {layer} has too many codes to enumerate")
-
-
-def _needs_cuda() -> None:
-    if not torch.cuda.is_available():
-        raise NotApplicable("there is no CUDA device")

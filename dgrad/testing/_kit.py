@@ -14,8 +14,9 @@ import dgrad
 from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.errors import InputError
-from dgrad.testing._checks import CHECKS, Check, NotApplicable
+from dgrad.testing._checks import CHECKS, Check
 from dgrad.testing._latent_checks import LATENT_CHECKS, LatentCheck
+from dgrad.testing._shared import NotApplicable
 
 LATENTS = ("1x2", "1x5", "3x2", "2x4")
 """The latents that an estimator is checked with where none is given, as far as it supports them."""

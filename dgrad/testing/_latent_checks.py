@@ -17,8 +17,15 @@ from torch import Generator, Tensor
 import dgrad
 from dgrad.core.latent_layer import LatentLayer, LogLinear
 from dgrad.errors import InputError
-from dgrad.testing._checks import LARGEST_SUPPORT, NotApplicable, _needs_cuda, _NoWaiting, _OneHotAsOnGPU
 from dgrad.testing._problems import small_logits
+from dgrad.testing._shared import (
+    NotApplicable,
+    needs_cuda,
+    needs_small_support,
+    no_waiting,
+    no_waiting_on_cuda,
+    other_strides,
+)
 
 DRAWS = 10_000
 QUANTILE = 4.7534
@@ -109,7 +116,7 @@ def argmax(layer: LatentLayer) -> None:
     """The MAP code has the largest `<potentials, z>`, for many leading axes and other strides too."""
     potentials, codes = small_logits(layer, batch=64), _support(layer)
     best = (potentials.flatten(1) @ codes.flatten(1).T).argmax(-1)
-    for name, given in (("", potentials), (" of other strides", _other_strides(potentials))):
+    for name, given in (("", potentials), (" of other strides", other_strides(potentials))):
         found = layer.argmax(given)
         value, largest = ((z * potentials).flatten(1).sum(-1) for z in (found, codes[best]))
         worst = int((largest - value).argmax())
@@ -145,7 +152,7 @@ def mean(layer: LatentLayer) -> None:
     logits, codes = _problem(layer)
     truth = _mean(layer, logits, codes)
     _close("mean", layer.mean(logits), truth)
-    _close("mean of other strides", layer.mean(_other_strides(logits)), truth)
+    _close("mean of other strides", layer.mean(other_strides(logits)), truth)
     _close("mean with more leading axes", layer.mean(logits.expand(2, 2, *logits.shape))[1, 1], truth)
     _close("mean in float32", layer.mean(logits.float()).double(), truth, tolerance=1e-5)
     with torch.no_grad():
@@ -311,23 +318,17 @@ def linear_sweep(layer: LatentLayer) -> None:
 @_check
 def asks_the_device_nothing(layer: LatentLayer) -> None:
     """Nothing that a training step does would wait for the values of a tensor."""
-    with _OneHotAsOnGPU(), _NoWaiting():  # type: ignore[no-untyped-call]
+    with no_waiting():
         _training_step(layer, "cpu")
 
 
 @_check
 def other_devices(layer: LatentLayer) -> None:
     """On CUDA everything stays there, and nothing waits for the device."""
-    _needs_cuda()
+    needs_cuda()
     _training_step(layer, "cuda")  # the first call may allocate and compile
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting_on_cuda():
         results = _training_step(layer, "cuda")
-    except RuntimeError as error:
-        raise AssertionError(f"it waits for the device: {error}") from None
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for tensor in results:
         assert tensor.is_cuda, "a result is not on CUDA"
 
@@ -358,8 +359,7 @@ def _generator(seed: int = 0) -> Generator:
 
 def _support(layer: LatentLayer) -> Tensor:
     """The support, in float64."""
-    if layer.support_size > LARGEST_SUPPORT:
-        raise NotApplicable(f"latent {layer} has too many codes to enumerate")
+    needs_small_support(layer)
     try:
         return layer.enumerate(like=torch.zeros((), dtype=torch.float64))
     except InputError as error:
@@ -408,11 +408,6 @@ def _values(layer: LatentLayer, logits: Tensor, codes: Tensor, temperature: floa
         "relax": lambda: layer.relax(logits, temperature),
     }
     return {name: value() for name, value in asked.items() if layer.defines(name)}
-
-
-def _other_strides(tensor: Tensor) -> Tensor:
-    order = range(tensor.ndim - 1, -1, -1)
-    return tensor.permute(*order).contiguous().permute(*order)
 
 
 def _expect(name: str, got: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@ logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,9 +30,7 @@ def small_objectives(layer: LatentLayer, *, seed: int = 0, device: str = "cpu") 
     They are linear, smooth (a quadratic), a cross-entropy, spiky, and one with steps. All are defined on relaxed codes
     too; `steps` has no useful gradient there.
     """
-    size = 1
-    for length in layer.shape:
-        size *= length
+    size = math.prod(layer.shape)
     generator = Generator().manual_seed(seed)
     mixing = torch.randn(size, size, dtype=torch.float64, generator=generator).to(device)
     weight = torch.randn(8, size, dtype=torch.float64, generator=generator).to(device)

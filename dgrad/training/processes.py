@@ -6,6 +6,7 @@ it is before anything heavy is loaded. A process alone never touches torch.distr
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ Value = TypeVar("Value")
 
 STEPS_BETWEEN_AGREEMENTS = 10
 """Several processes must stop after the same step: they ask each other every so many steps whether to."""
+_connections = itertools.count()
+"""The connections that this process has made, in the same order as the others."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,20 @@ class ProcessGroup:
             return
         import torch
         from torch import distributed
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+        from torch.distributed.rendezvous import rendezvous
 
         own = self.device(device)
         if own.type == "cuda":
             torch.cuda.set_device(own)
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+        # A store of its own: in the common one gloo finds the addresses of an earlier connection, and waits for them.
+        store, rank, size = next(rendezvous("env://"))
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo",
+            store=PrefixStore(f"dgrad/{next(_connections)}", store),
+            rank=rank,
+            world_size=size,
+        )
         with warnings.catch_warnings():
             # True of every layer with one output, whose two strides mean the same.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

@@ -51,14 +51,13 @@ def evaluation_generator(device: torch.device, seed: int) -> Generator:
     return Generator(device).manual_seed(seed_for("evaluation", seed))
 
 
-def evaluate_accuracy(model: DiscreteVAE, split: Split) -> float:
-    """The share of labels of a split that are the most probable values of the code's variables, in [0, 1]."""
-    return evaluate_accuracies(model, split)["accuracy"]
-
-
 @torch.no_grad()
 def evaluate_accuracies(model: DiscreteVAE, split: Split, attributes: Sequence[str] = ()) -> dict[str, float]:
-    """`accuracy`, and where the code's variables are attributes `accuracy_NAME` of each, of which it is the mean."""
+    """The share of a split's labels that are the most probable values of the code's variables, in [0, 1].
+
+    Returns:
+        `accuracy`. With attributes also `accuracy_NAME` of each, of which it is the mean.
+    """
     assert split.labels is not None
     values = [posterior.logits.argmax(-1) for _, posterior in _encoded(model, split, 1)]  # [B, n] each
     right = torch.cat(values) == split.labels.reshape(len(split), -1)

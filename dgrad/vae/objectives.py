@@ -41,7 +41,8 @@ def objective(
         indices: whether `f` gets the integers of codes, int64, in the place of codes.
         layer: whose integers these are, where codes are no one-hot rows.
         decoder: a module. It gets codes with one batch axis, `[S*B, n*k]` where its first layer is an `nn.Linear` of so
-            many inputs, else `[S*B, *code]`. A first layer with hooks is called for every changed code.
+            many inputs, else `[S*B, *code]`. To an `nn.Embedding` as its first layer one-hot rows are indices. A first
+            layer with hooks is called for every changed code.
         loss: of the decoder's outputs: `dgrad.bernoulli(x)`, `dgrad.squared_error(x)`, or any function `[S, B,
             *outputs] -> [S, B]`.
         couples_examples: whether an example's loss depends on the codes of others.

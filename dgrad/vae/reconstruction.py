@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from dgrad.core.curvature import EXAMPLES, Curvature, mean_of_squares, random_signs
 from dgrad.core.estimator_tools import vjp
@@ -20,8 +21,9 @@ from dgrad.core.evaluations import Evaluation
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.core.modes import in_transform, without_gradient
 from dgrad.core.objective_guards import refuse_batch_norm, warn_if_expensive
-from dgrad.core.objectives import FunctionObjective, Objective
+from dgrad.core.objectives import LOSSES, FunctionObjective, Objective, check_examples, with_losses_of_sites
 from dgrad.core.random import RandomState
+from dgrad.core.sites import Problem
 from dgrad.errors import InputError
 from dgrad.kernels import cpu
 from dgrad.kernels.code_sweeps import bernoulli_linear_sweep, difference_sweep, support_is_smaller, support_sweep
@@ -31,6 +33,9 @@ from dgrad.vae.networks import Decoder
 
 COMPILED_LOSSES = {Bernoulli: cpu.bernoulli_loss, SquaredError: cpu.squared_error}
 """Losses of a decoder's outputs, in C++, for tensors that `cpu.serves`."""
+
+KEEP_SHAPES = (nn.Flatten, nn.Identity, Dropout, _DropoutNd)
+"""Layers that a decoder may have before its first linear one, which still says what it takes."""
 
 OutputLoss = Callable[[Tensor], Tensor]
 """A loss of a decoder's outputs: `[S, B, *outputs] -> [S, B]`, for any number of samples S."""
@@ -62,6 +67,9 @@ class DecoderObjective(Objective):
         numbers_per_code: about how many numbers the decoder computes for one code; known when it has run once.
     """
 
+    loss_axes = 2
+    """How many axes the losses have: samples and batch, and sites where each has a loss of its own."""
+
     def __init__(
         self,
         decoder: nn.Module,
@@ -88,12 +96,13 @@ class DecoderObjective(Objective):
         self.sweep_bytes = bytes_per_call
         self.sweep_dtype = torch.float32
         self.numbers_per_code = 0
-        self.front = _linear_front(_layers(decoder, through_wrappers=True))
+        self.front = _linear_front(_layers(decoder, through_wrappers=True), KEEP_SHAPES)
         self.first, self.rest = _first_and_rest(decoder)
+        self.embedding = _embedding_front(_layers(decoder))
         own = [module.generator for module in decoder.modules() if isinstance(module, Dropout) and module.training]
         self.generators: list[Generator] = [generator for generator in own if generator is not None]
 
-    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch"]:
+    def __call__(self, codes: Float[Tensor, "samples #batch *code"]) -> Float[Tensor, "samples batch *sites"]:
         kernel = self._kernel(codes)
         return self._loss_and_hidden(codes)[0] if kernel is None else kernel.loss
 
@@ -116,6 +125,19 @@ class DecoderObjective(Objective):
     def shared(self, codes: Float[Tensor, "codes *code"], batch: int) -> Float[Tensor, "codes batch"]:
         refuse_batch_norm(self.decoder)
         return self._loss_and_hidden(codes.unsqueeze(1), batch)[0]
+
+    def of_call(self, problem: Problem) -> Objective:
+        if isinstance(self.output_loss, DataLoss):
+            check_examples(len(self.output_loss.data), len(problem.given))
+        if problem.credit == "example":
+            return self
+        if isinstance(self.output_loss, DataLoss):
+            raise InputError(
+                f"dgrad.{self.output_loss.likelihood.name.replace('-', '_')} has one loss for each example, and credit="
+                f"{problem.credit!r} needs one for each site; expected a loss= of yours, [samples, batch, sites, "
+                "*outputs] -> [samples, batch, sites]"
+            )
+        return with_losses_of_sites(self)
 
     @property
     def cost_advice(self) -> tuple[object, list[str]]:
@@ -220,7 +242,7 @@ class DecoderObjective(Objective):
         if self.front is None:
             return
         numbers, width = math.prod(inputs.shape[2:]), self.front.in_features
-        if width not in (numbers, inputs.shape[-1]):
+        if width not in (numbers, math.prod(inputs.shape[self.loss_axes :]), inputs.shape[-1]):
             raise InputError(
                 f"the decoder begins with a linear layer of {width} inputs, and a code {list(inputs.shape[2:])} has "
                 f"{numbers} numbers; expected nn.Linear({numbers}, ...)"
@@ -237,18 +259,15 @@ class DecoderObjective(Objective):
             widths = sum(module.out_features for module in self.decoder.modules() if isinstance(module, nn.Linear))
             self.numbers_per_code = max(widths, math.prod(outputs.shape[2:]))
         if isinstance(self.output_loss, DataLoss):
-            if batch not in (None, len(self.output_loss.data)):
-                raise InputError(
-                    f"data of {len(self.output_loss.data)} examples for logits of {batch}; expected as many of both"
-                )
+            check_examples(len(self.output_loss.data), len(self.output_loss.data) if batch is None else batch)
             return self._data_loss(self.output_loss, outputs)
         outputs = outputs if batch is None else outputs.expand(-1, batch, *outputs.shape[2:])
-        loss = self.output_loss(outputs)
-        if loss.shape != outputs.shape[:2]:
+        loss, shape = self.output_loss(outputs), outputs.shape[: self.loss_axes]
+        if loss.shape != shape:
+            each, axes, remedy = LOSSES[self.loss_axes]
             raise InputError(
                 f"the loss returned shape {list(loss.shape)} for outputs of shape {list(outputs.shape)}; expected one "
-                f"number for each code, [samples, batch] = {list(outputs.shape[:2])}: sum over everything but the "
-                "first two axes, or for losses of sites take a function of codes"
+                f"number for each {each}, [{axes}] = {list(shape)}: {remedy}"
             )
         return loss
 
@@ -263,17 +282,40 @@ class DecoderObjective(Objective):
 
     def _decode(self, inputs: Tensor) -> Tensor:
         """The whole decoder's outputs for inputs `[S*B, *code]`."""
-        if self.front is not None and self.front.in_features == math.prod(inputs.shape[1:]):
-            return self.decoder(inputs.flatten(1))
+        if self.front is not None:
+            for axis in range(1, self.loss_axes):  # all of the inputs of an example, or those of each of its sites
+                if self.front.in_features == math.prod(inputs.shape[axis:]):
+                    return self.decoder(inputs.flatten(axis))
+        if self.embedding is not None:
+            return self._decode_embedded(inputs, self.embedding)
         try:
             return self.decoder(inputs)
         except RuntimeError as error:
+            if "indices" in str(error):
+                raise InputError(
+                    "the decoder looks up indices, and a decoder gets codes, one-hot rows; expected one that begins "
+                    "with a plain nn.Embedding, or dgrad.objective(lambda indices: loss(decoder(indices)), "
+                    "indices=True)"
+                ) from error
             if "shape" not in str(error) and "size" not in str(error):
                 raise
             raise InputError(
                 f"the decoder failed on codes of shape {list(inputs.shape)} ({str(error).splitlines()[0]}); expected "
                 "a decoder of such codes: where it takes them flat, nn.Sequential(nn.Flatten(), decoder)"
             ) from error
+
+    def _decode_embedded(self, inputs: Tensor, embedding: nn.Embedding) -> Tensor:
+        """The outputs of a decoder that begins with an embedding: that of a one-hot row is its product with it."""
+        if inputs.ndim < 3 or inputs.shape[-1] != embedding.num_embeddings:
+            k = inputs.shape[-1]
+            raise InputError(
+                f"the decoder begins with an embedding of {embedding.num_embeddings} values, and a code has the shape "
+                f"{list(inputs.shape[1:])}; expected rows of that many values, or nn.Embedding({k}, ...)"
+            )
+        outputs = inputs @ embedding.weight
+        for layer in list(_layers(self.decoder))[1:]:
+            outputs = layer(outputs)
+        return outputs
 
     def _without_gradient(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         """The outputs of the decoder, or of a part of it, as a sweep needs them."""
@@ -433,9 +475,18 @@ def _first_and_rest(decoder: nn.Module) -> tuple[nn.Linear | None, nn.Sequential
     return front, nn.Sequential(*layers[layers.index(front) + 1 :])
 
 
-def _linear_front(layers: Iterable[nn.Module]) -> nn.Linear | None:
-    """The first of these layers behind an `nn.Flatten`, where it is an `nn.Linear`."""
-    first = next((layer for layer in layers if not isinstance(layer, nn.Flatten)), None)
+def _embedding_front(layers: Iterable[nn.Module]) -> nn.Embedding | None:
+    """The first of these layers, where it is an `nn.Embedding` that does nothing but look up."""
+    first = next(iter(layers), None)
+    if type(first) is not nn.Embedding or _does_more(first):
+        return None
+    does_more = first.max_norm is not None or first.padding_idx is not None or first.scale_grad_by_freq or first.sparse
+    return None if does_more else first
+
+
+def _linear_front(layers: Iterable[nn.Module], behind: tuple[type[nn.Module], ...] = (nn.Flatten,)) -> nn.Linear | None:
+    """The first of these layers behind an `nn.Flatten`, or such, where it is an `nn.Linear`."""
+    first = next((layer for layer in layers if not isinstance(layer, behind)), None)
     return first if isinstance(first, nn.Linear) and type(first).forward is nn.Linear.forward else None
 
 

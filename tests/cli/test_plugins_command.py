@@ -233,7 +233,7 @@ def test_check_takes_a_latent_too(command: Command) -> None:
         (["rloo", "--latent", "5"], "cannot read '5'"),
         (["exact", "--latent", "20x10"], "20x10 has 1e+20; expected at most 4096"),
         (["2x3", "--latent", "2x3"], "2x3 is a latent; got --latent, which belongs to an estimator: leave it out"),
-        (["pairs:x"], "cannot read 'x' as a number of bits"),
+        (["pairs:x"], "cannot read 'x'; expected pairs:BITS with whole numbers of at least 1"),
         (["rloo", "--plugin", "nowhere.py"], "no plugin file 'nowhere.py'"),
         ([], "Missing argument 'NAME'"),
     ],

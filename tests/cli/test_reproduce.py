@@ -54,9 +54,9 @@ def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.processes
-def test_one_on_other_images(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["reproduce", "bounds", "--quick", "--dataset", "digits", "--device", "cpu", "--jobs", 2, "--out", "out"]
+def test_one_on_other_images(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgrad_cli.commands.sweep.run_here", train_in_turn)
+    options = ["reproduce", "bounds", "--quick", "--dataset", "digits", "--device", "cpu", "--out", "out"]
     code, out, err = run_with_output(capsys, *options, "--dry-run")
     assert code == 0, err
     assert "3 runs: 3 to do" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 
 import dgrad
+from dgrad.hyperparameters import hyperparameters_of
 from dgrad_plugins.estimators import Direct
 
 LOGITS = torch.zeros(4, 20, 10)
@@ -81,3 +83,38 @@ def test_a_latent_is_a_text(arguments: tuple[object, ...], message: str) -> None
 def test_an_estimator_is_named(name: object, message: str) -> None:
     with pytest.raises(dgrad.InputError, match=re.escape(message)):
         dgrad.estimator(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layer", ["20x10", ROWS, None], ids=["text", "distribution", "none"])
+def test_a_layer_of_another_kind_is_refused_outside_of_a_call_too(layer: Any) -> None:
+    ones = torch.ones(4, 2, dtype=torch.bool)
+    for call in (
+        lambda: dgrad.restricted(layer, mask=ones),
+        lambda: dgrad.KLObjective(layer, LOGITS),
+        lambda: dgrad.refine(layer, LOGITS, _loss, 1),
+    ):
+        with pytest.raises(dgrad.InputError, match=r'expected a latent layer: dgrad.latent\("20x10"\)'):
+            call()
+
+
+NO_HYPERPARAMETERS = [None, "a text", [1], torch.ones(99), torch.tensor(0.5), float("nan"), float("inf"), object()]
+
+
+@pytest.mark.parametrize("name", sorted(dgrad.estimators()))
+def test_whatever_is_no_value_of_a_hyperparameter_is_refused_by_its_name_in_one_line(name: str) -> None:
+    for parameter in hyperparameters_of(dgrad.estimators()[name]):
+        for value in NO_HYPERPARAMETERS:
+            with pytest.raises(dgrad.InputError, match=f"^{parameter}[ :].*$"):
+                dgrad.estimator(name, **{parameter: value})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    estimator = dgrad.estimator("direct", epsilon=np.float32(0.5), samples=np.int64(4), sweep_share=np.float64(0.5))
+    assert repr(estimator) == repr(dgrad.estimator("direct", epsilon=0.5, samples=4, sweep_share=0.5))
+    assert type(estimator.samples) is int
+
+
+@pytest.mark.parametrize("name", ["direct", "reinforce", "relax"])
+def test_a_layer_of_another_kind_has_no_learned_parts(name: str) -> None:
+    with pytest.raises(dgrad.InputError, match=r'the layer is .*2x3.; expected a latent layer: dgrad.latent\("2x3"\)'):
+        dgrad.estimator(name).set_layer("2x3")  # type: ignore[arg-type]

@@ -11,7 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 import dgrad
-from dgrad.core.latent_layer import LISTED, LatentLayer, LogLinear, Moves, Toggles
+from dgrad.core.latent_layer import LISTED, LatentLayer, LogLinear
+from dgrad.core.moves import Moves, Toggles
+from dgrad.registry import describe
 from dgrad.testing import small_logits
 from dgrad_plugins.latents import Categorical
 
@@ -43,6 +45,26 @@ class Bare(LatentLayer):
 
     def codes(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return indices.to(dtype)
+
+
+@dataclass(frozen=True)
+class Named(Bare):
+    """A layer with a spec: `named:AtoB`."""
+
+    first: int
+    last: int
+    spec, least = "named:{first}to{last}", 2
+    __str__ = LatentLayer.__str__
+
+
+def test_a_spec_is_written_and_read() -> None:
+    layer = Named.parse("2to30")
+    assert (layer, str(layer)) == (Named(2, 30), "named:2to30")
+    for text in ("1to3", "2to", "2to3to4", "-2to3", ""):
+        expected = f"cannot read {text!r}; expected named:FIRSTtoLAST with whole numbers of at least 2"
+        with pytest.raises(dgrad.InputError, match=expected):
+            Named.parse(text)
+    assert describe({"named": Named.parse}) == {"named": "A layer with a spec: `named:AtoB`."}
 
 
 def test_what_a_layer_leaves_out_says_so_where_it_is_used() -> None:

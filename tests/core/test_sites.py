@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import dgrad
-from dgrad.testing._checks import _NoWaiting, _OneHotAsOnGPU
+from dgrad.testing._shared import no_waiting
 from dgrad_plugins.latents import UnequalCategorical
 from tests.helpers import with_layer
 
@@ -268,6 +268,78 @@ def test_a_categorical_with_a_logit_of_minus_infinity() -> None:
     assert not codes[..., 0, 1].any()
 
 
+def test_exact_counts_no_padding_of_a_structured_layer() -> None:
+    """Twenty sites, of which an example has three at most: the same as three sites, wherever they are."""
+    layer, generator = dgrad.latent("pairs:2"), Generator().manual_seed(0)
+    places = torch.tensor([[3, 9, 19], [0, 4, 5], [7, 8, 0]])
+    counts = [3, 1, 0]
+    short = torch.randn(3, 3, *layer.shape, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(3, *layer.shape, dtype=torch.float64, generator=generator)
+    results = []
+    for wide in (False, True):
+        mask = torch.arange(3) < torch.tensor(counts).unsqueeze(-1)
+        logits, weights = short, weight.expand(3, -1, -1)
+        if wide:
+            of_site = places.unsqueeze(-1).expand_as(short)
+            logits = torch.full((3, 20, *layer.shape), torch.nan, dtype=torch.float64).scatter(1, of_site, short)
+            weights = torch.zeros_like(logits).scatter(1, of_site, weights)
+            mask = torch.zeros(3, 20, dtype=torch.bool).scatter(1, places, mask)
+        loss = dgrad.estimator("exact")(
+            layer, logits, lambda codes, weights=weights: (codes * weights).sum((-2, -1)).square(), mask=mask
+        ).loss
+        results.append((loss, *torch.autograd.grad(loss.sum(), short)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(dgrad.InputError, match=r"20 sites of pairs:2 has 1.68e\+07; expected at most 4096"):
+        dgrad.estimator("exact")(
+            layer, torch.zeros(1, 20, *layer.shape), _loss_of_nothing, mask=torch.arange(20)[None] < 12
+        )
+
+
+def _loss_of_nothing(codes: Tensor) -> Tensor:
+    raise AssertionError("nothing is evaluated")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("spec", ["1x3", "2x3", "pairs:2", "2+3"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_a_forbidden_code_has_the_log_probability_of_what_is_impossible(
+    spec: str, dtype: torch.dtype, shared: bool
+) -> None:
+    """-inf by a logit, by `allowed` and in a sequence, without a NaN in the gradient; allowed codes as they were."""
+    layer = dgrad.latent(spec)
+    support = layer.enumerate(like=torch.zeros((), dtype=dtype)).unsqueeze(1)  # [K, 1, *code]
+    allowed = torch.ones(layer.shape, dtype=torch.bool)
+    allowed[(0,) * len(layer.shape)] = False
+    forbidden = ((support > 0.5) & ~allowed).flatten(2).any(-1).expand(-1, 2)
+    codes = support if shared else support.repeat(1, 2, *[1] * len(layer.shape))
+    zeros = torch.zeros(2, *layer.shape, dtype=dtype)
+    cases = {
+        "logits": (layer, torch.where(allowed, zeros, -torch.inf), codes),
+        "allowed": (dgrad.restricted(layer, allowed=allowed), zeros, codes),
+        "sites": (
+            dgrad.restricted(layer, mask=torch.tensor([[True, False]] * 2), allowed=allowed),
+            torch.stack([zeros, zeros], 1),
+            torch.stack([codes, codes], 2),
+        ),
+    }
+    for name, (of, logits, of_codes) in cases.items():
+        leaf = logits.clone().requires_grad_()
+        log_q = of.log_prob(leaf, of_codes)
+        assert torch.equal(log_q == -torch.inf, forbidden), name
+        total = torch.where(forbidden, 0, log_q.exp()).sum(0)
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=0.02, msg=name)
+        for value in (
+            log_q.sum(),
+            log_q.exp().sum(),
+            log_q[~forbidden].sum(),
+            of.kl(leaf).sum(),
+            of.entropy(leaf).sum(),
+        ):
+            (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True)
+            assert gradient.isfinite().all(), name
+
+
 @pytest.mark.parametrize("credit", ["example", "site"])
 def test_the_kl_inside_the_objective(credit: str, problems: dict[str, Problem]) -> None:
     """`exact` of the KL's objective is the KL, with the gradient of the KL but for that of log q, whose mean is 0."""
@@ -282,6 +354,16 @@ def test_the_kl_inside_the_objective(credit: str, problems: dict[str, Problem]) 
     torch.testing.assert_close(*gradients)
     table = dgrad.estimator("direct-rb", epsilon=1e-4)(problem.layer, leaf, objective, credit=credit, **restrictions)
     torch.testing.assert_close(torch.autograd.grad(table.loss.sum(), leaf)[0], gradients[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("credit", ["example", "site", "future"])
+def test_the_kl_takes_the_restrictions_of_the_call(credit: str, problems: dict[str, Problem]) -> None:
+    problem = problems["1x3"]
+    restrictions = {"mask": problem.mask, "allowed": problem.allowed}
+    kl = dgrad.KLObjective(problem.layer, problem.logits)
+    objective = 2.0 * dgrad.objective(kl) - kl
+    estimate = dgrad.estimator("exact")(problem.layer, problem.logits, objective, credit=credit, **restrictions)
+    torch.testing.assert_close(estimate.loss, dgrad.restricted(problem.layer, **restrictions).kl(problem.logits))
 
 
 def test_padding_changes_nothing(problems: dict[str, Problem]) -> None:
@@ -440,11 +522,18 @@ def test_a_loss_for_each_site_is_asked_for() -> None:
         )
 
 
+class _OfExamples(dgrad.Objective):
+    """A loss for each example, whatever it is asked for."""
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        return codes.flatten(2).sum(-1)
+
+
 @pytest.mark.parametrize("name", ["exact", "direct", "gumbel-softmax"])
 def test_losses_of_examples_are_not_taken_for_losses_of_sites(name: str) -> None:
     """With as many sites as examples, losses `[S, B]` broadcast against `[S, B, T]` and a mask `[B, T]`."""
     layer, logits = dgrad.latent("1x3"), torch.zeros(3, 3, 1, 3)
-    of_example = dgrad.KLObjective(layer, logits, mask=MASK)
+    of_example = _OfExamples()
     with pytest.raises(dgrad.InputError, match=r"credit='site' expects one loss for each site, \[\d+, 3, 3\]"):
         dgrad.estimator(name)(layer, logits, of_example, mask=MASK, credit="site")
     total = dgrad.objective(lambda codes: codes[..., 0, 0]) + of_example
@@ -553,7 +642,7 @@ def test_nothing_waits_for_another_device(name: str) -> None:
     def loss(codes: Tensor) -> Tensor:
         return (codes * weight).flatten(2).sum(-1).square()
 
-    with _OneHotAsOnGPU(), _NoWaiting():
+    with no_waiting():
         estimate = estimator(layer, logits, loss, mask=mask, allowed=allowed, generator=Generator().manual_seed(0))
         estimate.loss.sum().backward()
     assert logits.grad is not None
@@ -578,3 +667,47 @@ def test_without_a_look_at_the_logits_the_gradient_is_the_same(name: str, reques
     looked = gradient()
     request.getfixturevalue("unseen")
     torch.testing.assert_close(gradient(), looked)
+
+
+@pytest.mark.parametrize("name", sorted(dgrad.estimators()))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("look", [True, False], ids=["seen", "unseen"])
+def test_a_logit_that_is_no_number_comes_out(name: str, bad: float, look: bool, request: pytest.FixtureRequest) -> None:
+    """In the loss and in all gradients, whoever may look at the logits. Other examples are as they were."""
+    if not look:
+        request.getfixturevalue("unseen")
+    layer = dgrad.latent("2x2" if name in BINARY else "2x3")
+    logits, weight = torch.zeros(2, *layer.shape), torch.ones(*layer.shape, requires_grad=True)
+    logits[0, 1, 0] = bad
+    logits.requires_grad_()
+    estimator = with_layer(name, layer)
+    loss = estimator(layer, logits, lambda codes: (codes * weight).sum((-2, -1)).square()).loss
+    assert loss[0].isnan()
+    (gradient,) = torch.autograd.grad(loss[0], weight, retain_graph=True)
+    assert gradient.isnan().all()
+    assert torch.autograd.grad(loss[0], logits)[0][0].isnan().any()
+    assert loss[1].isfinite()
+    if estimator.traits.pathwise:
+        assert estimator.codes(layer, logits)[:, 0].isnan().all()
+    if estimator.traits.one_pass:
+        draw = estimator.draw(layer, logits)
+        assert draw.estimate(torch.ones(draw.codes.shape[:2])).loss[0].isnan()
+
+
+def test_a_padded_logit_may_be_anything() -> None:
+    layer, logits = dgrad.latent("1x3"), torch.zeros(1, 2, 1, 3)
+    logits[0, 1] = torch.nan
+    mask = torch.tensor([[True, False]])
+    whole = dgrad.estimator("direct")(layer, logits, lambda codes: codes[..., 0].sum((-2, -1)), mask=mask)
+    local = dgrad.estimator("direct")(layer, logits, lambda codes: codes[..., 0].sum(-1), mask=mask, credit="site")
+    assert whole.loss.isfinite().all()
+    assert local.loss.isfinite().all()
+
+
+def test_refined_logits_are_no_numbers_where_the_given_are_none() -> None:
+    for spec in ("1x3", "2x3"):
+        logits = torch.zeros(2, *dgrad.latent(spec).shape)
+        logits[0, 0, 0] = torch.nan
+        refined = dgrad.refine(dgrad.latent(spec), logits, lambda codes: codes[..., 0].sum(-1), 2)
+        assert refined[0].isnan().any()
+        assert refined[1].isfinite().all()

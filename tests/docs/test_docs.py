@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import inspect
 import math
@@ -159,7 +158,7 @@ def bits() -> LatentLayer:
 def test_the_latent_keeps_its_contract(bits: LatentLayer) -> None:
     check_latent(bits)
     for spec in ("bits:0", "bits:", "bits:x", "bits"):
-        with pytest.raises(dgrad.InputError, match="as a number of bits"):
+        with pytest.raises(dgrad.InputError, match=r"cannot read .*; expected bits:COUNT with whole"):
             dgrad.latent(spec)
     with pytest.raises(dgrad.InputError, match="too many to list"):
         dgrad.latent("bits:20").enumerate(like=torch.zeros(()))
@@ -212,18 +211,13 @@ def test_structures_take_forbidden_coordinates_and_masks(structure: LatentLayer)
 @pytest.mark.parametrize("spec", ["subset:0of3", "subset:3of3", "subset:3", "chain:1x2", "chain:2", "tree:2", "tree:x"])
 def test_structures_refuse_bad_specs(spec: str) -> None:
     load_plugin(_plugin_of(spec))
-    with pytest.raises(dgrad.InputError, match=r"cannot read .*; expected for example"):
+    with pytest.raises(dgrad.InputError, match=r"cannot read .*; expected \w+:|subset:3of3 is no subset"):
         dgrad.latent(spec)
 
 
 def test_structures_are_short() -> None:
-    """Under 70 lines of code: no blank lines, docstrings and comments, a statement in one line."""
     for name in ("subset", "chain", "spanning_tree"):
-        tree = ast.parse((ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-                node.body = node.body[1:] or [ast.Pass()]
-        assert len([line for line in ast.unparse(tree).splitlines() if line.strip()]) < 70, name
+        assert len((ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 70, name
 
 
 @pytest.mark.slow

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
 import dgrad
-from dgrad.core.latent_layer import CodeDistribution, LatentLayer, LogLinear, Moves, Toggles
+from dgrad.core.latent_layer import CodeDistribution, LatentLayer
+from dgrad.core.moves import Moves, Toggles
 from dgrad.testing import (
     LATENT_CHECKS,
     ConformanceError,
@@ -25,45 +27,17 @@ from dgrad.testing import (
 from dgrad.testing._kit import name_of, run_latent_check
 from dgrad_plugins.latents import Categorical
 
+EXAMPLE: Any = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "latent.py"))["Bits"]
+
 
 @dataclass(frozen=True)
-class Bits(LogLinear):
-    """Independent bits, correct as they stand; a mutant overrides one step."""
+class Bits(EXAMPLE):
+    """The example of the guide, which a mutant changes in one step."""
 
     count: int = 3
 
     def __str__(self) -> str:
         return f"sound-bits:{self.count}"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.count,)
-
-    @property
-    def support_size(self) -> int:
-        return 2**self.count
-
-    @property
-    def independent_parts(self) -> bool:
-        return True
-
-    @property
-    def moves(self) -> Moves:
-        return Toggles(self.shape)
-
-    def log_z(self, logits: Tensor) -> Tensor:
-        return F.softplus(logits).sum(-1)
-
-    def argmax(self, potentials: Tensor) -> Tensor:
-        return (potentials > 0).to(potentials.dtype)
-
-    def noise(self, logits: Tensor, samples: int = 1, *, generator: Generator | None = None) -> Tensor:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        uniform = torch.rand((samples, *logits.shape), dtype=dtype, device=logits.device, generator=generator)
-        return torch.logit(uniform, eps=torch.finfo(dtype).eps)
-
-    def sample(self, logits: Tensor, samples: int = 1, *, generator: Generator | None = None) -> Tensor:
-        return self.argmax(logits.detach() + self.noise(logits, samples, generator=generator)).to(logits.dtype)
 
 
 class WrongSampler(Bits):

@@ -110,7 +110,8 @@ def train(folder: Path) -> None:
             trainer.train_step()
         loss = group.sum(trainer.training_step.loss_sum) / group.size / STEPS
         deterministic = {"weights": weights(trainer), "noise": noise, "loss": loss}
-        estimators: dict[str, dict[str, Tensor]] = {}
+    estimators: dict[str, dict[str, Tensor]] = {}
+    with group.joined("cpu"):  # again: nothing of the first connection is in the way
         for name in dgrad.estimators():
             layer = dgrad.latent("3x4")
             latent = "3x4" if dgrad.estimator(name).traits.supports(layer) else "3x2"

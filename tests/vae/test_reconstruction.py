@@ -15,6 +15,7 @@ from dgrad.core.objectives import FunctionObjective
 from dgrad.core.random import RandomState
 from dgrad.vae import reconstruction
 from dgrad.vae.reconstruction import DecoderObjective
+from tests.helpers import with_layer
 
 BATCH, PIXELS = 5, 6
 
@@ -367,3 +368,86 @@ def test_sweeps_are_transformed_by_torch_func(name: str) -> None:
     swept = torch.func.vmap(lambda codes: objective.at(codes).sweep())(both)
     expected = torch.stack([objective.at(codes).sweep() for codes in both])
     torch.testing.assert_close(swept, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(dgrad.estimators()))
+def test_one_example_with_the_data_of_five_is_refused_in_one_line(name: str) -> None:
+    """A single example would broadcast: to a wrong gradient, or to an error of torch."""
+    layer = dgrad.latent("3x2")
+    estimator, logits, x = with_layer(name, layer), torch.zeros(1, 3, 2), torch.ones(5, 4)
+    decoder = nn.Linear(6, 4)
+    of_data = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(x))
+    of_kl = dgrad.KLObjective(layer, torch.zeros(5, 3, 2))
+    for objective in (of_data, of_kl, of_data + of_kl, 0.5 * of_data):
+        with pytest.raises(dgrad.InputError, match=r"^data of 5 examples for logits of 1; expected as many of both$"):
+            estimator(layer, logits, objective)
+
+
+@pytest.mark.parametrize("name", ["exact", "leg", "direct-rb", "gumbel-softmax"])
+@pytest.mark.parametrize("credit", ["site", "future"])
+def test_a_decoder_with_a_loss_for_each_site(name: str, credit: str) -> None:
+    """The same numbers as from a function of codes."""
+    layer, mask = dgrad.latent("2x3"), torch.tensor([[True, True], [True, False]])
+    if name == "exact" and credit == "future":
+        layer = dgrad.latent("1x3")
+    n, k = layer.shape
+    decoder, x = nn.Linear(n * k, 4).double(), torch.rand(2, 2, 4, dtype=torch.float64)
+    logits = torch.randn(2, 2, n, k, dtype=torch.float64, generator=Generator().manual_seed(0)).requires_grad_()
+
+    def by_hand(codes: Tensor) -> Tensor:
+        return (decoder(codes.flatten(-2)) - x).square().sum(-1)
+
+    results = []
+    for objective in (dgrad.objective(decoder=decoder, loss=lambda outputs: (outputs - x).square().sum(-1)), by_hand):
+        generator = Generator().manual_seed(0)
+        loss = dgrad.estimator(name)(layer, logits, objective, mask=mask, credit=credit, generator=generator).loss
+        results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (logits, *decoder.parameters()))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_known_losses_of_examples_are_refused_where_sites_have_theirs() -> None:
+    objective = dgrad.objective(decoder=nn.Linear(3, 4), loss=dgrad.bernoulli(torch.ones(2, 5, 4)))
+    with pytest.raises(dgrad.InputError, match=r"dgrad.bernoulli has one loss for each example, and credit='site'"):
+        dgrad.estimator("rloo")(dgrad.latent("1x3"), torch.zeros(2, 5, 1, 3), objective, credit="site")
+
+
+@pytest.mark.parametrize("name", ["exact", "leg", "gumbel-softmax"])
+def test_a_decoder_that_begins_with_an_embedding(name: str) -> None:
+    """The same numbers as from a product with the embedding's weight, relaxed codes included."""
+    layer, x = dgrad.latent("2x3"), torch.rand(4, 5)
+    embedding, rest = nn.Embedding(3, 6), nn.Sequential(nn.Flatten(), nn.Tanh(), nn.Linear(12, 5))
+    logits = torch.randn(4, 2, 3, generator=Generator().manual_seed(0)).requires_grad_()
+
+    def by_hand(codes: Tensor) -> Tensor:
+        outputs = rest((codes @ embedding.weight).flatten(0, 1))
+        return dgrad.bernoulli(x)(outputs.unflatten(0, codes.shape[:2]))
+
+    results = []
+    for objective in (dgrad.objective(decoder=nn.Sequential(embedding, rest), loss=dgrad.bernoulli(x)), by_hand):
+        loss = dgrad.estimator(name)(layer, logits, objective, generator=Generator().manual_seed(0)).loss
+        results.append((loss, *torch.autograd.grad(loss.sum(), (logits, embedding.weight, rest[2].weight))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_an_embedding_cannot_look_up_is_refused_in_a_line() -> None:
+    logits, loss = torch.zeros(4, 2, 3), dgrad.bernoulli(torch.ones(4, 10))
+    for decoder, message in (
+        (nn.Embedding(4, 5), r"^the decoder begins with an embedding of 4 values, .* or nn.Embedding\(3, ...\)$"),
+        (nn.Embedding(3, 5, padding_idx=0), r"^the decoder looks up indices, .*, indices=True\)$"),
+    ):
+        with pytest.raises(dgrad.InputError, match=message):
+            dgrad.estimator("direct")(
+                dgrad.latent("2x3"), logits, dgrad.objective(decoder=nn.Sequential(decoder, nn.Flatten()), loss=loss)
+            )
+
+
+def test_a_decoder_that_begins_with_dropout_gets_flat_codes() -> None:
+    decoder = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 5)).eval()
+    codes = torch.eye(3)[torch.tensor([[[0, 2], [1, 1]]])]
+    loss = dgrad.bernoulli(torch.ones(2, 5))
+    ours = dgrad.objective(decoder=decoder, loss=loss).at(codes)
+    plain = dgrad.objective(decoder=decoder[1], loss=loss, compiled=False).at(codes)
+    torch.testing.assert_close(ours.loss, plain.loss)
+    torch.testing.assert_close(ours.sweep(), plain.sweep())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dgrad import Estimate, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import carry_back, check_count, needs
+from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
+from dgrad.core.estimator_tools import carry_back, check_count, check_number, needs, perturb_and_map
 from dgrad.core.latent_layer import Logits
 
 WEAKEST, STRONGEST = 1e-4, 1e4
@@ -51,11 +51,14 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
         super().__init__()
         self.hyperparameter("target", target, above=0)
         self.hyperparameter("rate", rate, above=0)
-        if not WEAKEST <= initial_strength <= STRONGEST:
-            raise InputError(f"initial_strength must lie in {WEAKEST:g} .. {STRONGEST:g}; got {initial_strength}")
+        self.initial_strength = check_number(
+            "initial_strength",
+            initial_strength,
+            f"a number in {WEAKEST:g} .. {STRONGEST:g}",
+            lambda number: WEAKEST <= number <= STRONGEST,
+        )
         self.samples = check_count("samples", samples)
-        self.initial_strength = initial_strength
-        self.register_buffer("strength", torch.tensor(float(initial_strength)))
+        self.register_buffer("strength", torch.tensor(self.initial_strength))
 
     @property
     def traits(self) -> Traits:
@@ -73,7 +76,7 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        potentials, codes = self._perturb(layer, logits, generator)
+        potentials, codes = perturb_and_map(layer, logits, self.samples, generator=generator)
         at = objective.at(codes, differentiable=True)
         direction = self._direction(layer, potentials, at.slope())
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
@@ -81,14 +84,9 @@ class AdaptiveImplicitMaximumLikelihood(GradientEstimator):
     def differentiable_codes(
         self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        potentials, codes = self._perturb(layer, logits, generator)
+        potentials, codes = perturb_and_map(layer, logits, self.samples, generator=generator)
         # The strength adapts in each backward pass: before it there is no slope.
         return carry_back(codes, logits, lambda slope: self._direction(layer, potentials, slope)), codes
-
-    @torch.no_grad()
-    def _perturb(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
-        return potentials, layer.argmax(potentials)
 
     @torch.no_grad()
     def _direction(self, layer: LatentLayer, potentials: Tensor, slope: Tensor) -> Tensor:

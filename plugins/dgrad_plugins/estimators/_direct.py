@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dgrad import Estimate, ExactLimit, GradientEstimator, InputError, LatentLayer, Objective, Schedule, Traits
-from dgrad.core.estimator_tools import carry_back, check_choice, check_count, needs, needs_all, replace_gradient
+from dgrad.core.estimator_tools import (
+    carry_back,
+    check_choice,
+    check_count,
+    needs,
+    needs_all,
+    perturb_and_map,
+    replace_gradient,
+)
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._differences import DIFFERENCES, difference
 from dgrad_plugins.estimators._sweep_share import SWEEPS, SweepShare
@@ -101,7 +108,7 @@ class Direct(GradientEstimator):
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        potentials, codes = self._perturb(layer, logits, generator)
+        potentials, codes = perturb_and_map(layer, logits, self.samples, generator=generator)
         if self.sweep == "linear":
             at = objective.at(codes, differentiable=True)
             # f(z) + h_i . (onehot(j) - z_i), less what is the same for every j of a row and moves no argmax
@@ -122,13 +129,8 @@ class Direct(GradientEstimator):
     def differentiable_codes(
         self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        potentials, codes = self._perturb(layer, logits, generator)
+        potentials, codes = perturb_and_map(layer, logits, self.samples, generator=generator)
         return carry_back(codes, logits, lambda slope: self._direction(layer, potentials, slope, codes)), codes
-
-    @torch.no_grad()
-    def _perturb(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
-        return potentials, layer.argmax(potentials)
 
     def _direction(self, layer: LatentLayer, potentials: Tensor, table: Tensor, codes: Tensor) -> Tensor:
         return difference(layer.argmax, potentials, table, self.epsilon, self.difference, middle=codes)

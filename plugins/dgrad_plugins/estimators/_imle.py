@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Generator, Tensor
 
 from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Schedule, Traits, replace_gradient
-from dgrad.core.estimator_tools import carry_back, check_count, needs
+from dgrad.core.estimator_tools import carry_back, check_count, needs, perturb_and_map
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._differences import difference
 
@@ -59,7 +58,7 @@ class ImplicitMaximumLikelihood(GradientEstimator):
     def estimate(
         self, layer: LatentLayer, logits: Logits, objective: Objective, *, generator: Generator | None = None
     ) -> Estimate:
-        potentials, codes = self._perturb(layer, logits, generator)
+        potentials, codes = perturb_and_map(layer, logits, self.samples, generator=generator)
         at = objective.at(codes, differentiable=True)
         direction = self._direction(layer, potentials, at.slope())
         return Estimate(loss=replace_gradient(at.loss, logits, direction).mean(0), codes=codes)
@@ -67,13 +66,8 @@ class ImplicitMaximumLikelihood(GradientEstimator):
     def differentiable_codes(
         self, layer: LatentLayer, logits: Logits, *, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        potentials, codes = self._perturb(layer, logits, generator)
+        potentials, codes = perturb_and_map(layer, logits, self.samples, generator=generator)
         return carry_back(codes, logits, lambda slope: self._direction(layer, potentials, slope)), codes
-
-    @torch.no_grad()
-    def _perturb(self, layer: LatentLayer, logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        potentials = logits + layer.noise(logits, self.samples, generator=generator)  # [S, B, *code]
-        return potentials, layer.argmax(potentials)
 
     def _direction(self, layer: LatentLayer, potentials: Tensor, slope: Tensor) -> Tensor:
         return difference(layer.argmax, potentials, slope, self.strength, "central")

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits
-from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
+from dgrad.core.estimator_tools import check_count, check_flag, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
 from dgrad_plugins.estimators._relaxed_control_variate import draw_codes_and_noise, relaxed_control_variate
 
@@ -47,7 +47,7 @@ class Rebar(GradientEstimator):
         self.hyperparameter("temperature", temperature, above=0)
         self.hyperparameter("eta", eta)
         self.samples = check_count("samples", samples)
-        self.learn = learn
+        self.learn = check_flag("learn", learn)
         # The logarithms of the factors on temperature and eta: positive whatever the optimizer does.
         if learn:
             self.log_factors = nn.Parameter(torch.zeros(2))

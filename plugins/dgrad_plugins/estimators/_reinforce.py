@@ -63,6 +63,7 @@ class Reinforce(GradientEstimator):
         )
 
     def set_layer(self, layer: LatentLayer) -> None:
+        super().set_layer(layer)
         if self.baseline == "input-dependent":
             self.network = ScalarNetwork(plain_shape(layer), self.hidden)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from dgrad import Drawn, Estimate, GradientEstimator, LatentLayer, Objective, Schedule, Traits
-from dgrad.core.estimator_tools import check_count, layer_missing, needs_one_hot_rows
+from dgrad.core.estimator_tools import check_count, check_flag, layer_missing, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
 from dgrad.core.sites import plain_shape
 from dgrad_plugins.estimators._baselines import ScalarNetwork, read_average, update_average
@@ -53,7 +53,7 @@ class Relax(GradientEstimator):
         super().__init__()
         self.hyperparameter("temperature", temperature, above=0)
         self.hidden = check_count("hidden", hidden)
-        self.with_loss = with_loss
+        self.with_loss = check_flag("with_loss", with_loss)
         self.samples = check_count("samples", samples)
         self.log_factor = nn.Parameter(torch.zeros(()))
         self.register_buffer("average", torch.zeros(()))

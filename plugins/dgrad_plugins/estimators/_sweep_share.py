@@ -9,7 +9,13 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from dgrad import Evaluation, InputError, LatentLayer, Objective
-from dgrad.core.estimator_tools import check_choice, needs_moves, needs_one_hot_rows, sweep_evaluations
+from dgrad.core.estimator_tools import (
+    check_choice,
+    check_number,
+    needs_moves,
+    needs_one_hot_rows,
+    sweep_evaluations,
+)
 
 UNIFORM = 0.1
 """The part of the chances that all rows have alike: a factor is at most `1 / (UNIFORM * share)`.
@@ -41,9 +47,7 @@ class SweepShare:
     """
 
     def __init__(self, share: float, sweep: str = "exact") -> None:
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise InputError(f"sweep_share must be a number above 0, at most 1; got {share!r}")
-        self.share = float(share)
+        self.share = check_number("sweep_share", share, "a number above 0, at most 1", lambda number: 0 < number <= 1)
         self.sweep = check_choice("sweep", sweep, SWEEPS)
         if sweep == "surrogate" and share < 1:
             raise InputError(

@@ -103,9 +103,11 @@ class Categorical(LogLinear):
         self, logits: Float[Tensor, "batch *code"], codes: Float[Tensor, "samples #batch *code"]
     ) -> Float[Tensor, "samples batch"]:
         log_q = _log_q(logits)
-        if codes.shape[1] == 1:  # the same codes for all examples: nothing of the size of [S, B, n, k]
-            return codes.flatten(1) @ log_q.flatten(1).mT
-        return (codes * log_q).sum((-2, -1))
+        # The same codes for all examples need nothing of the size of [S, B, n, k].
+        shared = codes.shape[1] == 1
+        total = codes.flatten(1) @ log_q.flatten(1).mT if shared else (codes * log_q).sum((-2, -1))
+        # The other rows only lower a sum with the lowest number in it.
+        return torch.where(total <= torch.finfo(total.dtype).min, -torch.inf, total)
 
     def entropy(self, logits: Float[Tensor, "batch *code"]) -> Float[Tensor, " batch"]:
         check_batch(self, logits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from dgrad import InputError, LogLinear, Moves
+from dgrad import InputError, LogLinear, Moves, Substitutions
 from dgrad.core.latent_layer import check_batch, wide
 from dgrad.core.random import gumbel
 
@@ -24,7 +23,7 @@ SETTINGS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Pairs(LogLinear):
-    """`bits` binary variables with a potential for each and for every pair.
+    """Bits with a potential for each and for every pair: `pairs:N`, for example pairs:15.
 
     `<l, z> = sum_i l_i b_i + sum_(i<j) l_ij b_i b_j`. A code is `[n + n(n-1)/2]`: the bits, then their products in the
     order (0,1), (0,2) ... (n-2,n-1). A decoder sees the bits alone. MAP, log Z, marginals and draws are exact, by
@@ -44,6 +43,7 @@ class Pairs(LogLinear):
     """
 
     bits: int
+    spec = "pairs:{bits}"
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MOST_BITS:
@@ -51,20 +51,6 @@ class Pairs(LogLinear):
                 f"latent {self} has {self.bits} bits; expected 1 to {MOST_BITS}, of which every setting is weighed, "
                 "for example pairs:15"
             )
-
-    @classmethod
-    def parse(cls, text: str) -> Pairs:
-        """Bits with a potential for every pair: `pairs:N`, for example pairs:15.
-
-        Raises:
-            InputError: the text is no number, or out of range.
-        """
-        if not re.fullmatch("[0-9]{1,6}", text):
-            raise InputError(f"cannot read {text!r} as a number of bits; expected for example pairs:15")
-        return cls(int(text))
-
-    def __str__(self) -> str:
-        return f"pairs:{self.bits}"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -229,17 +215,11 @@ def _bits_of(number: Tensor, bits: int) -> Tensor:
     return number.unsqueeze(-1).div(place, rounding_mode="floor") % 2  # ONNX has no shift
 
 
-class BitFlips(Moves):
+class BitFlips(Substitutions):
     """A code is changed by flipping one of its bits, which takes the products along."""
 
     def __init__(self, layer: Pairs) -> None:
-        self.layer = layer
-        self.count = layer.bits
-
-    def neighbours(self, codes: Float[Tensor, "samples batch *code"]) -> Float[Tensor, "changes samples batch *code"]:
-        bits = codes[..., : self.count]
-        flips = torch.eye(self.count, dtype=codes.dtype, device=codes.device)[:, None, None]  # [n, 1, 1, n]
-        return self.layer.with_products(bits + flips * (1 - 2 * bits))
+        super().__init__(layer.indices, layer.codes, variables=layer.bits, values=2)
 
     def potentials(
         self, codes: Float[Tensor, "samples batch *code"], changes: Float[Tensor, "changes samples batch"]

@@ -276,7 +276,7 @@ def test_learned_parts_must_be_made_first(name: str, hyperparameters: dict[str, 
     ("name", "hyperparameters", "message"),
     [
         ("aimle", {"target": 0}, "target must stay above 0"),
-        ("aimle", {"initial_strength": 0}, r"initial_strength must lie in 0.0001 .. 10000; got 0"),
+        ("aimle", {"initial_strength": 0}, r"initial_strength must be a number in 0.0001 .. 10000; got 0"),
         ("dirct", {}, "did you mean 'direct'"),
         ("direct", {"epsilom": 1}, "unknown hyper-parameter of direct 'epsilom'; did you mean 'epsilon'"),
         ("direct", {"epsilon": 0}, "epsilon must stay above 0; got 0"),
