@@ -156,6 +156,13 @@ def test_no_more_examples_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(objective.curvature(LAYER.sample(torch.zeros(5, 2, 3))).left) == 3
 
 
+def test_batch_statistics_are_refused() -> None:
+    decoder = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    objective = dgrad.objective(decoder=decoder, loss=dgrad.bernoulli(torch.ones(5, 4)))
+    with pytest.raises(dgrad.InputError, match="BatchNorm in training mode"):
+        objective.curvature(LAYER.sample(torch.zeros(5, 2, 3)))
+
+
 def test_what_has_no_slope_has_no_surrogate() -> None:
     estimator = dgrad.estimator("leg", sweep="surrogate")
     table = torch.rand(2, 3)
