@@ -1,4 +1,4 @@
-"""Steps of `direct` through a deep decoder: its sweep in C++ or in torch, in bfloat16, or a share of it."""
+"""Steps through a deep decoder: the sweep in C++ or in torch, in bfloat16, a share of it, or its surrogate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from dgrad.vae.likelihoods import LIKELIHOODS
 
 ABOUT = """A whole training step of `direct`, networks 784-400-200-code and back, batch 100, with `--compile on` and
 `off` (on a CPU that is whether the loss of the changed codes is in C++), `on` with `--sweep-precision bfloat16`,
-and with a share of the sweep (`--set sweep-share=0.1`); beside them a step of `gumbel-softmax`."""
+and with a share of the sweep (`--set sweep-share=0.1`). Beside them are the surrogate of the sweep, the quadratic
+control of `double-cv`, and `gumbel-softmax`."""
 HIDDEN = "400,200"
 REFERENCE = "on"
 MODES: dict[str, dict[str, Any]] = {
@@ -20,6 +21,9 @@ MODES: dict[str, dict[str, Any]] = {
     "off": {"compile": "off"},
     "on, bfloat16": {"compile": "on", "sweep_precision": "bfloat16"},
     **{f"on, share {share}": {"compile": "on", "set": {"sweep_share": share}} for share in (0.5, 0.2, 0.1)},
+    "leg, surrogate": {"compile": "on", "estimator": "leg", "set": {"sweep": "surrogate"}},
+    "leg, surrogate, 4 samples": {"compile": "on", "estimator": "leg", "set": {"sweep": "surrogate", "samples": 4}},
+    "double-cv, quadratic": {"compile": "on", "estimator": "double-cv", "set": {"control": "quadratic"}},
     "gumbel-softmax": {"compile": "on", "estimator": "gumbel-softmax"},
 }
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from dgrad.core.modes import without_gradient
 from dgrad.kernels.numerics import full_precision
 
-EXAMPLES = 128
+EXAMPLES = 64
 """The examples of a batch whose curvature is measured, at most: more make a step slower and a table hardly better."""
 
 
@@ -96,5 +96,6 @@ def mean_of_products(ours: Float[Tensor, "factors n k"], theirs: Float[Tensor, "
 
 def random_signs(like: Tensor, generator: Generator | None) -> Tensor:
     """-1 or 1 with equal chances, in the shape of a tensor, whatever its strides."""
-    signs = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    return signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+    # `bernoulli_` takes three times as long on a CPU
+    signs = torch.randint(0, 2, like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    return signs.mul_(2).sub_(1)

@@ -151,6 +151,7 @@ class DecoderObjective(Objective):
     def curvature(self, codes: Float[Tensor, "one batch *code"], *, generator: Generator | None = None) -> Curvature:
         if not isinstance(self.output_loss, DataLoss):
             return super().curvature(codes, generator=generator)
+        refuse_batch_norm(self.decoder)  # its statistics would count these codes twice
         codes, others = codes.detach().tensor_split([EXAMPLES], 1)
 
         def outputs(codes: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ class Direct(GradientEstimator):
     exact too. A structured layer with `moves`, such as `pairs:15`, has `T` on the potentials of single variables, and
     its own noise.
 
+    `sweep=surrogate` puts a quadratic of the code in the place of `T`, with the curvature of the batch.
+    `sweep=corrected` adds an exact share of the rows, and has the mean of `sweep=exact`. Both are for decoders behind
+    hidden layers.
+
     `sweep=linear` puts the gradient `h` of `f` at the code in the place of `T` (see `direct-linear`). `sweep_share`
     below 1 sweeps a share of the rows, drawn where the argmax is likely to change. The gradient keeps its mean.
 
@@ -40,7 +44,8 @@ class Direct(GradientEstimator):
     Bias: O(eps), central O(eps^2), once eps times the spread of T is small. On trained weights backward is much the
     least biased for eps >= 0.1. The variance is ~ 1/eps: the gradient is zero where the argmaxes agree.
 
-    Cost: S (m(k-1) + 1) evaluations, m of n rows. With the linear sweep S and one backward pass.
+    Cost: S (m(k-1) + 1) evaluations, m of n rows. With the linear sweep S and one backward pass. With the surrogate S +
+    1 and two backward passes to the code.
 
     Reference: Lorberbom, Gane, Jaakkola & Hazan 2019 (arXiv 1806.02867). Backward is the sign of the authors' code.
 

@@ -30,7 +30,11 @@ class DirectRaoBlackwell(GradientEstimator):
     i's posterior, given the other rows, to its q: the Rényi divergence of order 1 - epsilon, over 1 - epsilon; the KL
     at epsilon 1.
 
-    Cost: S (m(k-1) + 1) evaluations. `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided.
+    With `sweep=surrogate` the table is a quadratic of the code. As epsilon falls it is exact for a linear loss, and not
+    beyond. `sweep=corrected` has the mean of `sweep=exact` at the same epsilon.
+
+    Cost: S (m(k-1) + 1) evaluations. `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided. A
+    surrogate costs S + 1 evaluations and two backward passes to the code. A corrected sweep costs both.
 
     Reference: this project; Rao-Blackwellisation of Lorberbom et al. 2019. Its limit as epsilon falls is `leg`.
 

@@ -19,9 +19,11 @@ class LocalExpectation(GradientEstimator):
 
     Shapes: logits `[B, n, k]`, loss `[B]`, codes `[S, B, n, k]`.
 
-    Bias: none, and low variance. With one variable it is exact.
+    Bias: none, and low variance. With one variable it is exact. With `sweep=surrogate` the table is a quadratic of the
+    code. It is biased then, and exact for a linear loss. `sweep=corrected` is unbiased.
 
-    Cost: S (m(k-1) + 1) evaluations. `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided.
+    Cost: S (m(k-1) + 1) evaluations. `sweep_share` below 1 sweeps m of the n rows, drawn where q is undecided. A
+    surrogate costs S + 1 evaluations and two backward passes to the code. A corrected sweep costs both.
 
     Reference: Titsias & Lázaro-Gredilla 2015, Local expectation gradients for black box variational inference.
 

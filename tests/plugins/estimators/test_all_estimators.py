@@ -40,6 +40,9 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("st-gumbel-softmax", {"alpha": 1.5}),
     ("rodeo", {"surrogate": "network"}),
     *((name, {"sweep_share": 0.5}) for name in ("direct", "direct-rb", "leg")),
+    *((name, {"sweep": "surrogate"}) for name in ("direct", "direct-rb", "leg")),
+    *((name, {"sweep": "corrected", "sweep_share": 0.5}) for name in ("direct", "direct-rb", "leg")),
+    ("double-cv", {"control": "quadratic"}),
 ]
 
 SLOW = (
@@ -290,7 +293,15 @@ def test_learned_parts_must_be_made_first(name: str, hyperparameters: dict[str, 
         ("direct", {"difference": "sideways"}, "one of backward, forward, central"),
         ("direct", {"sweep_share": 0}, "sweep_share must be a number above 0, at most 1; got 0"),
         ("direct", {"sweep_share": 0.5, "sweep": "linear"}, "leave it out with sweep=linear"),
-        ("direct", {"sweep": "quick"}, "sweep must be one of exact, linear; got 'quick'"),
+        ("direct", {"sweep": "quick"}, "sweep must be one of exact, surrogate, corrected, linear; got 'quick'"),
+        ("direct-rb", {"sweep": "linear"}, "sweep must be one of exact, surrogate, corrected; got 'linear'"),
+        (
+            "leg",
+            {"sweep": "surrogate", "sweep_share": 0.5},
+            "leave it out with sweep=surrogate, or take sweep=corrected",
+        ),
+        ("leg", {"sweep": "corrected"}, "expected a sweep_share below 1, such as 0.1"),
+        ("double-cv", {"control": "cubic"}, "control must be one of linear, quadratic; got 'cubic'"),
         ("direct-linear", {"sweep": "linear"}, "unknown hyper-parameter of direct-linear 'sweep'"),
         ("direct-rb", {"sweep_share": "half"}, "sweep_share: expected a number; got 'half'"),
         ("gapped-st", {"gap": 0}, "gap must stay above 0; got 0"),
