@@ -32,27 +32,30 @@ CHOOSING, FINAL, SEEDS = 20.0, 30.0, (1,)
 LAYER = f"{SIDE * SIDE}x{VALUES}"
 
 Settings = dict[str, Any]
-RATES = (0.001, 0.003)
 GRID: dict[str, list[Settings]] = {
     "fsq": [{"rate": rate} for rate in (0.0005, 0.001, 0.002, 0.004)],
     "vq-ema": [
         {"rate": rate, "commitment_weight": weight, "decay": decay}
-        for rate in RATES
+        for rate in (0.001, 0.003)
         for weight, decay in ((0.25, 0.99), (1.0, 0.8))
-    ],
+    ]
+    + [{"rate": 0.01, "commitment_weight": 0.25, "decay": 0.99}],
     "st-gumbel-softmax": [
         {"rate": 0.001, "temperature": 0.5},
         {"rate": 0.001, "temperature": 1.0},
         {"rate": 0.003, "temperature": 0.5},
         {"rate": 0.003, "temperature": 1.0, "kl": 0.01},
         {"rate": 0.01, "temperature": 1.0, "kl": 0.01},
+        {"rate": 0.01, "temperature": 1.0, "kl": 0.03},
+        {"rate": 0.01, "temperature": 1.0, "kl": 0.1},
     ],
     "direct-linear": [
-        {"rate": 0.003, "epsilon": 1.0},
         {"rate": 0.003, "epsilon": 1.0, "kl": 0.01},
         {"rate": 0.01, "epsilon": 1.0, "kl": 0.01},
+        {"rate": 0.01, "epsilon": 0.1, "kl": 0.03},
+        {"rate": 0.01, "epsilon": 0.01, "kl": 0.03},
     ],
-    "rloo": [{"rate": 0.001, "samples": 4}, {"rate": 0.001, "samples": 4, "kl": 0.01}],
+    "rloo": [{"rate": 0.001, "samples": 4}, {"rate": 0.003, "samples": 4, "kl": 0.01}],
 }
 """The settings that are tried. The weight of the KL to the uniform distribution falls to 0 as the rate does."""
 
