@@ -35,28 +35,30 @@ from dgrad.training.build import Build
 from dgrad.training.trainer import Trainer
 
 HEAT = 60.0
-"""The KL weight of the first step, where it falls."""
 COOLED = 0.6
-"""The share of the run after which it is 1."""
+"""The KL weight of the first step, where it falls to 1, and the share of the run after which it is 1."""
 COLLAPSED_EPOCHS = 2
 """Of `exact` at a low rate, which ends with a handful of values: the collapsed start."""
 DIRECT = {"estimator": "direct-rb", "kl": "inside", "set": {"epsilon": "1"}}
 RUNS: dict[str, dict[str, Any]] = {
-    "direct-rb": {**DIRECT, "falls": True, "lr": "cosine:0.3:0"},
-    "direct-rb, collapsed start": {**DIRECT, "falls": True, "lr": "cosine:0.3:0", "start": "collapsed"},
+    "direct-rb": {**DIRECT, "falls": HEAT, "lr": "cosine:0.3:0"},
+    "direct-rb, collapsed start": {**DIRECT, "falls": HEAT, "lr": "cosine:0.3:0", "start": "collapsed"},
     "direct-rb, KL weight 1": {**DIRECT, "lr": "cosine:0.3:0"},
-    "exact": {"estimator": "exact", "kl": "outside", "falls": True, "lr": "cosine:0.3:0"},
+    "exact": {"estimator": "exact", "kl": "outside", "falls": HEAT, "lr": "cosine:0.3:0"},
     "gumbel-softmax": {
         "estimator": "gumbel-softmax",
         "kl": "outside",
         "set": {"temperature": "0.5"},
-        "falls": True,
+        "falls": HEAT,
         "lr": "cosine:0.03:0",
     },
     "vector quantisation": {"width": 64, "decay": 0.8, "replace": 2, "lr": 0.003},
     "expectation maximisation": {"start": "annealed", "prior_count": 1.0},
 }
-"""Each run with its settings. `replace`: codes that fewer images of a batch chose, on average, are redrawn."""
+"""Each run with its settings.
+
+`falls`: the KL weight of the first step. `replace`: codes that fewer images of a batch chose, on average, are redrawn.
+"""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,9 @@ def discrete_vae(settings: dict[str, Any], common: dict[str, Any], start: dict[s
     """A trainer at the end of its run, with the weights that were best on the validation images."""
     changes = {name: value for name, value in settings.items() if name not in ("falls", "start")}
     trainer = Trainer(configure({**common, **changes}))
-    if settings.get("falls"):
+    if "falls" in settings:
         cooled = int(COOLED * trainer.training_step.total)
-        trainer = Trainer(configure({**common, **changes, "kl_weight": f"geometric:{HEAT:g}:1:{cooled}"}))
+        trainer = Trainer(configure({**common, **changes, "kl_weight": f"geometric:{settings['falls']:g}:1:{cooled}"}))
     if start is not None:
         trainer.model.load_state_dict(start)
     while not trainer.training_step.done:

@@ -55,6 +55,7 @@ REWRITTEN = [
     "docs/architecture.md",
     "docs/attributes.md",
     "docs/guides/engineering-edges.md",
+    "docs/guides/epsilon.md",
     "docs/guides/in-your-own-model.md",
     "docs/serving.md",
     "docs/settings.md",
