@@ -55,6 +55,7 @@ def fit(images: Tensor, k: int, generator: Generator, first_beta: float, prior_c
 
     prior = 0.9 * images.mean(0) + 0.05
     means, beta, before = mixed(prior.expand(k, -1), 0.25), first_beta, math.inf
+    torch.set_flush_denormal(True)  # most images have next to no share in most components
     while True:
         if beta < 1:
             means = mixed(means, SPREAD)

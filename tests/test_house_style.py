@@ -56,6 +56,7 @@ REWRITTEN = [
     "docs/attributes.md",
     "docs/guides/deep-decoders.md",
     "docs/guides/engineering-edges.md",
+    "docs/guides/epsilon.md",
     "docs/guides/in-your-own-model.md",
     "docs/serving.md",
     "docs/settings.md",

@@ -216,6 +216,7 @@ def test_last_weights(runs: dict[str, Run], quick: Path, tmp_path: Path) -> None
         "step": summary["final"]["step"],
         "test_bound": summary["final"]["test_bound"],
         "unit": "nats",
+        "code": summary["final"]["code"],
     }
 
 
