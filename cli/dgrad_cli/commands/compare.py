@@ -117,7 +117,8 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
     spread = f"mean ± standard deviation of {comparison.seeds} seeds" if comparison.seeds > 1 else "1 seed"
     print(
         f"\nBounds in {comparison.unit or 'nats'}, the lower the better, {spread}; {length}, "
-        f"latent {config['latent']}, {config['dataset']}, KL {config['kl']} and lr {config['lr']} for all; ranks by validation."
+        f"latent {config['latent']}, {config['dataset']}, KL {config['kl']} and lr {config['lr']} for all; "
+        "ranks by validation."
     )
     print(
         "evaluations: of the decoder, for one example in one step. seconds: with the evaluations on validation images."
