@@ -24,6 +24,7 @@ class RunDefaults:
         lr: the learning rate, a schedule. The model's goes before the estimator's.
         set: hyper-parameters of the estimator. They and its `lr` are for runs without labels and with the KL inside
             the objective.
+        kl_weight: the weight of the code's KL, a schedule, for runs without labels.
         gaussian: how many Gaussian variables the model has in a run without labels.
         evaluations: how many of the model's decoder an image costs in a step, at most. Where a sweep costs more, an
             estimator with `sweep_share` sweeps a share of the rows.
@@ -32,6 +33,7 @@ class RunDefaults:
 
     lr: str | None = None
     set: Mapping[str, str] = field(default_factory=dict)
+    kl_weight: str | None = None
     gaussian: int | None = None
     evaluations: int | None = None
     why: str = ""

@@ -228,8 +228,9 @@ def cost_line(progress: Progress, seconds: float, left: float) -> str:
     count = run.evaluations
     evaluations = f"{count} evaluation{'s' if count > 1 else ''} of the decoder for an image"
     cheaper = ", ".join(run.cheaper) or "fewer --epochs"
+    step = f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2f} s"
     return (
-        f"a step takes {1000 * seconds:.3g} ms, {evaluations}: about {duration(left)} for "
+        f"a step takes {step}, {evaluations}: about {duration(left)} for "
         f"{progress.steps - progress.step} steps, without evaluations of the bound; cheaper: {cheaper}"
     )
 

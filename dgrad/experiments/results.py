@@ -28,11 +28,10 @@ class Combination:
         finished: how many of them are finished.
         best: whether it is the best of those with the same data, latent and labels that are wholly finished. The
             validation figure that chose their weights decides.
-        figures: for each of valid_bound, test_bound, test_reconstruction (the likelihood's unit, the lower the better),
-            accuracy (test, with labels only), bits_per_dimension and psnr (test, of grey pixels), distinct_codes,
-            information and values_in_use (of the code, among the test images) and seconds: the mean, the standard
-            deviation (None with one seed) and the
-            values of the seeds.
+        figures: the mean, the standard deviation (None with one seed) and the values of the seeds. They are of
+            valid_bound, test_bound and test_reconstruction (the likelihood's unit, the lower the better), and seconds.
+            Of the code, among the test images: distinct_codes, information and values_in_use.
+            With labels also of accuracy (test), with grey pixels of bits_per_dimension and psnr (test).
         unit: of the bounds.
         problem: why it, or some of its seeds, are missing.
     """

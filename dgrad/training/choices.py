@@ -58,6 +58,8 @@ def choose(config: TrainConfig, layer: LatentLayer, estimator: GradientEstimator
             choices.append(Choice("lr", of_estimator.lr, for_estimator))
     if config.lr is None and all(choice.name != "lr" for choice in choices):
         choices.append(Choice("lr", lr_of_model(config.model), for_model))
+    if config.kl_weight is None and of_model.kl_weight is not None and not config.labels:
+        choices.append(Choice("kl_weight", of_model.kl_weight, f"{for_model}: a code unused at first stays so"))
     if config.gaussian is None and of_model.gaussian is not None and not config.labels:
         choices.append(Choice("gaussian", of_model.gaussian, "no labels"))
     if of_model.evaluations is not None and "sweep_share" in hyperparameters_of(factory).keys() - config.set.keys():
@@ -84,4 +86,5 @@ def with_choices(config: TrainConfig, choices: Iterable[Choice]) -> TrainConfig:
     """A configuration with the choices filled in."""
     settings = {choice.name: choice.value for choice in choices if not choice.name.startswith("set.")}
     given = {choice.name.removeprefix("set."): str(choice.value) for choice in choices if choice.name not in settings}
+    settings = {"kl_weight": config.kl_weight or "1", **settings}
     return replace(config, **settings, set={**config.set, **given})  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dgrad import registry
+from dgrad.core.estimator_tools import sweep_evaluations
 from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
 from dgrad.vae.model import DiscreteVAE
@@ -38,7 +39,8 @@ def step_cost(model: DiscreteVAE, estimator: GradientEstimator) -> StepCost:
     evaluations = estimator.traits.evaluations(layer)
     if evaluations <= FEW:
         return StepCost(evaluations)
-    if _sweep_is_cheap(model) and hasattr(estimator, "sweep_share"):
+    sweeps = hasattr(estimator, "sweep_share") or evaluations % sweep_evaluations(layer) == 0
+    if sweeps and _sweep_is_cheap(model):
         return StepCost(1)
     return StepCost(evaluations, tuple(_cheaper(estimator, layer, evaluations)))
 

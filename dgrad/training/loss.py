@@ -100,6 +100,7 @@ class TrainingLoss(nn.Module):
         self.estimator = estimator
         self.config = config
         self.noise = noise
+        assert config.kl_weight is not None  # chosen by Build
         self.kl_schedule = schedule(config.kl_weight)
         self.kl_trained = self.kl_schedule != Constant(0.0)
         # On the device, where a captured step sees it change.

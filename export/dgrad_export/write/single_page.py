@@ -29,7 +29,7 @@ from dgrad_export.write.graphs import code_shape
 from dgrad_export.write.run_facts import comparison_images, label_names, model_shapes, run_data, run_figures
 
 GAINS = {Bernoulli: 1, SquaredError: 2, DiscretizedLogistic: None}
-"""An output is a pixel by `sigmoid(gain * output)`, where `(1 + tanh a) / 2` is `sigmoid(2 a)`.
+"""A pixel is `sigmoid(gain * output)`, as `(1 + tanh a) / 2 = sigmoid(2 a)`.
 
 None stands for locations in [-1, 1], the first half of the outputs.
 """

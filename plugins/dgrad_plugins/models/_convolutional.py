@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dgrad import LatentLayer, run_defaults
+from dgrad.kernels.numerics import softplus
 from dgrad.vae.likelihoods import Likelihood
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.networks import Decoder, check_image_shape
@@ -26,6 +27,8 @@ CODE_SCALE = 0.1
 """Of the initial weights of the code in the decoder."""
 LAST_SCALE = 0.1
 """Of the initial weights of each network's last layer: outputs near 0 at first, so that no loss is far off."""
+LARGEST_LOG_VARIANCE = 5.0
+"""Of the Gaussian variables, whose prior has 0. It is approached smoothly."""
 SMALLEST_SIDE = 7
 """Without `hidden` the sides are halved until the shorter one is at most that."""
 
@@ -104,7 +107,12 @@ class ConvEncoder(nn.Module):
         check_image_shape(images, self.image_shape)
         features = self.features(images)
         logits = self.discrete(features).unflatten(-1, self.code_shape)
-        return logits if self.continuous is None else (logits, self.continuous(features))
+        if self.continuous is None:
+            return logits
+        mean, log_variance = self.continuous(features).chunk(2, dim=-1)
+        # Without an end to it, one step too large ends in exp(log-variance) = inf. Below, this changes nothing.
+        log_variance = LARGEST_LOG_VARIANCE - softplus(LARGEST_LOG_VARIANCE - log_variance)
+        return logits, torch.cat([mean, log_variance], -1)
 
 
 class Upwards(nn.Module):
@@ -149,7 +157,7 @@ class ConvDecoder(Decoder):
         )
 
 
-@run_defaults(lr="cosine:0.002:0", gaussian=0, evaluations=10, why="conv")
+@run_defaults(lr="cosine:0.003:0", kl_weight="stable-decay:0.1:1:0.3", gaussian=0, evaluations=10, why="conv")
 def conv_vae(
     layer: LatentLayer,
     image_shape: tuple[int, int, int],

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from dgrad import InputError, LatentLayer
+from dgrad import InputError, LatentLayer, run_defaults
 from dgrad.vae.likelihoods import Likelihood
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.networks import Decoder, Encoder
@@ -29,6 +29,7 @@ def linear_vae(
     return _dense_vae(layer, image_shape, likelihood, ())
 
 
+@run_defaults(lr="cosine:0.01:0", kl_weight="stable-decay:0.1:1:0.3", why="mlp")
 def mlp_vae(
     layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, hidden: tuple[int, ...] = (300,)
 ) -> DiscreteVAE:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from dgrad import InputError, LatentLayer
+from dgrad import InputError, LatentLayer, run_defaults
 from dgrad.vae.likelihoods import Likelihood
 from dgrad.vae.model import DiscreteVAE
 from dgrad.vae.networks import Decoder, MixtureEncoder
@@ -15,6 +15,7 @@ from dgrad.vae.networks import Decoder, MixtureEncoder
 SHARED = (400, 200)
 
 
+@run_defaults(lr="cosine:0.01:0", kl_weight="stable-decay:0.1:1:0.3", evaluations=10, why="mixture")
 def mixture_vae(
     layer: LatentLayer,
     image_shape: tuple[int, int, int],
