@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgrad.core.curvature import Curvature
     from dgrad.core.draws import Draw
     from dgrad.core.estimates import Drawn, Estimate
     from dgrad.core.estimator_tools import add_gradient, replace_gradient
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ["DgradError", "InputError", "RunError"],
     "core.estimator_tools": ["add_gradient", "replace_gradient"],
+    "core.curvature": ["Curvature"],
     "core.draws": ["Draw"],
     "core.estimates": ["Drawn", "Estimate"],
     "core.evaluations": ["Evaluation"],
@@ -68,6 +70,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Curvature",
     "DgradError",
     "Draw",
     "Drawn",
