@@ -27,8 +27,8 @@ from dgrad.registry import datasets
 
 SIDE, VALUES, WIDTH, BATCH = 7, 512, 64, 32
 LEVELS = (8, 8, 8)
-CHOOSING, FINAL, SEEDS = 20.0, 30.0, (1,)
-"""CPU seconds of a run that chooses settings and of one that counts, and the seeds of the latter."""
+CHOOSING, FINAL, SEEDS = 20.0, 30.0, 2
+"""CPU seconds of a run that chooses settings and of one that counts, and how many seeds the latter have."""
 LAYER = f"{SIDE * SIDE}x{VALUES}"
 
 Settings = dict[str, Any]
@@ -230,6 +230,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", default=",".join(GRID))
+    parser.add_argument("--seconds", type=float, default=FINAL, help="CPU time of a run that counts")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--steps", action="store_true", help="time steps instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -239,14 +242,18 @@ def main() -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     best = {}
-    for name, grid in GRID.items():
+    for name in arguments.methods.split(","):
+        grid = GRID[name]
         tried = [measured(name, settings, data, CHOOSING, 0, arguments.out) for settings in grid]
         best[name] = min(tried, key=lambda each: each["error"])["settings"]
-    by_seed = [[measured(name, best[name], data, FINAL, seed, arguments.out) for name in GRID] for seed in SEEDS]
+    by_seed = [
+        [measured(name, settings, data, arguments.seconds, seed, arguments.out) for name, settings in best.items()]
+        for seed in range(1, arguments.seeds + 1)
+    ]
     rows = list(zip(*by_seed, strict=True))
     print("| bottleneck | settings | steps | squared error | PSNR | bits a position | values in use |")
     print("|---|---|---|---|---|---|---|")
-    for runs in sorted(rows, key=lambda each: each[0]["error"]):
+    for runs in sorted(rows, key=lambda runs: sum(run["error"] for run in runs)):
         mean = {key: statistics.fmean(run[key] for run in runs) for key in ("steps", "error", "psnr", "bits", "used")}
         given = " ".join(f"{key}={value}" for key, value in runs[0]["settings"].items())
         print(
