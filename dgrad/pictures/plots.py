@@ -43,6 +43,8 @@ def save_curves(path: Path, metrics: list[dict[str, Any]], unit_name: str, title
 
 def save_usage(path: Path, variables: Variables | None, title: str) -> None:
     """Write how frequent the values of each variable are, and how much each variable tells of the image."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(9, 4)
     if variables is None:
         figure.suptitle(f"{title}: this latent has no marginal probabilities")
@@ -59,10 +61,12 @@ def save_usage(path: Path, variables: Variables | None, title: str) -> None:
         of_values.plot([1, values], [1 / values] * 2, **style)
     of_values.set(xlabel="value, by frequency", ylabel="share of the images", yscale="log", title="values")
     of_values.set_ylim(bottom=min(1e-3, 0.1 / max(variables.values)))
-    of_variables.bar(range(count), sorted(variables.information, reverse=True), color="C0")
+    of_variables.bar(range(1, count + 1), sorted(variables.information, reverse=True), color="C0")
     of_variables.axhline(math.log(max(variables.values)), **style)
     of_variables.set(xlabel="variable, by information", ylabel="nats", title="information (dashed: the most)")
+    of_variables.set_xlim(0, max(count, 5) + 1)
     for axes in (of_values, of_variables):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     _save(figure, path)

@@ -26,7 +26,7 @@ class Run:
     metrics.jsonl           a line for each evaluation
     summary.json            the figures of a finished run
     checkpoint.safetensors  the last state, the best weights by validation, and what it takes to go on
-    *.png                   curves, samples, reconstructions
+    *.png                   curves, samples, reconstructions, use of the code
     """
 
     def __init__(self, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_json_is_all_that_stands_on_the_standard_output(command: Dgrad) -> None:
 def test_quiet_prints_only_the_result(command: Dgrad) -> None:
     _, out, err = command(*SMALL, "--quiet")
     assert out.startswith("test bound")
-    assert err == ""
+    assert re.fullmatch("(warning: the code has collapsed.*\n)?", err)  # after one epoch it may be
 
 
 @pytest.mark.slow

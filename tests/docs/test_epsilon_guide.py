@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 import dgrad
+from benchmarks.given_up_value import steps_until_revived
 from dgrad.config import configure
 from dgrad.errors import InputError
 from dgrad.training.figures import collapse_warning
@@ -21,25 +20,16 @@ ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "guides" / "epsilon.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("revival", ROOT / "examples" / "revival.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_steps_until_a_value_comes_back_are_those_of_the_guide(program: ModuleType) -> None:
+def test_steps_until_a_value_comes_back_are_those_of_the_guide() -> None:
     rows = dict(re.findall(r"^\| `direct-rb`, epsilon (\S+) \| (\d+) \|$", GUIDE, re.M))
     assert sorted(rows) == ["0.8", "0.9", "1"]
     for epsilon in ("0.9", "1"):
         estimator = dgrad.estimator("direct-rb", epsilon=float(epsilon))
-        assert program.steps_until_revived(estimator) == int(rows[epsilon])
+        assert steps_until_revived(estimator) == int(rows[epsilon])
 
 
-def test_the_exact_gradient_does_not_bring_it_back(program: ModuleType) -> None:
-    assert program.steps_until_revived(dgrad.estimator("exact"), 5) is None
+def test_the_exact_gradient_does_not_bring_it_back() -> None:
+    assert steps_until_revived(dgrad.estimator("exact"), 5) is None
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How many steps bring back a value that q has given up: one variable of 40 values, and no training."""
+"""How many steps bring back a value that q has given up: `python -m benchmarks.given_up_value`. Nothing is trained."""
 
 from __future__ import annotations
 
