@@ -226,9 +226,8 @@ def check_alpha(alpha: float) -> float:
     Raises:
         InputError: it is not between 1 and 2.
     """
-    if not 1 <= alpha <= 2:
-        raise InputError(f"alpha must lie in 1 .. 2; got {alpha}: 1 is softmax, 1.5 entmax, 2 sparsemax")
-    return float(alpha)
+    expected = "a number from 1 to 2 (1 is softmax, 1.5 entmax, 2 sparsemax)"
+    return check_number("alpha", alpha, expected, lambda number: 1 <= number <= 2)
 
 
 def relaxed(

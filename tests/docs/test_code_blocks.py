@@ -46,10 +46,13 @@ def _sequences() -> dict[str, Any]:
 
 def _estimators() -> dict[str, Any]:
     layer, policy = dgrad.latent("1x3"), torch.nn.Linear(2, 3)
-    log_probs = torch.randn(4, 5, requires_grad=True)
+    log_probs, encoder = torch.randn(4, 5, requires_grad=True), torch.nn.Linear(2, 3)
     return {
         "dgrad": dgrad,
         "layer": layer,
+        "encoder": lambda x: encoder(x).unsqueeze(-2),
+        "x": torch.rand(6, 2),
+        "target": layer.sample(torch.zeros(6, 1, 3))[0],
         "estimator": _Either(),
         "policy": lambda observation: policy(observation).unsqueeze(-2),
         "observation": torch.rand(6, 2),
