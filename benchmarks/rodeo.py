@@ -115,8 +115,8 @@ def variance(gradient: Callable[[Tensor], Tensor], logits: Tensor, draws: int) -
 def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--draws", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--draws", type=int, default=4000)
     parser.add_argument("--latents", default="4x2,20x2")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
