@@ -249,7 +249,7 @@ def discretized_logistic(x: Shaped[Tensor, "batch *data"]) -> DataLoss:
         InputError: x is not in [0, 1].
 
     >>> round(float(discretized_logistic(torch.ones(1, 1))(torch.zeros(1, 1, 2))), 4)
-    1.3107
+    1.3104
     """
     return _of_unit_range("discretized-logistic", x)
 

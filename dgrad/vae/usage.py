@@ -142,7 +142,7 @@ def code_usage(model: DiscreteVAE, split: Split, *, generator: Generator | None)
     layer, count = model.layer, len(split)
     compared = _evenly(count, min(count, COMPARED, max(1, NUMBERS_KEPT // math.prod(layer.shape))))
     sums, distinct, kept = _Sums(layer), _Distinct(), []
-    listed = _Listed(layer) if layer.support_size <= LISTED and layer.defines("log_prob") else None
+    listed = _Listed(layer) if layer.listable and layer.support_size <= LISTED and layer.defines("log_prob") else None
     with evaluating(model):
         for start in range(0, count, IMAGES_AT_ONCE):
             logits = model.posterior(unit(split.images[start : start + IMAGES_AT_ONCE])).logits

@@ -59,7 +59,9 @@ def test_every_combination_is_there_once_the_first_seed_first() -> None:
     assert len(experiments) == 16 == len({each.path for each in experiments})
     assert [each.config.seed for each in experiments] == [0] * 8 + [1] * 8
     assert experiments[0].path == Path("out/rloo-2x3-lr=0.01-seed0")
-    assert experiments[0].config == TrainConfig(estimator="rloo", latent="2x3", lr="0.01", epochs=3, kl="outside")
+    assert experiments[0].config == TrainConfig(
+        estimator="rloo", latent="2x3", lr="0.01", epochs=3, kl="outside", kl_weight="1"
+    )
     assert {(each.config.estimator, each.config.latent, each.config.lr) for each in experiments[:8]} == {
         (estimator, latent, lr)
         for estimator in ("rloo", "leg")

@@ -35,7 +35,7 @@ def test_the_exact_gradient_does_not_bring_it_back() -> None:
 @pytest.mark.slow
 def test_what_the_warning_says_to_try_helps() -> None:
     common = {"latent": "1x40", "epochs": 10, "device": "cpu", "compile": "off"}
-    first = _usage({**common, "estimator": "direct"})
+    first = _usage({**common, "estimator": "direct", "set": {"epsilon": "0.1"}, "lr": "cosine:0.01:0"})
     told = collapse_warning(first.to_json(), configure(common))
     assert told is not None
     estimator, rate = told.partition("try ")[2].split(", ")[:2]
