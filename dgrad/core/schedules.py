@@ -10,6 +10,7 @@ TOML file and `config.json` all write it the same way: the kind, then its number
     linear:1:0.1                    from start to end over the whole run, by equal amounts
     cosine:0.01:0                   from start to end over the whole run, along half a cosine
     stable-decay:1:0.1:0.6          start for that share of the run, then to end by equal factors
+    warmup:0.1:1:0.3                to end within that share of the run by equal amounts, then end
 """
 
 from __future__ import annotations
@@ -212,8 +213,33 @@ class StableDecay(Geometric):
         return super().at(max(0.0, (fraction - self.stable) / (1 - self.stable)))
 
 
+@dataclass(frozen=True)
+class Warmup(WholeRun):
+    """From `start` to `end` within a share `rise` of the run, by equal amounts. Then it stays.
+
+    For the weight of a KL: a code that a decoder does not use yet is not pressed out at once.
+
+    Reference:
+        Sonderby et al. 2016, ladder variational autoencoders (arXiv 1602.02282).
+
+    >>> schedule = Warmup(0.0, 1.0, 100, rise=0.5)
+    >>> schedule(0), schedule(25), schedule(50), schedule(90)
+    (0.0, 0.5, 1.0, 1.0)
+    """
+
+    rise: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.rise <= 1:
+            raise InputError(f"the share of the run that a warmup takes is above 0, at most 1; got {self}")
+
+    def at(self, fraction: float) -> float:
+        return self.start + (self.end - self.start) * min(1.0, fraction / self.rise)
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
-    _kind(schedule): schedule for schedule in (Constant, Exponential, Geometric, Linear, Cosine, StableDecay)
+    _kind(schedule): schedule for schedule in (Constant, Exponential, Geometric, Linear, Cosine, StableDecay, Warmup)
 }
 
 

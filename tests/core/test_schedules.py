@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from dgrad.core.schedules import Constant, Cosine, Exponential, Geometric, Linear, StableDecay, schedule
+from dgrad.core.schedules import Constant, Cosine, Exponential, Geometric, Linear, StableDecay, Warmup, schedule
 from dgrad.errors import InputError
 
 
@@ -23,6 +23,7 @@ from dgrad.errors import InputError
         Geometric(1, 0.5, 200),
         StableDecay(1, 0.1, stable=0.6),
         StableDecay(1, 0.1, 200, stable=0.6),
+        Warmup(0, 1, rise=0.3),
     ],
 )
 def test_text_and_pickle_round_trip(value: object) -> None:
@@ -53,6 +54,11 @@ def test_stable_decay_stays_and_then_falls_by_equal_factors() -> None:
     assert epsilon.lowest == 0.01
 
 
+def test_warmup_rises_and_then_stays() -> None:
+    weight = schedule("warmup:0.1:1:0.3").over(100)
+    assert [weight(step) for step in (0, 15, 30, 99)] == pytest.approx([0.1, 0.55, 1, 1])
+
+
 def test_a_whole_run_schedule_without_a_length_says_so() -> None:
     with pytest.raises(InputError, match="set_run_length"):
         Geometric(1, 0.1)(3)
@@ -75,6 +81,7 @@ def test_a_whole_run_schedule_without_a_length_says_so() -> None:
         ("stable-decay:1:0.1", "stable-decay:START:END:STABLE[:STEPS]"),
         ("stable-decay:1:0.1:1", "at least 0 and below 1"),
         ("stable-decay:1:0:0.5", "between positive values"),
+        ("warmup:0:1:0", "above 0, at most 1"),
     ],
 )
 def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:

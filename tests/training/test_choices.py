@@ -30,7 +30,7 @@ def _chosen(**settings: Any) -> dict[str, str | int]:
 EPSILON = "stable-decay:1:0.1:0.3"
 
 
-CONV = {"lr": "cosine:0.003:0", "kl_weight": "stable-decay:0.1:1:0.3"}
+CONV = {"lr": "cosine:0.003:0", "kl_weight": "warmup:0:1:0.3"}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def train(
 ) -> None:
     """Train a discrete variational auto-encoder, evaluate it on test images, and keep everything in a run directory.
 
-    SCHEDULE is a number, or linear, geometric, cosine, exponential or stable-decay, such as cosine:0.01:0.
+    SCHEDULE is a number, or linear, geometric, cosine, exponential, stable-decay or warmup,
+    such as cosine:0.01:0.
     """
     group = ProcessGroup.from_environment()
     watcher = Watcher(quiet=quiet, to_stderr=json)

@@ -220,7 +220,10 @@ def test_every_command_works_on_a_run_of_it(capsys: pytest.CaptureFixture[str]) 
         ({"model": "linear", "gaussian": 3}, "the model linear has no Gaussian variables"),
         ({"model": "mlp", "dropout": 0.1}, "the model mlp has no dropout; got --dropout 0.1: leave it out"),
         ({"model": "mixture", "dropout": 1}, "--dropout must be a share of at least 0 and below 1"),
-        ({"model": "mixture", "gaussian": 0}, "the mixture model needs at least one Gaussian variable; got --gaussian 0"),
+        (
+            {"model": "mixture", "gaussian": 0},
+            "needs at least one Gaussian variable; got --gaussian 0",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, object], message: str) -> None:
