@@ -98,9 +98,9 @@ def _contests(figures: Any) -> Iterator[dict[str, dict[str, Any]]]:
 @pytest.mark.slow
 def test_ratios_are_quotients_of_the_medians_beside_them(quick: Path) -> None:
     contests = [rows for part in _results(quick).values() for rows in _contests(part["figures"])]
-    # steps of two models, sweeps, deep of two likelihoods, refined, naive, of two latents each; one case of support;
+    # steps of two models, sweeps, deep of three likelihoods, refined, naive, of two latents each; one case of support;
     # of the library README's lines for two latents and three cases more
-    assert len(contests) == 2 * 2 + 2 + 2 * 2 + 2 + 2 + 1 + 5
+    assert len(contests) == 2 * 2 + 2 + 3 * 2 + 2 + 2 + 1 + 5
     for rows in contests:
         for row in rows.values():
             assert row["least"] <= row["lower_quartile"] <= row["median"] <= row["upper_quartile"]

@@ -49,7 +49,7 @@ def test_train_then_everything_else(command: Dgrad, tmp_path: Path) -> None:
     run = Path("runs/digits-3x4-rloo")
     assert {path.name for path in run.iterdir()} == {
         "config.json", "metrics.jsonl", "summary.json", "checkpoint.safetensors",
-        "curves.png", "samples.png", "reconstructions.png",
+        "curves.png", "samples.png", "reconstructions.png", "code.png",
     }  # fmt: skip
     assert "epoch 2: bound" in out
     assert "objective   KL outside" in out

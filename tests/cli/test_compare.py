@@ -26,7 +26,7 @@ def test_two_estimators(capsys: pytest.CaptureFixture[str]) -> None:
         capsys, "compare", "--estimators", "rloo,direct", "--set", "direct.epsilon=0.5", *SMALL
     )
     assert (code, err) == (0, "")
-    assert "KL outside for all" in out
+    assert "KL outside and lr cosine:0.01:0 for all" in out
     names = {path.name for path in Path("out").iterdir()}
     runs = {f"{name}-seed{seed}" for name in ("rloo", "direct") for seed in (0, 1)}
     assert names == runs | {"comparison.json", "comparison.png"}

@@ -279,8 +279,9 @@ def test_the_command_says_in_one_line_that_there_is_no_compiler(tmp_path: Path) 
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("warning: the fast sweep could not be compiled with 'no-such-compiler'")
+    lines = [line for line in done.stderr.splitlines() if "collapsed" not in line]  # after two steps the code is
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: the fast sweep could not be compiled with 'no-such-compiler'")
 
 
 @pytest.mark.parametrize(
