@@ -10,6 +10,7 @@ from dgrad import registry
 from dgrad.config import TrainConfig, option
 from dgrad.core.gradient_estimator import GradientEstimator
 from dgrad.core.latent_layer import LatentLayer
+from dgrad.core.schedules import Constant, schedule
 from dgrad.hyperparameters import hyperparameters_of, run_defaults_of
 
 LR = "cosine:0.01:0"
@@ -51,7 +52,8 @@ def choose(config: TrainConfig, layer: LatentLayer, estimator: GradientEstimator
     if config.kl is None:
         inside = estimator.traits.kl_inside
         choices.append(Choice("kl", "inside" if inside else "outside", config.estimator))
-    if (config.kl or choices[0].value) == "inside" and not config.labels:
+    untrained = schedule(config.kl_weight or 1) == Constant(0)
+    if (config.kl or choices[0].value) == "inside" and not untrained and not config.labels:
         known = [(name, value) for name, value in of_estimator.set.items() if name not in config.set]
         choices += [Choice(f"set.{name}", value, for_estimator) for name, value in known]
         if config.lr is None and of_model.lr is None and of_estimator.lr is not None:
