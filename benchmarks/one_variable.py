@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from dgrad.config import configure
 from dgrad.data import unit
 from dgrad.errors import DgradError
+from dgrad.kernels.denormals import flush_denormals
 from dgrad.training.build import Build
 
 STARTS = {"random": 1.0, "annealed": 0.05}
@@ -42,6 +43,7 @@ def negative_log_likelihood(images: Tensor, means: Tensor) -> float:
     return math.log(len(means)) - float(log_likelihoods(images, means).logsumexp(1).mean())
 
 
+@flush_denormals(torch.device("cpu"))  # most images have next to no share in most components
 def fit(images: Tensor, k: int, generator: Generator, first_beta: float, prior_count: float = 1.0) -> Tensor:
     """Means `[k, pixels]` of a mixture of k components with equal weights, fitted to binary images `[N, pixels]`.
 
@@ -55,7 +57,6 @@ def fit(images: Tensor, k: int, generator: Generator, first_beta: float, prior_c
 
     prior = 0.9 * images.mean(0) + 0.05
     means, beta, before = mixed(prior.expand(k, -1), 0.25), first_beta, math.inf
-    torch.set_flush_denormal(True)  # most images have next to no share in most components
     while True:
         if beta < 1:
             means = mixed(means, SPREAD)
