@@ -24,7 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"epochs": 20},
     "conv": {"epochs": 30},
     "conv-gumbel-softmax": {"model": "conv", "estimator": "gumbel-softmax", "epochs": 20},
-    "mixture": {"latent": "1x10", "epochs": 30},
+    "mixture": {"latent": "1x10", "epochs": 60},
 }
 
 

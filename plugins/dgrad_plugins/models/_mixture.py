@@ -15,7 +15,7 @@ from dgrad.vae.networks import Decoder, MixtureEncoder
 SHARED = (400, 200)
 
 
-@run_defaults(lr="cosine:0.01:0", kl_weight="stable-decay:0.1:1:0.3", evaluations=10, why="mixture")
+@run_defaults(lr="cosine:0.003:0", kl_weight="stable-decay:0.1:1:0.3", evaluations=10, why="mixture")
 def mixture_vae(
     layer: LatentLayer,
     image_shape: tuple[int, int, int],
