@@ -180,7 +180,7 @@ class ObjectiveSettings(Settings):
         "Weight of the code's KL in training; 0 only reports it.",
         scheduled("a number of at least 0 or a schedule such as geometric:10:1", lambda weight: weight.lowest >= 0),
         metavar="SCHEDULE",
-        otherwise="1; with hidden layers and no labels it rises to 1",
+        otherwise="1; of mixtures without labels it rises to 1",
     )
     refine_steps: int = setting(0, "Sweeps that refine q for the decoder.", at_least(0))
 

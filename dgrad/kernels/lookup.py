@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dgrad.core.modes import in_transform
 from dgrad.errors import InputError
 
 
@@ -33,6 +34,8 @@ def lookup(codes: Float[Tensor, "*lead n k"], table: Float[Tensor, "values width
         raise InputError(
             f"a table of {len(table)} vectors for codes of {codes.shape[-1]} values; expected a vector for each value"
         )
+    if in_transform():
+        return codes @ table
     indices = codes.detach().argmax(-1)
     if not (torch.is_grad_enabled() and codes.requires_grad):
         return F.embedding(indices, table)

@@ -79,6 +79,11 @@ def one_hot(indices: Int[Tensor, "*lead"], values: int, dtype: torch.dtype) -> S
     return F.one_hot(indices, values).to(dtype)
 
 
+def jacobian_product(q: Float[Tensor, "*#lead k"], vectors: Float[Tensor, "*#lead k"]) -> Float[Tensor, "*lead k"]:
+    """`J(q) v = q (v - q.v)` for each row, `J(q) = diag(q) - q q^T` the Jacobian of a softmax whose value is q."""
+    return q * (vectors - (q * vectors).sum(-1, keepdim=True))
+
+
 def entmax(x: Float[Tensor, "*lead k"], alpha: float) -> Float[Tensor, "*lead k"]:
     """The alpha-entmax over the last axis: sparsemax for 2, softmax in the limit of 1. Exact zeros in between.
 

@@ -16,8 +16,13 @@ from dgrad.vae.reconstruction import DecoderObjective
 
 FEW = 4
 """So many evaluations are not worth another estimator: the rest of a step costs as much."""
-CHEAPER_ESTIMATORS = ("gumbel-softmax", "rloo", "reinforce")
-"""In the order in which they are advised; two at most."""
+CHEAPER: tuple[tuple[str, dict[str, str]], ...] = (
+    ("leg", {"sweep": "surrogate"}),
+    ("gumbel-softmax", {}),
+    ("rloo", {}),
+    ("reinforce", {}),
+)
+"""Estimators with hyper-parameters, in the order in which they are advised; two at most."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,12 @@ class StepCost:
     cheaper: tuple[str, ...] = ()
 
 
-def step_cost(model: DiscreteVAE, estimator: GradientEstimator) -> StepCost:
-    """The cost of a step of this model by this estimator."""
+def step_cost(model: DiscreteVAE, estimator: GradientEstimator, *, labels: bool = False) -> StepCost:
+    """The cost of a step of this model by this estimator.
+
+    Args:
+        labels: whether some examples' codes are known, which a surrogate of the sweep refuses.
+    """
     layer = model.layer
     evaluations = estimator.traits.evaluations(layer)
     if evaluations <= FEW:
@@ -42,7 +51,7 @@ def step_cost(model: DiscreteVAE, estimator: GradientEstimator) -> StepCost:
     sweeps = hasattr(estimator, "sweep_share") or evaluations % sweep_evaluations(layer) == 0
     if sweeps and _sweep_is_cheap(model):
         return StepCost(1)
-    return StepCost(evaluations, tuple(_cheaper(estimator, layer, evaluations)))
+    return StepCost(evaluations, tuple(_cheaper(estimator, layer, evaluations, labels)))
 
 
 def _sweep_is_cheap(model: DiscreteVAE) -> bool:
@@ -54,16 +63,17 @@ def _sweep_is_cheap(model: DiscreteVAE) -> bool:
     return objective.linear_bernoulli or (one_variable and objective.sees_code_alone)
 
 
-def _cheaper(estimator: GradientEstimator, layer: LatentLayer, evaluations: int) -> Iterator[str]:
+def _cheaper(estimator: GradientEstimator, layer: LatentLayer, evaluations: int, labels: bool) -> Iterator[str]:
     share = getattr(estimator, "sweep_share", None)
     if share is not None and layer.one_hot_rows and share.rows(layer.shape[0]) > 1:
         n, k = layer.shape
         rows = max(1, share.rows(n) // 4)
         yield f"--set sweep-share={rows / n:.2g} ({getattr(estimator, 'samples', 1) * (rows * (k - 1) + 1)})"
     found = 0
-    for name in CHEAPER_ESTIMATORS:
-        if found < 2 and name in registry.estimators():
-            traits = registry.estimator(name).traits
+    for name, hyperparameters in CHEAPER:
+        if found < 2 and name in registry.estimators() and not (labels and hyperparameters):
+            traits = registry.estimator(name, **hyperparameters).traits
             if traits.supports(layer) and traits.evaluations(layer) < evaluations:
                 found += 1
-                yield f"--estimator {name} ({traits.evaluations(layer)})"
+                settings = "".join(f" --set {key}={value}" for key, value in hyperparameters.items())
+                yield f"--estimator {name}{settings} ({traits.evaluations(layer)})"

@@ -166,10 +166,15 @@ def collapse_warning(code: Mapping[str, Any] | None, config: TrainConfig) -> str
     """
     if code is None or code["collapsed"] is None:
         return None
-    near_one = "--estimator direct-rb --kl inside --set epsilon=stable-decay:1:0.1:0.6"
-    ways = [] if config.estimator == "direct-rb" and config.kl == "inside" else [near_one]
-    ways += ["a higher learning rate such as --lr cosine:0.1:0", "more epochs"]
-    return f"the code has collapsed: {code['collapsed']}; try {', '.join(ways)} (docs/guides/epsilon.md)"
+    if config.model == "linear":
+        near_one = "--estimator direct-rb --kl inside --set epsilon=stable-decay:1:0.1:0.6"
+        ways = [] if config.estimator == "direct-rb" and config.kl == "inside" else [near_one]
+        ways.append("a higher learning rate such as --lr cosine:0.1:0")
+    else:  # behind hidden layers a high rate makes a decoder ignore its code
+        ways = ["a lower learning rate such as --lr cosine:0.002:0", "--kl-weight 1"]
+    return (
+        f"the code has collapsed: {code['collapsed']}; try {', '.join([*ways, 'more epochs'])} (docs/guides/epsilon.md)"
+    )
 
 
 def figure_settings(config: TrainConfig) -> dict[str, Any]:

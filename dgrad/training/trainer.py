@@ -67,7 +67,7 @@ class Trainer:
         self.checkpoint = Checkpoint(config, self.training_step, self.figures, self.group)
         self.listener = listener if listener is not None and self.group.is_first else Listener()
         step, unit, device = self.training_step, self.model.likelihood.unit, describe_device(self.device)
-        cost = step_cost(self.model, self.estimator)
+        cost = step_cost(self.model, self.estimator, labels=bool(config.labels))
         self.facts = RunFacts(
             config,
             step.total,

@@ -60,6 +60,10 @@ def test_a_run_that_has_these_settings_hears_of_others() -> None:
     told = collapse_warning(code, configure({"estimator": "direct-rb", "kl": "inside"}))
     assert told is not None
     assert "--estimator" not in told
+    deep = collapse_warning(code, configure({"model": "mlp", "lr": "cosine:0.01:0"}))
+    assert deep is not None
+    assert "a lower learning rate" in deep
+    assert "cosine:0.1:0" not in deep, "a high rate makes a deep decoder ignore its code"
     assert collapse_warning({"collapsed": None}, configure({})) is None
     assert collapse_warning(None, configure({})) is None
 

@@ -38,6 +38,17 @@ def test_a_straight_through_estimator_has_the_same_gradient_by_lookup() -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_transforms_of_torch_func_see_the_product() -> None:
+    draws = torch.Generator().manual_seed(1)
+    codes = torch.eye(4, dtype=torch.float64)[torch.randint(4, (5, 3), generator=draws)]
+    table = torch.randn(4, 2, dtype=torch.float64, generator=draws)
+    gradients = [
+        torch.func.vmap(torch.func.grad(lambda code, vectors=vectors: vectors(code, table).square().sum()))(codes)
+        for vectors in (dgrad.lookup, torch.matmul)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_table_of_another_size_is_refused() -> None:
     with pytest.raises(dgrad.InputError, match="a table of 5 vectors for codes of 4 values; expected a vector"):
         dgrad.lookup(torch.zeros(1, 2, 4), torch.zeros(5, 3))

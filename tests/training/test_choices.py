@@ -30,7 +30,7 @@ def _chosen(**settings: Any) -> dict[str, str | int]:
 EPSILON = "stable-decay:1:0.1:0.3"
 
 
-CONV = {"lr": "cosine:0.003:0", "kl_weight": "warmup:0:1:0.3"}
+CONV = {"lr": "cosine:0.003:0"}
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,14 @@ CONV = {"lr": "cosine:0.003:0", "kl_weight": "warmup:0:1:0.3"}
             {"kl": "inside", "set.epsilon": EPSILON, "gaussian": 0, "set.sweep_share": "0.05", **CONV},
         ),
         ({"model": "conv", "latent": "8x4", "gaussian": 3, "kl": "outside"}, {"set.sweep_share": "0.375", **CONV}),
-        ({"model": "conv", "latent": "1x40", "kl": "outside", "kl_weight": "1"}, {"gaussian": 0, "lr": CONV["lr"]}),
-        ({"model": "conv", "latent": "8x2", "kl": "outside", "labels": 9}, {"lr": CONV["lr"]}),
-        ({"model": "mlp", "estimator": "rloo", "lr": "1"}, {"kl": "outside", "kl_weight": CONV["kl_weight"]}),
+        ({"model": "conv", "latent": "1x40", "kl": "outside"}, {"gaussian": 0, **CONV}),
+        ({"model": "conv", "latent": "8x2", "kl": "outside", "labels": 9}, CONV),
+        ({"model": "mlp", "estimator": "rloo", "lr": "1"}, {"kl": "outside"}),
+        (
+            {"model": "mixture", "estimator": "rloo", "latent": "1x10"},
+            {"kl": "outside", "lr": "cosine:0.003:0", "kl_weight": "stable-decay:0.1:1:0.3"},
+        ),
+        ({"model": "mixture", "estimator": "rloo", "latent": "1x10", "kl_weight": "1", "lr": "1"}, {"kl": "outside"}),
     ],
     ids=str,
 )
@@ -95,10 +100,14 @@ def test_what_a_step_costs_and_what_is_cheaper() -> None:
     assert _cost(model="mlp", latent="1x40") == (1, ()), "all images share the codes"
     assert _cost(model="mlp", latent="20x10") == (
         181,
-        ("--set sweep-share=0.25 (46)", "--estimator gumbel-softmax (1)", "--estimator rloo (4)"),
+        ("--set sweep-share=0.25 (46)", "--estimator leg --set sweep=surrogate (2)", "--estimator gumbel-softmax (1)"),
     )
     assert _cost(model="mlp", estimator="gumbel-softmax") == (1, ())
-    assert _cost(model="conv", latent="20x10") == (10, ("--estimator gumbel-softmax (1)", "--estimator rloo (4)"))
+    surrogate, relaxed = "--estimator leg --set sweep=surrogate (2)", "--estimator gumbel-softmax (1)"
+    assert _cost(model="conv", latent="20x10") == (10, (surrogate, relaxed))
+    build = Build(configure({"model": "conv"}))
+    with_labels = step_cost(build.model, build.estimator, labels=True)
+    assert with_labels.cheaper[-2:] == (relaxed, "--estimator rloo (4)"), "labels refuse a surrogate"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(1.5, True), (0.01, False)], ids=["long", "short"])

@@ -21,7 +21,7 @@ from dgrad.vae.model import DiscreteVAE
 
 MODELS: dict[str, dict[str, Any]] = {
     "linear": {"epochs": 15},
-    "mlp": {"epochs": 20},
+    "mlp": {"epochs": 40},
     "conv": {"epochs": 30},
     "conv-gumbel-softmax": {"model": "conv", "estimator": "gumbel-softmax", "epochs": 20},
     "mixture": {"latent": "1x10", "epochs": 60},

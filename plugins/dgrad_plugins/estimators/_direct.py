@@ -134,7 +134,7 @@ class Direct(GradientEstimator):
                 at,
                 layer,
                 lambda table: self._direction(layer, potentials, table, codes),
-                mean=layer.mean(logits) if self.sweep_share.differentiable else logits,
+                mean=lambda: layer.mean(logits),
                 weights=lambda: _likely_to_change(potentials, self.epsilon),
                 generator=generator,
             )  # [S, B, *code]

@@ -86,7 +86,7 @@ class DirectRaoBlackwell(GradientEstimator):
             at,
             layer,
             lambda table: difference(layer.mean, logits, table, self.epsilon, self.difference, middle=mean),
-            mean=mean,
+            mean=lambda: mean,
             weights=lambda: (1 - mean.square().sum(-1)).expand(codes.shape[:-1]),
             generator=generator,
             uniform=self.epsilon.clamp(UNIFORM, 1),

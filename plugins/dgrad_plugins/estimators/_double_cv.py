@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from dgrad import Estimate, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
 from dgrad.core.estimator_tools import check_choice, check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
+from dgrad.kernels.numerics import jacobian_product
 from dgrad_plugins.estimators._coefficients import Coefficients
 
 
@@ -72,9 +73,9 @@ class DoubleControlVariates(GradientEstimator):
             linear = (others * score).flatten(2).sum(-1)  # [S, B]
             # The estimate without alpha, and what is multiplied by it: leave-one-out on h_(-m) . s_m, less J(p) mean h
             plain = leave_one_out(at.loss, score)  # [S, B, n, k]
-            variates = [leave_one_out(linear, score) - through_mean(p, slope.mean(0))]
+            variates = [leave_one_out(linear, score) - jacobian_product(p, slope.mean(0))]
             if curvature is not None:
-                bend = through_mean(p, curvature.within_rows(p))
+                bend = jacobian_product(p, curvature.within_rows(p))
                 variates.append(leave_one_out(curvature.along(score), score) - bend)
             direction = plain
             for alpha, variate in zip(self.alpha.current(), variates, strict=True):
@@ -88,8 +89,3 @@ def leave_one_out(values: Tensor, score: Tensor) -> Tensor:
     """`(v_m - mean of the others) s_m` `[S, B, n, k]`, for values `[S, B]`."""
     samples = len(values)
     return ((values - values.mean(0)) * samples / (samples - 1))[..., None, None] * score
-
-
-def through_mean(p: Tensor, gradient: Tensor) -> Tensor:
-    """`J(p) g`, a gradient for the mean of q carried to the logits, `[B, n, k]`."""
-    return p * (gradient - (p * gradient).sum(-1, keepdim=True))

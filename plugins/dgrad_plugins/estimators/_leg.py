@@ -8,6 +8,7 @@ from torch import Generator
 from dgrad import Estimate, ExactLimit, GradientEstimator, LatentLayer, Objective, Traits, replace_gradient
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
+from dgrad.kernels.numerics import jacobian_product
 from dgrad_plugins.estimators._sweep_share import SweepShare
 
 
@@ -63,9 +64,8 @@ class LocalExpectation(GradientEstimator):
                 objective,
                 at,
                 layer,
-                # p_ij (T_ij - sum_m p_im T_im)
-                lambda table: p * (table - (p * table).sum(-1, keepdim=True)),
-                mean=p,
+                lambda table: jacobian_product(p, table),
+                mean=lambda: p,
                 weights=lambda: (1 - p.square().sum(-1)).expand(codes.shape[:-1]),
                 generator=generator,
             )  # [S, B, n, k]

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from dgrad import ExactLimit, GradientEstimator, LatentLayer, Schedule, Traits, add_gradient
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
+from dgrad.kernels.numerics import jacobian_product
 
 
 class ReinMax(GradientEstimator):
@@ -61,8 +62,3 @@ class ReinMax(GradientEstimator):
         # [2 J((softmax(phi / tau) + z) / 2) - J(p) / 2] phi, whose Jacobian in phi is the bracket
         proxy = 2 * jacobian_product(middle, logits) - jacobian_product(p, logits) / 2
         return add_gradient(codes, proxy), codes
-
-
-def jacobian_product(q: Tensor, vector: Tensor) -> Tensor:
-    """`J(q) v = q (v - q.v)` for each row: the Jacobian of a softmax, times a vector."""
-    return q * (vector - (q * vector).sum(-1, keepdim=True))

@@ -8,9 +8,8 @@ from torch import Generator, Tensor
 from dgrad import GradientEstimator, LatentLayer, Schedule, Traits, add_gradient
 from dgrad.core.estimator_tools import check_count, needs_one_hot_rows
 from dgrad.core.latent_layer import Logits
-from dgrad.kernels.numerics import softmax
+from dgrad.kernels.numerics import jacobian_product, softmax
 from dgrad_plugins.estimators._conditional import conditional_potentials
-from dgrad_plugins.estimators._reinmax import jacobian_product
 
 
 class ReinMaxRao(GradientEstimator):

@@ -97,7 +97,7 @@ class SweepShare:
         layer: LatentLayer,
         gradient: Callable[[Tensor], Tensor],
         *,
-        mean: Float[Tensor, "batch *code"],
+        mean: Callable[[], Float[Tensor, "batch *code"]],
         weights: Callable[[], Float[Tensor, "samples batch n"]],
         generator: Generator | None,
         uniform: float | Tensor = UNIFORM,
@@ -122,7 +122,7 @@ class SweepShare:
         codes = at.codes.detach()
         curvature = objective.curvature(codes[:1], generator=generator)
         # As a control it stands where the sweep stands, at the code. Alone, the mean of q leaves less variance.
-        center = mean if self.sweep == "surrogate" else codes
+        center = mean() if self.sweep == "surrogate" else codes
         of_surrogate = gradient(curvature.sweep(codes, at.slope(), center))
         if self.sweep == "surrogate":
             return of_surrogate

@@ -157,7 +157,7 @@ class ConvDecoder(Decoder):
         )
 
 
-@run_defaults(lr="cosine:0.003:0", kl_weight="warmup:0:1:0.3", gaussian=0, evaluations=10, why="conv")
+@run_defaults(lr="cosine:0.003:0", gaussian=0, evaluations=10, why="conv")
 def conv_vae(
     layer: LatentLayer,
     image_shape: tuple[int, int, int],

@@ -29,7 +29,7 @@ def linear_vae(
     return _dense_vae(layer, image_shape, likelihood, ())
 
 
-@run_defaults(lr="cosine:0.01:0", kl_weight="warmup:0:1:0.3", why="mlp")
+@run_defaults(lr="cosine:0.003:0", why="mlp")
 def mlp_vae(
     layer: LatentLayer, image_shape: tuple[int, int, int], likelihood: Likelihood, hidden: tuple[int, ...] = (300,)
 ) -> DiscreteVAE:
